@@ -1,0 +1,7 @@
+"""HATAM: AdamW with a trajectory-aware, anisotropic correction, at one gradient a step."""
+
+from .forms import PUBLISHED_FORM
+from .optimizer import HATAM
+from .version import __version__
+
+__all__ = ["HATAM", "PUBLISHED_FORM", "__version__"]

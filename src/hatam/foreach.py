@@ -1,0 +1,137 @@
+"""One HATAM step of many tensors: :mod:`hatam.update`, line for line, in torch's multi-tensor operations.
+
+Beyond the state it needs one temporary of the size of the parameters (with ``maximize`` a second one for −g). That is
+why a denominator that would have to be kept is computed again, and why ``e`` serves as scratch in the correction.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .update import Options, Scalar, State, averaged_gradient, hand_over_mean_, number, remember_mean_
+
+Tensors = list[Tensor]
+
+
+def column(states: list[State], key: str) -> Tensors:
+    """One entry of every state."""
+    return [s[key] for s in states]
+
+
+def numbers(states: list[State], key: str, o: Options) -> list[Scalar]:
+    """A 0-dim entry of every state, see :func:`hatam.update.number`."""
+    return [number(s[key], o) for s in states]
+
+
+def means(states: list[State], key: str) -> list[Tensor | None]:
+    """The means of every state, None where the modulator needs none."""
+    return [s.get(key) for s in states]
+
+
+def add_ratios_(xs: Tensors, numerators: Tensors, denominators: Tensors, scales: list[Scalar]) -> None:
+    """x ← x + scale · numerator / denominator. Overwrites the denominators where a scale is a tensor."""
+    if isinstance(scales[0], Tensor):
+        torch._foreach_div_(denominators, scales)
+        torch._foreach_addcdiv_(xs, numerators, denominators)
+    elif any(scale != 0 for scale in scales):
+        torch._foreach_addcdiv_(xs, numerators, denominators, scales)
+
+
+def denominators(exp_avg_sqs: Tensors, steps: list[Scalar], o: Options) -> Tensors:
+    """h = sqrt(v̂) + ε. Before the first step v is 0 and so is v̂, whatever it is divided by."""
+    first = [step.clamp(min=1) if isinstance(step, Tensor) else max(step, 1) for step in steps]
+    hs = list(torch._foreach_sqrt(exp_avg_sqs))
+    torch._foreach_div_(hs, [(1 - o.beta2**step) ** 0.5 for step in first])
+    torch._foreach_add_(hs, o.eps)
+    return hs
+
+
+def moments_(exp_avgs: Tensors, exp_avg_sqs: Tensors, grads_m: Tensors, grads_v: Tensors, o: Options) -> None:
+    """m ← β1 m + (1 − β1) g_m and v ← β2 v + (1 − β2) g_v²."""
+    torch._foreach_lerp_(exp_avgs, grads_m, 1 - o.beta1)
+    torch._foreach_mul_(exp_avg_sqs, o.beta2)
+    torch._foreach_addcmul_(exp_avg_sqs, grads_v, grads_v, 1 - o.beta2)
+
+
+def descend_(params: Tensors, exp_avgs: Tensors, hs: Tensors, steps: list[Scalar], o: Options) -> None:
+    """w ← w − lr (m̂ / h + wd w)."""
+    if o.weight_decay != 0:
+        torch._foreach_mul_(params, 1 - o.lr * o.weight_decay)
+    add_ratios_(params, exp_avgs, hs, [-o.lr / (1 - o.beta1**step) for step in steps])
+
+
+def remember_means_(states: list[State], hs: Tensors) -> None:
+    """Keep mean(h) for the next step, see :func:`hatam.update.remember_mean_`."""
+    for state, h in zip(states, hs, strict=True):
+        if "denom_mean" in state:
+            remember_mean_(state["denom_mean"], h)
+
+
+def displace_(params: Tensors, states: list[State], hs: Tensors, radii: list[Scalar], o: Options) -> None:
+    """w ← w + d with d = ρ S e / h. Overwrites h."""
+    spreads = o.modulator.foreach_spread(hs, means(states, "displacement_mean"), o.cap)
+    add_ratios_(params, [averaged_gradient(s) for s in states], spreads, radii)
+
+
+def corrected_gradients(grads: Tensors, states: list[State], hs: Tensors, o: Options) -> Tensors:
+    """ĝ = g + γ S c with c = (1 − βc)(g − e); moves e on to e_t = g + βc (e − g). Overwrites h."""
+    es = column(states, "exp_avg_grad")
+    shifted = [None if mean is None else mean + o.eps for mean in means(states, "denom_mean")]
+    corrected = o.modulator.foreach_weight(hs, shifted, o.cap)
+    torch._foreach_sub_(es, grads)
+    torch._foreach_mul_(corrected, es)
+    torch._foreach_mul_(corrected, -o.gamma * (1 - o.beta_c))
+    torch._foreach_add_(corrected, grads)
+    torch._foreach_mul_(es, o.beta_c)
+    torch._foreach_add_(es, grads)
+    return corrected
+
+
+def decoupled_(params: Tensors, grads: Tensors, states: list[State], o: Options) -> None:
+    """AdamW on z = w + d with the gradient taken at w; then w is displaced from z again."""
+    ms, vs = column(states, "exp_avg"), column(states, "exp_avg_sq")
+    own = [(s["exp_avg_grad"], g) for s, g in zip(states, grads, strict=True) if "exp_avg_grad" in s]
+
+    # z = w + d_{t−1}
+    hs = denominators(vs, numbers(states, "step", o), o)
+    displace_(params, states, hs, numbers(states, "displacement_radius", o), o)
+    del hs
+
+    # z ← z − lr (m̂ / h + wd z)
+    torch._foreach_add_(column(states, "step"), 1)
+    steps = numbers(states, "step", o)
+    if own:
+        torch._foreach_lerp_([e for e, _ in own], [g for _, g in own], 1 - o.beta_c)
+    moments_(ms, vs, grads, grads, o)
+    hs = denominators(vs, steps, o)
+    for state in states:
+        state["displacement_radius"].fill_(o.radius)
+        if "denom_mean" in state:
+            hand_over_mean_(state)
+    remember_means_(states, hs)
+    descend_(params, ms, hs, steps, o)
+
+    # w = z − d_t, d_t = ρ_t S_t e_t / h_t
+    if isinstance(steps[0], Tensor):
+        del hs
+        hs = denominators(vs, steps, o)
+    displace_(params, states, hs, [-radius for radius in numbers(states, "displacement_radius", o)], o)
+
+
+def corrected_(params: Tensors, grads: Tensors, states: list[State], o: Options, *, raw: bool) -> None:
+    """AdamW on ĝ; "raw" builds v from g instead, so that S does not feed on its own correction."""
+    ms, vs = column(states, "exp_avg"), column(states, "exp_avg_sq")
+
+    # ĝ = g + γ S c, S from v_{t−1}
+    hs = denominators(vs, numbers(states, "step", o), o)
+    corrected = corrected_gradients(grads, states, hs, o)
+
+    # w ← w − lr (m̂ / h + wd w)
+    torch._foreach_add_(column(states, "step"), 1)
+    steps = numbers(states, "step", o)
+    moments_(ms, vs, corrected, grads if raw else corrected, o)
+    del hs, corrected
+    hs = denominators(vs, steps, o)
+    remember_means_(states, hs)
+    descend_(params, ms, hs, steps, o)

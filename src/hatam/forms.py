@@ -1,0 +1,114 @@
+"""The three forms of HATAM as objects: what state a form adds to AdamW's, its defaults, and its two code paths.
+
+"decoupled"
+    The default. The gradient is taken at w = z − d, displaced from the straightened point z along e by a radius ρ_t
+    that outlives the learning rate; the moments see the raw gradient, as AdamW decoupled weight decay from both.
+"raw"
+    The gradient is corrected, ĝ = g + γ S c, and v is built from g, so that S does not depend on its own correction.
+"published"
+    The pseudocode of the source document, to the last rounding: v is built from ĝ and S has no cap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import foreach, update
+from .update import Options, State
+
+PUBLISHED_FORM: dict[str, Any] = {"form": "published", "modulator": "relative", "gamma": 1.0, "beta_c": 0.9}
+"""Options under which :class:`~hatam.HATAM` is the source document's pseudocode: ``HATAM(params, lr, **PUBLISHED_FORM)``.
+
+The document gives γ and βc no number; 1.0 and 0.9 are this library's.
+"""
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to use the bend of the trajectory.
+
+    Attributes:
+        single: the update of one tensor, ``single(param, grad, state, options)``.
+        foreach: the same for lists of tensors.
+        prepare: adds to a group's states what the form needs beyond AdamW's, ``prepare(states, params, options)``.
+        cap: the modulator's cap unless the user gives one.
+        beta_c: the rate of e unless the user gives one; None means β1, so that e is m.
+        fades: whether the form has a radius, and so uses ``fade``.
+    """
+
+    single: Callable[[Tensor, Tensor, State, Options], None]
+    foreach: Callable[[list[Tensor], list[Tensor], list[State], Options], None]
+    prepare: Callable[[list[State], list[Tensor], Options], None]
+    cap: float
+    beta_c: float | None
+    fades: bool
+
+
+def scalar(value: float, param: Tensor, device: torch.device | None = None) -> Tensor:
+    """A 0-dim state tensor, at least as precise as float32."""
+    dtype = torch.float64 if param.dtype in (torch.float64, torch.complex128) else torch.float32
+    return torch.full((), value, dtype=dtype, device=device or param.device)
+
+
+def prepare_decoupled(states: list[State], params: list[Tensor], o: Options) -> None:
+    """e only where it is not m; no displacement and, as mean(h_0) does not exist, an infinite mean: S_1 = 0."""
+    own = o.beta_c != o.beta1 or any("exp_avg_grad" in state for state in states)
+    for state, param in zip(states, params, strict=True):
+        if own and "exp_avg_grad" not in state:
+            state["exp_avg_grad"] = state["exp_avg"].clone()  # they were the same so far
+        if "displacement_radius" not in state:
+            state["displacement_radius"] = scalar(0.0, param, state["step"].device)
+        for key in ("denom_mean", "displacement_mean"):
+            if o.modulator.needs_mean and key not in state:
+                state[key] = scalar(math.inf, param)
+
+
+def prepare_corrected(states: list[State], params: list[Tensor], o: Options) -> None:
+    """e = EMA(g): m is the best guess for it in a run that began as AdamW. The mean is that of the present v."""
+    for state, param in zip(states, params, strict=True):
+        if "exp_avg_grad" not in state:
+            state["exp_avg_grad"] = state["exp_avg"].clone()
+        if o.modulator.needs_mean and "denom_mean" not in state:
+            state["denom_mean"] = scalar(0.0, param)
+            h = update.denominator(real(state["exp_avg_sq"]), state["step"], o)
+            update.remember_mean_(state["denom_mean"], h)
+
+
+def real(x: Tensor) -> Tensor:
+    """A complex tensor as pairs of real numbers, as AdamW treats it."""
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+FORMS: dict[str, Form] = {
+    "decoupled": Form(
+        single=update.decoupled_,
+        foreach=foreach.decoupled_,
+        prepare=prepare_decoupled,
+        cap=3.0,
+        beta_c=None,
+        fades=True,
+    ),
+    "raw": Form(
+        single=partial(update.corrected_, raw=True),
+        foreach=partial(foreach.corrected_, raw=True),
+        prepare=prepare_corrected,
+        cap=3.0,
+        beta_c=0.9,
+        fades=False,
+    ),
+    "published": Form(
+        single=partial(update.corrected_, raw=False),
+        foreach=partial(foreach.corrected_, raw=False),
+        prepare=prepare_corrected,
+        cap=math.inf,
+        beta_c=0.9,
+        fades=False,
+    ),
+}

@@ -1,0 +1,352 @@
+"""HATAM as a :class:`torch.optim.Optimizer`: groups, state and hosts. The math is in :mod:`hatam.update`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast, overload
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+from torch.optim.optimizer import (
+    Optimizer,
+    ParamsT,
+    _default_to_fused_or_foreach,
+    _get_scalar_dtype,
+    _use_grad_for_differentiable,
+)
+
+from . import options, update
+from .forms import FORMS, real
+from .update import Options, Scalar, State
+
+ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
+SCALAR_STATE = ("denom_mean", "displacement_mean", "displacement_radius")
+STATE = (*ADAMW_STATE, "exp_avg_grad", *SCALAR_STATE)
+
+
+class HATAM(Optimizer):
+    r"""AdamW that takes its gradient where the smoothed bend of the trajectory points.
+
+    In the default form "decoupled" AdamW runs on a point z, while the parameters w that the model computes with are
+    displaced from it along the averaged gradient e, further in coordinates that look sharp:
+
+    .. math::
+        z_t = z_{t-1} - \mathrm{lr}_t \left( \hat m_t / h_t + \mathrm{wd}\, z_{t-1} \right), \qquad
+        w_t = z_t - d_t, \qquad d_t = \rho_t\, S_t\, e_t / h_t,
+
+    .. math::
+        h_t = \sqrt{\hat v_t} + \varepsilon, \qquad S_t = \min(h_t / \mathrm{mean}(h_{t-1}), \mathrm{cap}), \qquad
+        \rho_t = \gamma \min(\mathrm{lr\ peak}, \mathrm{lr}_t / \mathrm{fade}).
+
+    Taking gradients there is straightening the trajectory by :math:`c_t = \mathrm{EMA}(g_t - g_{t-1})` in other
+    coordinates. Once the schedule has brought lr to 0, w is z and there is nothing to switch; before that
+    :meth:`straightened` gives z. The forms "raw" and "published" correct the gradient instead,
+    :math:`\hat g = g + \gamma S c`; see :mod:`hatam.forms`.
+
+    One gradient a step. State: AdamW's two buffers (decoupled with βc = β1), else a third; and 0-dim scalars.
+
+    Args:
+        params: parameters, parameter groups or named parameters. Every option can be set per group.
+        lr: learning rate, a float or a one-element tensor, >= 0. Start from AdamW's.
+        betas: rates of m and v, each in [0, 1).
+        eps: added to the denominator, >= 0.
+        weight_decay: decoupled weight decay, >= 0.
+        gamma: strength of the correction, >= 0; 0 is AdamW, bit for bit. In the decoupled form it is the radius of
+            the displacement in units of the peak learning rate.
+        beta_c: rate of e, in [0, 1). None means β1 (decoupled) or 0.9 (raw, published).
+        modulator: "relative", or "uniform" for S = 1, which is ATAM.
+        modulator_cap: largest S, in (0, inf]. None means 3 (decoupled, raw) or no cap (published).
+        form: "decoupled", "raw" or "published".
+        fade: share of the peak lr below which the radius runs out with lr, in (0, 1]. None means 0.1. Decoupled only.
+        maximize: maximize the objective.
+        foreach: use the multi-tensor path. None chooses as torch does.
+        capturable: keep all state on the device, for CUDA graphs.
+        differentiable: let autograd through the step.
+        fused: use a fused kernel. None falls back to ``foreach``.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it, its value, its range and a remedy.
+
+    Example:
+        >>> import torch
+        >>> from hatam import HATAM
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(4, 1)
+        >>> optimizer = HATAM(model.parameters(), lr=0.01)  # was: torch.optim.AdamW(model.parameters(), lr=0.01)
+        >>> for _ in range(3):
+        ...     optimizer.zero_grad()
+        ...     model(torch.ones(8, 4)).square().mean().backward()
+        ...     optimizer.step()
+        >>> with optimizer.straightened():  # z, to validate in mid-training
+        ...     loss = model(torch.ones(8, 4)).square().mean()
+
+    Source: the HATAM source document; AdamW is https://arxiv.org/abs/1711.05101.
+    """
+
+    _straightened = 0  # how many straightened() blocks are open; on the class, so that pickles need not hold it
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        gamma: float = 1.0,
+        beta_c: float | None = None,
+        modulator: str = "relative",
+        modulator_cap: float | None = None,
+        form: str = "decoupled",
+        fade: float | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "gamma": gamma,
+            "beta_c": beta_c,
+            "modulator": modulator,
+            "modulator_cap": modulator_cap,
+            "form": form,
+            "fade": fade,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+            "lr_peak": 0.0,
+        }
+        options.check(defaults)
+        super().__init__(_listed(params), defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group in mid-training; its options are checked first, so a refused group leaves nothing behind."""
+        options.check({**self.defaults, **param_group})
+        params = param_group["params"]
+        if not isinstance(params, (Tensor, set)):
+            param_group = {**param_group, "params": list(params)}
+            options.check_params([p[1] if isinstance(p, tuple) else p for p in param_group["params"]])
+        super().add_param_group(param_group)
+        self.param_groups[-1]["lr_peak"] = _peak_of_kind(self.param_groups[-1])
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Fill in what an AdamW checkpoint lacks; its state gets HATAM's entries at the next step."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the optimizer's state, as torch does, but leave the 0-dim scalars in their own precision."""
+        self._refuse_while_straightened("load_state_dict()")
+        super().load_state_dict(state_dict)
+        params = [p for group in self.param_groups for p in group["params"]]
+        saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        for param, saved_id in zip(params, saved_ids, strict=True):
+            saved = state_dict["state"].get(saved_id, {})
+            for key in saved.keys() & SCALAR_STATE:
+                device = self.state[param]["step"].device if key == "displacement_radius" else param.device
+                self.state[param][key] = saved[key].detach().clone().to(device)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @_use_grad_for_differentiable
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Perform one optimization step.
+
+        Args:
+            closure: reevaluates the model and returns the loss (optional).
+
+        Raises:
+            RuntimeError: a gradient is sparse, or the step is inside :meth:`straightened`. Nothing has moved then.
+        """
+        self._refuse_while_straightened("step()")
+        self._accelerator_graph_capture_health_check()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._refuse_sparse()
+        for group in self.param_groups:
+            params: list[Tensor] = []
+            grads: list[Tensor] = []
+            columns: dict[str, list[Tensor]] = {key: [] for key in STATE}
+            self._init_group(group, params, grads, *columns.values())
+            if not params:
+                continue
+            kept = {key: column for key, column in columns.items() if column}
+            if len(kept) == len(ADAMW_STATE):
+                _adamw(params, grads, kept, group)
+            else:
+                states = [dict(zip(kept, row, strict=True)) for row in zip(*kept.values(), strict=True)]
+                _update(params, grads, states, group, options.resolve(group, _raise_peak(group)))
+        return loss
+
+    @contextmanager
+    def straightened(self) -> Iterator[None]:
+        """Inside, the parameters are z, the straightened point; on leaving, exactly what they were.
+
+        For validation or for saving a model in mid-training. After a schedule that ends at lr = 0 it changes nothing.
+        The forms "raw" and "published" have no displacement: there it never changes anything. Holds one copy of the
+        displaced parameters meanwhile.
+
+        Raises:
+            RuntimeError: ``step()`` or ``load_state_dict()`` is called inside.
+
+        Example:
+            >>> import torch
+            >>> from hatam import HATAM
+            >>> model = torch.nn.Linear(2, 1)
+            >>> optimizer = HATAM(model.parameters())
+            >>> with optimizer.straightened():
+            ...     accuracy = model(torch.ones(1, 2))
+        """
+        saved: list[tuple[Tensor, State, Tensor, Tensor]] = []
+        self._straightened += 1
+        try:
+            with torch.no_grad():
+                for group in self.param_groups:
+                    o = options.resolve(group, group["lr_peak"])
+                    for p in group["params"]:
+                        state = self.state.get(p, {})
+                        if "displacement_radius" in state:
+                            saved.append((p, state, p.detach().clone(), state["displacement_radius"].clone()))
+                            update.undo_displacement_(real(p.detach()), _real_state(state), o)
+                            state["displacement_radius"].zero_()
+            yield
+        finally:
+            self._straightened -= 1
+            with torch.no_grad():
+                for p, state, w, radius in saved:
+                    p.copy_(w)
+                    state["displacement_radius"].copy_(radius)
+
+    def _init_group(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *columns: list[Tensor]
+    ) -> None:
+        """Append the group's parameters that have gradients, their gradients, and their completed states by ``STATE``.
+
+        torch.compile runs a method of this name as it is and traces only the lists that it fills.
+        """
+        params.extend(p for p in group["params"] if p.grad is not None)
+        for p in params:
+            grads.append(cast(Tensor, p.grad))
+            state = self.state[p]
+            if "step" not in state:
+                on_device = group["capturable"]  # else on the CPU, where reading it waits for nothing
+                state["step"] = torch.zeros(
+                    (),
+                    dtype=torch.float32 if on_device else _get_scalar_dtype(),
+                    device=p.device if on_device else "cpu",
+                )
+                state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        states = [self.state[p] for p in params]
+        if group["gamma"] != 0 or any(len(state) > len(ADAMW_STATE) for state in states):
+            FORMS[group["form"]].prepare(states, params, options.resolve(group, group["lr_peak"]))
+        for state in states:
+            for key, column in zip(STATE, columns, strict=True):
+                if key in state:
+                    column.append(state[key])
+
+    def _refuse_sparse(self) -> None:
+        for i, group in enumerate(self.param_groups):
+            for j, p in enumerate(group["params"]):
+                if p.grad is not None and p.grad.is_sparse:
+                    name = group["param_names"][j] if "param_names" in group else f"number {j} of group {i}"
+                    raise RuntimeError(
+                        f"the gradient of parameter {name} is sparse, which HATAM does not support: use "
+                        "sparse=False in its embedding, or give it a torch.optim.SparseAdam of its own"
+                    )
+
+    def _refuse_while_straightened(self, what: str) -> None:
+        if self._straightened:
+            raise RuntimeError(f"{what} inside straightened() would be undone on leaving it: leave the block first")
+
+
+def _listed(params: ParamsT) -> ParamsT:
+    """The parameters as a list that is not empty; what torch refuses it shall refuse in its own words."""
+    if isinstance(params, (Tensor, dict)) or not isinstance(params, Iterable):
+        return params
+    listed: Any = list(params)
+    if not listed:
+        raise ValueError("params is empty; pass model.parameters() of a model that has parameters")
+    return cast(ParamsT, listed)
+
+
+def _raise_peak(group: dict[str, Any]) -> Scalar:
+    """The largest lr so far, this step's included. It lives in the group, and so in checkpoints."""
+    peak = group["lr_peak"] = _peak_of_kind(group)
+    if isinstance(peak, Tensor):
+        peak.copy_(torch.maximum(update.kept(peak), group["lr"]))
+        return update.kept(peak)
+    group["lr_peak"] = max(peak, group["lr"])
+    return group["lr_peak"]
+
+
+def _peak_of_kind(group: dict[str, Any]) -> Scalar:
+    """``lr_peak`` as a tensor where lr is one, so that torch.compile sees no constant that changes."""
+    lr, peak = group["lr"], group["lr_peak"]
+    if isinstance(lr, Tensor):
+        return peak if isinstance(peak, Tensor) else torch.full_like(lr, peak, requires_grad=False)
+    return float(peak)
+
+
+def _real_state(state: State) -> State:
+    return {key: real(x) for key, x in state.items()}
+
+
+def _adamw(params: list[Tensor], grads: list[Tensor], state: dict[str, list[Tensor]], group: dict[str, Any]) -> None:
+    """γ = 0: torch's own AdamW, so that it is the same to the last bit on every path."""
+    adamw(
+        params,
+        grads,
+        state["exp_avg"],
+        state["exp_avg_sq"],
+        [],
+        state["step"],
+        foreach=group["foreach"],
+        capturable=group["capturable"],
+        differentiable=group["differentiable"],
+        fused=group["fused"],
+        has_complex=any(p.is_complex() for p in params),
+        amsgrad=False,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=group["maximize"],
+    )
+
+
+def _update(params: list[Tensor], grads: list[Tensor], states: list[State], group: dict[str, Any], o: Options) -> None:
+    """Run the group's form, one tensor at a time or all tensors of a device and dtype together."""
+    form = FORMS[group["form"]]
+    foreach = group["foreach"]
+    if foreach is None:
+        _, foreach = _default_to_fused_or_foreach(params, group["differentiable"], use_fused=False)
+        foreach = foreach and (group["capturable"] or not isinstance(group["lr"], Tensor))
+    params, grads, states = [real(p) for p in params], [real(g) for g in grads], [_real_state(s) for s in states]
+    if not foreach:
+        for param, grad, state in zip(params, grads, states, strict=True):
+            form.single(param, -grad if o.maximize else grad, state, o)
+        return
+    columns: list[list[Tensor | None]] = [list(params)]
+    batches = Optimizer._group_tensors_by_device_and_dtype(columns, with_indices=True)
+    for _, indices in batches.values():
+        chosen = [grads[i] for i in indices]
+        if o.maximize:
+            chosen = list(torch._foreach_neg(chosen))
+        form.foreach([params[i] for i in indices], chosen, [states[i] for i in indices], o)

@@ -1,0 +1,166 @@
+"""What HATAM accepts: every option with its range, checked before anything is stored or moved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .forms import FORMS
+from .modulators import MODULATORS
+from .update import Options, Scalar
+
+DEFAULT_FADE = 0.1
+
+
+def check(group: Mapping[str, Any]) -> None:
+    """Refuse a parameter group whose options are wrong or contradict each other.
+
+    Raises:
+        TypeError: an option has the wrong type.
+        ValueError: an option is out of range, or the chosen form does not use it.
+    """
+    check_lr(group["lr"], foreach=group["foreach"], capturable=group["capturable"])
+    betas = group["betas"]
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise TypeError(f"betas must be a pair of floats such as (0.9, 0.999), not {betas!r}")
+    check_number("betas[0]", betas[0], 0.0, 1.0, open_end=True, remedy="AdamW's default is 0.9")
+    check_number("betas[1]", betas[1], 0.0, 1.0, open_end=True, remedy="AdamW's default is 0.999")
+    check_number("eps", group["eps"], 0.0, math.inf, open_end=True, remedy="AdamW's default is 1e-8")
+    check_number("weight_decay", group["weight_decay"], 0.0, math.inf, open_end=True, remedy="0 turns it off")
+    check_number("gamma", group["gamma"], 0.0, math.inf, open_end=True, remedy="0 is AdamW")
+    check_choice("form", group["form"], FORMS)
+    check_choice("modulator", group["modulator"], MODULATORS)
+    if group["beta_c"] is not None:
+        check_number("beta_c", group["beta_c"], 0.0, 1.0, open_end=True, remedy="None takes the form's default")
+    for name in ("maximize", "capturable", "differentiable"):
+        check_flag(name, group[name])
+    for name in ("foreach", "fused"):
+        check_flag(name, group[name], optional=True)
+    check_radius_options(group)
+    check_paths(group)
+
+
+def check_radius_options(group: Mapping[str, Any]) -> None:
+    """Cap and fade, and whether form and modulator use them at all."""
+    if group["modulator_cap"] is not None:
+        check_number("modulator_cap", group["modulator_cap"], 0.0, math.inf, open_start=True, remedy="math.inf: no cap")
+        if not MODULATORS[group["modulator"]].needs_mean:
+            raise ValueError(
+                f"modulator_cap={group['modulator_cap']!r} is not used by modulator={group['modulator']!r}, whose "
+                "factor is always 1; leave modulator_cap at None"
+            )
+    if group["fade"] is not None:
+        check_number("fade", group["fade"], 0.0, 1.0, open_start=True, remedy="1 lets the radius follow lr")
+        if not FORMS[group["form"]].fades:
+            raise ValueError(
+                f"fade={group['fade']!r} is not used by form={group['form']!r}, which has no radius; leave fade at "
+                "None or use form='decoupled'"
+            )
+
+
+def check_paths(group: Mapping[str, Any]) -> None:
+    """Code paths that exclude each other or are not there."""
+    if group["foreach"] and group["differentiable"]:
+        raise ValueError("foreach=True and differentiable=True exclude each other; leave foreach at None")
+    if group["fused"]:
+        raise RuntimeError("fused=True: this version has no fused kernel; leave fused at None")
+
+
+def check_lr(lr: object, *, foreach: bool | None, capturable: bool) -> None:
+    """lr may be a float or a one-element tensor."""
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1:
+            raise ValueError(f"lr as a tensor must have one element, not shape {tuple(lr.shape)}")
+        if foreach and not capturable:
+            raise ValueError("lr as a tensor needs capturable=True where foreach=True; leave foreach at None")
+        if lr.device.type == "meta":
+            return
+        lr = lr.item()
+    check_number("lr", lr, 0.0, math.inf, open_end=True, remedy="start from AdamW's lr, often 1e-3")
+
+
+def check_number(
+    name: str,
+    value: object,
+    low: float,
+    high: float,
+    *,
+    remedy: str,
+    open_start: bool = False,
+    open_end: bool = False,
+) -> None:
+    """A real number in a range; NaN is in none."""
+    interval = f"{'(' if open_start else '['}{low:g}, {high:g}{')' if open_end else ']'}"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(
+            f"{name} must be a number in {interval}, not {value!r} of type {type(value).__name__}; {remedy}"
+        )
+    x = float(value)
+    above = x > low if open_start else x >= low
+    below = x < high if open_end else x <= high
+    if not (above and below):
+        raise ValueError(f"{name}={value!r} is out of range: it must be in {interval}; {remedy}")
+
+
+def check_choice(name: str, value: object, choices: Mapping[str, object]) -> None:
+    """One of a table's names."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, not {value!r} of type {type(value).__name__}")
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is unknown: it must be one of {', '.join(map(repr, choices))}")
+
+
+def check_flag(name: str, value: object, *, optional: bool = False) -> None:
+    """True, False or, where optional, None."""
+    if not (isinstance(value, bool) or (optional and value is None)):
+        allowed = "True, False or None" if optional else "True or False"
+        raise TypeError(f"{name} must be {allowed}, not {value!r} of type {type(value).__name__}")
+
+
+def check_params(params: list[Any], names: list[str] | None = None) -> None:
+    """Each parameter once; torch only warns, but a second update in one step is never what was meant."""
+    seen: dict[int, int] = {}
+    for index, param in enumerate(params):
+        first = seen.setdefault(id(param), index)
+        if first != index:
+            label = f" ({names[index]!r})" if names else ""
+            raise ValueError(
+                f"params: number {index}{label} of a parameter group is the same tensor as number {first}; list every "
+                "parameter once, as module.parameters() does"
+            )
+
+
+def resolve(group: Mapping[str, Any], lr_peak: Scalar) -> Options:
+    """The options of a group for one step, with the defaults of its form filled in."""
+    form = FORMS[group["form"]]
+    beta1, beta2 = group["betas"]
+    beta_c = group["beta_c"]
+    if beta_c is None:
+        beta_c = beta1 if form.beta_c is None else form.beta_c
+    return Options(
+        lr=group["lr"],
+        beta1=beta1,
+        beta2=beta2,
+        eps=group["eps"],
+        weight_decay=group["weight_decay"],
+        gamma=group["gamma"],
+        beta_c=beta_c,
+        modulator=MODULATORS[group["modulator"]],
+        cap=form.cap if group["modulator_cap"] is None else group["modulator_cap"],
+        radius=radius(group, lr_peak) if form.fades else 0.0,
+        maximize=group["maximize"],
+        capturable=group["capturable"],
+    )
+
+
+def radius(group: Mapping[str, Any], lr_peak: Scalar) -> Scalar:
+    """ρ_t = γ · min(lr_peak, lr_t / fade): held until lr has fallen to ``fade`` of its peak, then running out with it."""
+    lr, fade = group["lr"], DEFAULT_FADE if group["fade"] is None else group["fade"]
+    if isinstance(lr, Tensor) or isinstance(lr_peak, Tensor):
+        return group["gamma"] * torch.minimum(torch.as_tensor(lr_peak), torch.as_tensor(lr / fade))
+    return group["gamma"] * min(lr_peak, lr / fade)

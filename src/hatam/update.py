@@ -1,0 +1,178 @@
+"""One HATAM step of one tensor: the equations, in place, in the order in which they are written.
+
+============  ===================  ==========================================================
+symbol        name                 meaning
+============  ===================  ==========================================================
+w             ``param``            the parameter
+g             ``grad``             its gradient, taken at w
+m, v          ``exp_avg``,         Adam's moments
+              ``exp_avg_sq``
+e             ``exp_avg_grad``     EMA of g at rate βc, not bias-corrected; m itself when βc = β1
+c             never stored         bend of the trajectory, EMA(g_t − g_{t−1}) = (1 − βc)(g_t − e_{t−1})
+h             ``h``                Adam's denominator, sqrt(v̂) + ε
+mean(h)       ``denom_mean``       mean of h over the tensor, one step old
+S             never stored         modulator, see :mod:`hatam.modulators`
+d, ρ          ``displacement_*``   displacement of w from the straightened point z, and its radius
+============  ===================  ==========================================================
+
+:mod:`hatam.foreach` is the same, line for line, for lists of tensors.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .modulators import Modulator
+
+Scalar: TypeAlias = Any  # a float, or a 0-dim tensor where a host demands it (capturable, tensor lr, torch.compile)
+State: TypeAlias = dict[str, Any]
+
+
+class Options(NamedTuple):
+    """The options of one parameter group at one step, with every default resolved."""
+
+    lr: Scalar
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    gamma: float
+    beta_c: float
+    modulator: Modulator
+    cap: float
+    radius: Scalar  # ρ_t, of the decoupled form
+    maximize: bool
+    capturable: bool
+
+
+def number(x: Tensor, o: Options) -> Scalar:
+    """A 0-dim state tensor as a float, unless that would wait for a device or break a graph."""
+    return x if o.capturable or torch.is_grad_enabled() or torch.compiler.is_compiling() else x.item()
+
+
+def kept(x: Tensor) -> Tensor:
+    """``x``, safe from later in-place updates where autograd may need it again (``differentiable=True``)."""
+    return x.clone() if torch.is_grad_enabled() else x
+
+
+def add_ratio_(x: Tensor, numerator: Tensor, denominator: Tensor, scale: Scalar) -> None:
+    """x ← x + scale · numerator / denominator."""
+    if isinstance(scale, Tensor):
+        x.add_((kept(numerator) / kept(denominator)).mul_(kept(scale)))
+    elif scale != 0:
+        x.addcdiv_(kept(numerator), kept(denominator), value=scale)
+
+
+def denominator(exp_avg_sq: Tensor, step: Scalar, o: Options) -> Tensor:
+    """h = sqrt(v̂) + ε. Before the first step v is 0 and so is v̂, whatever it is divided by."""
+    first = step.clamp(min=1) if isinstance(step, Tensor) else max(step, 1)
+    return (exp_avg_sq.sqrt() / (1 - o.beta2**first) ** 0.5).add_(o.eps)
+
+
+def moments_(exp_avg: Tensor, exp_avg_sq: Tensor, grad_m: Tensor, grad_v: Tensor, o: Options) -> None:
+    """m ← β1 m + (1 − β1) g_m and v ← β2 v + (1 − β2) g_v²."""
+    exp_avg.lerp_(grad_m, 1 - o.beta1)
+    exp_avg_sq.mul_(o.beta2).addcmul_(grad_v, grad_v, value=1 - o.beta2)
+
+
+def descend_(param: Tensor, exp_avg: Tensor, h: Tensor, step: Scalar, o: Options) -> None:
+    """w ← w − lr (m̂ / h + wd w)."""
+    if o.weight_decay != 0:
+        param.mul_(1 - o.lr * o.weight_decay)
+    add_ratio_(param, exp_avg, h, -o.lr / (1 - o.beta1**step))
+
+
+def remember_mean_(denom_mean: Tensor, h: Tensor) -> None:
+    """Keep mean(h) for the next step.
+
+    One coordinate with a NaN or infinite gradient makes the mean useless; the tensor then lives on with its last good
+    one, so that the coordinate harms itself alone, as in AdamW. This costs no pass over memory.
+    """
+    mean = h.mean(dtype=denom_mean.dtype)
+    denom_mean.copy_(torch.where(mean.isfinite(), mean, denom_mean))
+
+
+def hand_over_mean_(state: State) -> None:
+    """The mean known before this step is the one that the new displacement uses, and that undoing it will need.
+
+    The clamp changes no mean. Without it the inductor of torch.compile takes the copy for an alias of ``denom_mean``
+    and hands over the value that is written there next.
+    """
+    state["displacement_mean"].copy_(state["denom_mean"].clamp(min=0))
+
+
+def displace_(param: Tensor, exp_avg_grad: Tensor, h: Tensor, mean: Tensor | None, radius: Scalar, o: Options) -> None:
+    """w ← w + d with d = ρ S e / h. Overwrites h."""
+    add_ratio_(param, exp_avg_grad, o.modulator.spread(h, mean, o.cap), radius)
+
+
+def corrected_gradient(grad: Tensor, exp_avg_grad: Tensor, h: Tensor, mean: Tensor | None, o: Options) -> Tensor:
+    """ĝ = g + γ S c with c = (1 − βc)(g − e). Overwrites h."""
+    bend = (grad - exp_avg_grad).mul_(1 - o.beta_c)
+    weight = o.modulator.weight(h, None if mean is None else mean + o.eps, o.cap)
+    return weight.mul(bend).mul_(o.gamma).add_(grad)
+
+
+def decoupled_(param: Tensor, grad: Tensor, state: State, o: Options) -> None:
+    """AdamW on z = w + d with the gradient taken at w; then w is displaced from z again."""
+    m, v, e = state["exp_avg"], state["exp_avg_sq"], averaged_gradient(state)
+
+    # z = w + d_{t−1}
+    undo_displacement_(param, state, o)
+
+    # z ← z − lr (m̂ / h + wd z)
+    state["step"] += 1
+    step = number(state["step"], o)
+    if e is not m:
+        e.lerp_(grad, 1 - o.beta_c)
+    moments_(m, v, grad, grad, o)
+    h = denominator(v, step, o)
+    descend_(param, m, h, step, o)
+
+    # w = z − d_t, d_t = ρ_t S_t e_t / h_t
+    mean = state.get("denom_mean")
+    state["displacement_radius"].fill_(o.radius)
+    if mean is not None:
+        hand_over_mean_(state)
+        remember_mean_(mean, h)
+    displace_(param, e, h, displacement_mean(state), -number(state["displacement_radius"], o), o)
+
+
+def undo_displacement_(param: Tensor, state: State, o: Options) -> None:
+    """z = w + d, with d recomputed from the state that displaced w."""
+    h = denominator(state["exp_avg_sq"], number(state["step"], o), o)
+    radius = number(state["displacement_radius"], o)
+    displace_(param, averaged_gradient(state), h, displacement_mean(state), radius, o)
+
+
+def averaged_gradient(state: State) -> Tensor:
+    """e: a buffer of its own, or m where the two are the same."""
+    e: Tensor = state["exp_avg_grad"] if "exp_avg_grad" in state else state["exp_avg"]
+    return e
+
+
+def displacement_mean(state: State) -> Tensor | None:
+    """The mean in the displacement that w has now, if its modulator needs one."""
+    return kept(state["displacement_mean"]) if "displacement_mean" in state else None
+
+
+def corrected_(param: Tensor, grad: Tensor, state: State, o: Options, *, raw: bool) -> None:
+    """AdamW on ĝ; "raw" builds v from g instead, so that S does not feed on its own correction."""
+    m, v, e, mean = state["exp_avg"], state["exp_avg_sq"], state["exp_avg_grad"], state.get("denom_mean")
+
+    # ĝ = g + γ S c, S from v_{t−1}
+    h = denominator(v, number(state["step"], o), o)
+    corrected = corrected_gradient(grad, kept(e), h, mean, o)
+    e.lerp_(grad, 1 - o.beta_c)
+
+    # w ← w − lr (m̂ / h + wd w)
+    state["step"] += 1
+    step = number(state["step"], o)
+    moments_(m, v, corrected, grad if raw else corrected, o)
+    h = denominator(v, step, o)
+    if mean is not None:
+        remember_mean_(mean, h)
+    descend_(param, m, h, step, o)
