@@ -61,11 +61,11 @@ def descend_(params: Tensors, exp_avgs: Tensors, hs: Tensors, steps: list[Scalar
     add_ratios_(params, exp_avgs, hs, [-o.lr / (1 - o.beta1**step) for step in steps])
 
 
-def remember_means_(states: list[State], hs: Tensors) -> None:
+def remember_means_(states: list[State], hs: Tensors, o: Options) -> None:
     """Keep mean(h) for the next step, see :func:`hatam.update.remember_mean_`."""
     for state, h in zip(states, hs, strict=True):
         if "denom_mean" in state:
-            remember_mean_(state["denom_mean"], h)
+            remember_mean_(state["denom_mean"], h, o)
 
 
 def displace_(params: Tensors, states: list[State], hs: Tensors, radii: list[Scalar], o: Options) -> None:
@@ -109,7 +109,7 @@ def decoupled_(params: Tensors, grads: Tensors, states: list[State], o: Options)
         state["displacement_radius"].fill_(o.radius)
         if "denom_mean" in state:
             hand_over_mean_(state)
-    remember_means_(states, hs)
+    remember_means_(states, hs, o)
     descend_(params, ms, hs, steps, o)
 
     # w = z − d_t, d_t = ρ_t S_t e_t / h_t
@@ -133,5 +133,5 @@ def corrected_(params: Tensors, grads: Tensors, states: list[State], o: Options,
     moments_(ms, vs, corrected, grads if raw else corrected, o)
     del hs, corrected
     hs = denominators(vs, steps, o)
-    remember_means_(states, hs)
+    remember_means_(states, hs, o)
     descend_(params, ms, hs, steps, o)

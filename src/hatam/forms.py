@@ -24,7 +24,7 @@ from . import foreach, update
 from .update import Options, State
 
 PUBLISHED_FORM: dict[str, Any] = {"form": "published", "modulator": "relative", "gamma": 1.0, "beta_c": 0.9}
-"""Options under which :class:`~hatam.HATAM` is the source document's pseudocode: ``HATAM(params, lr, **PUBLISHED_FORM)``.
+"""Options of the source document's pseudocode: ``HATAM(params, lr, **PUBLISHED_FORM)``.
 
 The document gives γ and βc no number; 1.0 and 0.9 are this library's.
 """
@@ -78,7 +78,7 @@ def prepare_corrected(states: list[State], params: list[Tensor], o: Options) -> 
         if o.modulator.needs_mean and "denom_mean" not in state:
             state["denom_mean"] = scalar(0.0, param)
             h = update.denominator(real(state["exp_avg_sq"]), state["step"], o)
-            update.remember_mean_(state["denom_mean"], h)
+            update.remember_mean_(state["denom_mean"], h, o)
 
 
 def real(x: Tensor) -> Tensor:

@@ -138,12 +138,13 @@ def check_params(params: list[Any], names: list[str] | None = None) -> None:
 def resolve(group: Mapping[str, Any], lr_peak: Scalar) -> Options:
     """The options of a group for one step, with the defaults of its form filled in."""
     form = FORMS[group["form"]]
+    lr, lr_peak = zero_dim(group["lr"]), zero_dim(lr_peak)
     beta1, beta2 = group["betas"]
     beta_c = group["beta_c"]
     if beta_c is None:
         beta_c = beta1 if form.beta_c is None else form.beta_c
     return Options(
-        lr=group["lr"],
+        lr=lr,
         beta1=beta1,
         beta2=beta2,
         eps=group["eps"],
@@ -152,15 +153,20 @@ def resolve(group: Mapping[str, Any], lr_peak: Scalar) -> Options:
         beta_c=beta_c,
         modulator=MODULATORS[group["modulator"]],
         cap=form.cap if group["modulator_cap"] is None else group["modulator_cap"],
-        radius=radius(group, lr_peak) if form.fades else 0.0,
+        radius=radius(group, lr, lr_peak) if form.fades else 0.0,
         maximize=group["maximize"],
         capturable=group["capturable"],
     )
 
 
-def radius(group: Mapping[str, Any], lr_peak: Scalar) -> Scalar:
-    """ρ_t = γ · min(lr_peak, lr_t / fade): held until lr has fallen to ``fade`` of its peak, then running out with it."""
-    lr, fade = group["lr"], DEFAULT_FADE if group["fade"] is None else group["fade"]
+def zero_dim(x: Scalar) -> Scalar:
+    """A one-element tensor without its dimensions, so that it broadcasts to every parameter, 0-dim ones too."""
+    return x.squeeze() if isinstance(x, Tensor) else x
+
+
+def radius(group: Mapping[str, Any], lr: Scalar, lr_peak: Scalar) -> Scalar:
+    """ρ_t = γ · min(lr_peak, lr_t / fade): held until lr has fallen to ``fade`` of its peak, then fading with it."""
+    fade = DEFAULT_FADE if group["fade"] is None else group["fade"]
     if isinstance(lr, Tensor) or isinstance(lr_peak, Tensor):
         return group["gamma"] * torch.minimum(torch.as_tensor(lr_peak), torch.as_tensor(lr / fade))
     return group["gamma"] * min(lr_peak, lr / fade)

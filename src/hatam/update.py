@@ -20,6 +20,7 @@ d, ρ          ``displacement_*``   displacement of w from the straightened poin
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -85,14 +86,16 @@ def descend_(param: Tensor, exp_avg: Tensor, h: Tensor, step: Scalar, o: Options
     add_ratio_(param, exp_avg, h, -o.lr / (1 - o.beta1**step))
 
 
-def remember_mean_(denom_mean: Tensor, h: Tensor) -> None:
+def remember_mean_(denom_mean: Tensor, h: Tensor, o: Options) -> None:
     """Keep mean(h) for the next step.
 
     One coordinate with a NaN or infinite gradient makes the mean useless; the tensor then lives on with its last good
-    one, so that the coordinate harms itself alone, as in AdamW. This costs no pass over memory.
+    one, so that the coordinate harms itself alone, as in AdamW. This costs no pass over memory. A last mean of about ε
+    is that of v = 0 and no measure of what has come since: S would be sqrt(v̂) / ε. Infinity, S = 0, is safe.
     """
     mean = h.mean(dtype=denom_mean.dtype)
-    denom_mean.copy_(torch.where(mean.isfinite(), mean, denom_mean))
+    last = torch.where(denom_mean > 2 * o.eps, denom_mean, math.inf)
+    denom_mean.copy_(torch.where(mean < math.inf, mean, last))
 
 
 def hand_over_mean_(state: State) -> None:
@@ -101,7 +104,7 @@ def hand_over_mean_(state: State) -> None:
     The clamp changes no mean. Without it the inductor of torch.compile takes the copy for an alias of ``denom_mean``
     and hands over the value that is written there next.
     """
-    state["displacement_mean"].copy_(state["denom_mean"].clamp(min=0))
+    state["displacement_mean"].copy_(kept(state["denom_mean"]).clamp(min=0))
 
 
 def displace_(param: Tensor, exp_avg_grad: Tensor, h: Tensor, mean: Tensor | None, radius: Scalar, o: Options) -> None:
@@ -137,7 +140,7 @@ def decoupled_(param: Tensor, grad: Tensor, state: State, o: Options) -> None:
     state["displacement_radius"].fill_(o.radius)
     if mean is not None:
         hand_over_mean_(state)
-        remember_mean_(mean, h)
+        remember_mean_(mean, h, o)
     displace_(param, e, h, displacement_mean(state), -number(state["displacement_radius"], o), o)
 
 
@@ -174,5 +177,5 @@ def corrected_(param: Tensor, grad: Tensor, state: State, o: Options, *, raw: bo
     moments_(m, v, corrected, grad if raw else corrected, o)
     h = denominator(v, step, o)
     if mean is not None:
-        remember_mean_(mean, h)
+        remember_mean_(mean, h, o)
     descend_(param, m, h, step, o)

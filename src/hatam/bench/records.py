@@ -1,0 +1,116 @@
+"""Records: one JSON file per run, written whole or not at all, and found again by what was run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+import tempfile
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is run: everything that decides the outcome, apart from the code and the machine."""
+
+    task: str
+    label: str
+    contender: str
+    options: dict[str, Any]
+    seed: int
+    steps: int
+    batch_size: int
+    warmup: float
+
+    def path(self, root: Path) -> Path:
+        """Where its record lies. The name of the folder tells the options apart."""
+        what = {key: value for key, value in jsonable(asdict(self)).items() if key not in ("seed", "label")}
+        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]
+        return root / self.task / f"{self.contender}-{digest}" / f"{self.seed}.json"
+
+
+def jsonable(value: Any) -> Any:
+    """The value with what JSON cannot say in words: infinity and NaN."""
+    if isinstance(value, dict):
+        return {key: jsonable(x) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(x) for x in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Write a record so that a reader, or the next run, sees all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(jsonable(record), file, indent=1, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A record.
+
+    Raises:
+        ValueError: the file is not a record of this version; the message names it.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["schema"] != SCHEMA:
+            raise ValueError(f"schema {record['schema']!r}")
+        _ = record["run"]["seed"], record["result"]["status"], record["time"]["step_median_s"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a record of schema {SCHEMA} ({error}); remove it and run again") from error
+    return record  # type: ignore[no-any-return]
+
+
+def read_all(root: Path) -> list[dict[str, Any]]:
+    """Every record below a folder, in the order of their paths."""
+    if not root.exists():
+        raise ValueError(f"{root} does not exist; run 'hatam compare --records {root}' first")
+    return [read(path) for path in sorted(root.rglob("*.json"), key=lambda path: (path.parent, int(path.stem)))]
+
+
+@cache
+def environment() -> dict[str, Any]:
+    """The software and the machine, without the machine's name or paths."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        **commit(),
+    }
+
+
+@cache
+def commit() -> dict[str, Any]:
+    """The commit of the source tree that runs, and whether the library's code differs from it; none outside git."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "modified": bool(git("status", "--porcelain", "--", "..", "."))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "modified": None}

@@ -1,0 +1,38 @@
+"""How sharp the loss is at the end of training."""
+
+from __future__ import annotations
+
+from curvlinops import HessianLinearOperator
+from scipy.sparse.linalg import eigsh
+from torch import Tensor, nn
+
+from .tasks import Split, Task
+
+
+class _MeanLoss(nn.Module):
+    """A task's loss as curvlinops wants it."""
+
+    reduction = "mean"
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.task = task
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.task.loss(outputs, targets).mean()
+
+
+def largest_eigenvalue(model: nn.Module, task: Task, split: Split, samples: int = 1000) -> float:
+    """λ_max of the Hessian of the mean loss over the first ``samples`` of a split, by Lanczos to 1% relative."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    data = [(split.x[:samples], split.y[:samples])]
+    hessian = HessianLinearOperator(model, _MeanLoss(task), params, data, check_deterministic=False)
+    (eigenvalue,) = eigsh(hessian.to_scipy(), k=1, which="LA", tol=1e-2, return_eigenvectors=False, v0=_start(hessian))
+    return float(eigenvalue)
+
+
+def _start(hessian: HessianLinearOperator) -> object:
+    """A fixed start, so that the same weights give the same number."""
+    import numpy as np
+
+    return np.random.default_rng(0).standard_normal(hessian.shape[0]).astype(np.float32)

@@ -1,0 +1,66 @@
+"""Means, intervals and paired differences over seeds, by scipy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+
+class Estimate(NamedTuple):
+    """A mean with its 95% interval; the interval is NaN where n < 2."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
+
+class Difference(NamedTuple):
+    """A mean difference over the seeds that both have, with its 95% interval and two-sided p-value."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Student's t interval of the mean.
+
+    Example:
+        >>> [round(x, 2) for x in estimate([1.0, 2.0, 3.0])]
+        [2.0, -0.48, 4.48, 3]
+    """
+    if len(values) < 2 or np.ptp(values) == 0:
+        mean = float(np.mean(values))
+        return Estimate(mean, *((mean, mean) if len(values) > 1 else (float("nan"),) * 2), n=len(values))
+    low, high = stats.ttest_1samp(values, 0.0).confidence_interval()
+    return Estimate(float(np.mean(values)), float(low), float(high), len(values))
+
+
+def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
+    """``values − baseline`` by seed, tested with Student's paired t; None where fewer than two seeds are shared.
+
+    Example:
+        >>> difference = paired({1: 2.0, 2: 4.0, 3: 3.0}, {1: 1.0, 2: 2.0, 3: 2.0})
+        >>> round(difference.mean, 2), difference.n, round(difference.p, 3)
+        (1.33, 3, 0.057)
+    """
+    seeds = sorted(values.keys() & baseline.keys())
+    differences = [values[seed] - baseline[seed] for seed in seeds]
+    if len(seeds) < 2:
+        return None
+    if np.ptp(differences) == 0:
+        mean = differences[0]
+        return Difference(mean, mean, mean, 1.0 if mean == 0 else 0.0, len(seeds))
+    test = stats.ttest_1samp(differences, 0.0)
+    low, high = test.confidence_interval()
+    return Difference(float(np.mean(differences)), float(low), float(high), float(test.pvalue), len(seeds))

@@ -1,0 +1,117 @@
+"""One run: train a contender on a task with a seed, and say what came out and what it cost."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import records
+from .contenders import CONTENDERS
+from .records import Run
+from .sharpness import largest_eigenvalue
+from .tasks import Split, Task
+from .trainers import Trainer
+
+CURVE_POINTS = 20
+Progress = Callable[[int], None]
+
+
+def train(task: Task, run: Run, progress: Progress = lambda steps: None) -> dict[str, Any]:
+    """Do a run and return its record.
+
+    Model and batches depend on the seed alone, so that contenders can be compared seed by seed. A run whose loss is
+    no longer finite ends there, and its status is "diverged": that is a result, not an error.
+
+    Args:
+        task: the task that ``run`` names.
+        run: what to run.
+        progress: told now and then how many steps were made since it was last told.
+    """
+    torch.manual_seed(run.seed)
+    data, model = task.data(), task.model()
+    trainer = CONTENDERS[run.contender].train(model, task.loss, run.options)
+    started = time.time()
+    curve, step_times = _steps(task, run, trainer, data.train, data.validation, progress)
+    with trainer.evaluation():
+        return {
+            "schema": records.SCHEMA,
+            "run": vars(run),
+            "environment": records.environment(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+            "curve": curve,
+            "result": _result(task, model, data.train, data.test, diverged=not math.isfinite(curve[-1]["train_loss"])),
+            "time": {"step_median_s": median(step_times), "steps_s": sum(step_times)},
+            "gradients_per_step": trainer.samples_differentiated / (len(step_times) * run.batch_size),
+        }
+
+
+def _steps(
+    task: Task, run: Run, trainer: Trainer, train: Split, validation: Split, progress: Progress
+) -> tuple[list[dict[str, float]], list[float]]:
+    """The training loop: the curve at some 20 points, and the time of every step, evaluation left out."""
+    curve: list[dict[str, float]] = []
+    step_times: list[float] = []
+    batches = _batches(len(train.y), run.batch_size, run.seed)
+    every = max(1, run.steps // CURVE_POINTS)
+    losses: list[Tensor] = []
+    for step in range(1, run.steps + 1):
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = run.options["lr"] * schedule(step - 1, run.steps, run.warmup)
+        chosen = next(batches)
+        x, y = train.x[chosen], train.y[chosen]
+        before = time.perf_counter()
+        losses.append(trainer.step(x, y))
+        step_times.append(time.perf_counter() - before)
+        if step % every == 0 or step == run.steps:
+            mean_loss = float(torch.stack(losses).mean())
+            with trainer.evaluation():
+                score = evaluate(task, trainer.model, validation)
+            curve.append({"step": step, "train_loss": mean_loss, "validation": score})
+            progress(len(losses))
+            losses = []
+            if not math.isfinite(mean_loss):
+                break
+    return curve, step_times
+
+
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """Factor on lr at a step counted from 0: linear warm-up, then a cosine to exactly 0 at the last step."""
+    rising = max(1, round(warmup * steps))
+    if step < rising:
+        return (step + 1) / rising
+    return (1 + math.cos(math.pi * (step - rising + 1) / (steps - rising))) / 2
+
+
+def evaluate(task: Task, model: nn.Module, split: Split) -> float:
+    """The mean of the task's metric over a split."""
+    model.eval()
+    with torch.no_grad():
+        score = task.metric(model(split.x), split.y).mean()
+    model.train()
+    return float(score)
+
+
+def _result(task: Task, model: nn.Module, train: Split, test: Split, *, diverged: bool) -> dict[str, Any]:
+    with torch.no_grad():
+        train_loss = float(task.loss(model(train.x), train.y).mean())
+    return {
+        "status": "diverged" if diverged else "ok",
+        "test": evaluate(task, model, test),
+        "train": evaluate(task, model, train),
+        "train_loss": train_loss,
+        "hessian_lambda_max": math.nan if diverged else largest_eigenvalue(model, task, train),
+    }
+
+
+def _batches(samples: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Batches without end: every epoch in a new order, the incomplete last batch left out."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(samples, generator=generator)
+        yield from order[: samples - samples % batch_size].split(batch_size)

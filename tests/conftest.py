@@ -1,0 +1,121 @@
+"""Small helpers that several test files share."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import Tensor
+
+from hatam import PUBLISHED_FORM
+
+# The machine is shared and slow at times: no deadline. The same examples every run: a failure can be repeated.
+settings.register_profile("hatam", deadline=None, derandomize=True, max_examples=15, database=None)
+settings.load_profile("hatam")
+
+FORMS = ("decoupled", "raw", "published")
+MODULATORS = ("relative", "uniform")
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    f"{form}-{modulator}": {"form": form, "modulator": modulator}
+    for form, modulator in itertools.product(FORMS, MODULATORS)
+}
+"""Every form with every modulator, otherwise at its defaults."""
+
+DEFAULT_FORMS: dict[str, dict[str, Any]] = {
+    "decoupled": {"form": "decoupled"},
+    "raw": {"form": "raw"},
+    "published": dict(PUBLISHED_FORM),
+}
+"""Every form as a user would ask for it."""
+
+every_variant = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
+every_form = pytest.mark.parametrize("options", DEFAULT_FORMS.values(), ids=DEFAULT_FORMS.keys())
+every_path = pytest.mark.parametrize("foreach", [False, True], ids=["single", "foreach"])
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    """A seeded generator of its own, so that no test depends on another."""
+    return torch.Generator().manual_seed(seed)
+
+
+def parameters(
+    shapes: Iterable[tuple[int, ...]] = ((5, 4), (7,), ()), dtype: torch.dtype = torch.float32, seed: int = 0
+) -> list[torch.nn.Parameter]:
+    """Parameters with normal entries."""
+    rng = generator(seed)
+    return [torch.nn.Parameter(torch.randn(shape, generator=rng, dtype=dtype)) for shape in shapes]
+
+
+def gradients(params: list[torch.nn.Parameter], steps: int, seed: int = 1) -> list[list[Tensor]]:
+    """Prescribed gradients for some steps: a drift plus noise, at a scale of its own in every coordinate."""
+    rng = generator(seed)
+    scales = [torch.randn(p.shape, generator=rng).exp() for p in params]
+    drifts = [torch.randn(p.shape, generator=rng) for p in params]
+
+    def draw(p: Tensor, scale: Tensor, drift: Tensor) -> Tensor:
+        return (scale * (0.3 * drift + torch.randn(p.shape, generator=rng))).to(p.dtype)
+
+    complex_too = [p.is_complex() for p in params]
+    return [
+        [
+            torch.complex(draw(p.real, s, d), draw(p.real, s, d)) if is_complex else draw(p, s, d)
+            for p, s, d, is_complex in zip(params, scales, drifts, complex_too, strict=True)
+        ]
+        for _ in range(steps)
+    ]
+
+
+def feed(
+    optimizer: torch.optim.Optimizer,
+    params: list[torch.nn.Parameter],
+    grads: list[list[Tensor]],
+    lrs: list[float] | None = None,
+) -> None:
+    """One step for every list of gradients, with the learning rate of that step."""
+    for i, row in enumerate(grads):
+        if lrs is not None:
+            for group in optimizer.param_groups:
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(lrs[i])
+                else:
+                    group["lr"] = lrs[i]
+        for param, grad in zip(params, row, strict=True):
+            param.grad = grad.clone()
+        optimizer.step()
+
+
+def twins(params: list[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
+    """Parameters of the same values."""
+    return copy.deepcopy(params)
+
+
+def equal(xs: Iterable[Tensor], ys: Iterable[Tensor]) -> bool:
+    """Bit for bit."""
+    return all(torch.equal(x, y) for x, y in zip(xs, ys, strict=True))
+
+
+def bits(x: Tensor) -> bytes:
+    """The bits of a tensor: here NaN equals NaN, and 0 is not −0."""
+    return x.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if x.numel() else b""
+
+
+def relative_error(x: Tensor, reference: Tensor) -> float:
+    """Largest difference over the tensor by its largest entry."""
+    if x.numel() == 0:
+        return 0.0
+    x, reference = x.detach().double(), reference.detach().double()
+    return float((x - reference).abs().max() / reference.abs().max().clamp(min=1e-300))
+
+
+def cosine(steps: int, peak: float, warm_up: int = 0) -> list[float]:
+    """A linear warm-up, then half a cosine down to exactly 0 at the last step."""
+    rise = [peak * (i + 1) / warm_up for i in range(warm_up)]
+    fall = steps - warm_up
+    angles = torch.arange(1, fall + 1, dtype=torch.float64) * torch.pi / fall
+    return rise + (peak * 0.5 * (1 + torch.cos(angles))).tolist()[:-1] + [0.0]

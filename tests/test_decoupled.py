@@ -1,0 +1,221 @@
+"""The default form: AdamW on z, whatever the displacement does; and how long the displacement's radius lives."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from conftest import cosine, equal, every_path, feed, generator, gradients, parameters, relative_error, twins
+from torch import Tensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import OneCycleLR
+
+from hatam import HATAM
+from hatam.reference import Reference
+
+every_modulator = pytest.mark.parametrize("modulator", ["relative", "uniform"])
+every_beta_c = pytest.mark.parametrize("beta_c", [None, 0.5], ids=["shared-m", "own-e"])
+
+
+def radii(optimizer: HATAM, params: list[torch.nn.Parameter], lrs: list[float]) -> list[float]:
+    """The radius of the displacement after every step of a schedule."""
+    grads = gradients(params, len(lrs))
+    result = []
+    for row, lr in zip(grads, lrs, strict=True):
+        feed(optimizer, params, [row], [lr])
+        result.append(optimizer.state[params[0]]["displacement_radius"].item())
+    return result
+
+
+# z ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("lr", [0.01, torch.tensor(0.01)], ids=["float-lr", "tensor-lr"])
+@every_modulator
+@every_beta_c
+def test_a_schedule_that_ends_at_0_ends_at_z(
+    beta_c: float | None, modulator: str, lr: float | Tensor, dtype: torch.dtype
+) -> None:
+    """Bit for bit: nobody needs to switch to an evaluation mode. Half way, w is elsewhere."""
+    params = parameters(dtype=dtype)
+    optimizer = HATAM(params, copy.deepcopy(lr), gamma=4.0, beta_c=beta_c, modulator=modulator)
+    grads, lrs = gradients(params, 30), cosine(30, 0.01, 5)
+    for last, steps in ((False, slice(15)), (True, slice(15, 30))):
+        feed(optimizer, params, grads[steps], lrs[steps])
+        w = twins(params)
+        with optimizer.straightened():
+            assert equal(params, w) == last
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_undoing_and_redoing_does_not_drift(dtype: torch.dtype) -> None:
+    r"""With prescribed gradients z is AdamW's w, up to roundings of size u·max|w|, u the unit roundoff.
+
+    A step rounds z twice more than AdamW's, when d is undone and done again (d itself is the same both times, from the
+    same state), and twice in either run for decay and descent, of values that are no longer the same: at most
+    6 T u max|w| after T steps. They have no preferred sign: as a random walk of 6 T of them, of standard deviation
+    u max|w| / √3 at most, they reach √(2T) u max|w|. Asserted is √T u max|w|, and measured is a tenth of that.
+    """
+    steps = 10_000
+    params = parameters([(64,)], dtype)
+    others = twins(params)
+    optimizer, adamw = HATAM(params, 3e-3, foreach=False), AdamW(others, 3e-3, foreach=False)
+    rng = generator(1)
+    scale = torch.randn(64, generator=rng).exp()
+    largest = 0.0
+    for t in range(1, steps + 1):
+        grad = (scale * torch.randn(64, generator=rng)).to(dtype)
+        for p, o in ((params[0], optimizer), (others[0], adamw)):
+            p.grad = grad
+            o.step()
+        if t in (1, 10, 100, 1000, steps):
+            largest = max(largest, params[0].abs().max().item(), others[0].abs().max().item())
+            bound = math.sqrt(t) * torch.finfo(dtype).eps / 2 * largest
+            with optimizer.straightened():
+                drift = (params[0].double() - others[0].double()).abs().max().item()
+            assert drift <= bound
+
+
+@every_path
+@every_modulator
+@every_beta_c
+def test_moments_and_z_are_those_of_adamw(beta_c: float | None, modulator: str, foreach: bool) -> None:
+    """The gradient is taken elsewhere; what is done with it is AdamW, to the last bit in the moments."""
+    params = parameters()
+    others = twins(params)
+    grads, lrs = gradients(params, 30), cosine(30, 0.01, 5)
+    optimizer = HATAM(params, 0.01, gamma=3.0, beta_c=beta_c, modulator=modulator, foreach=foreach)
+    adamw = AdamW(others, 0.01, foreach=foreach)
+    feed(optimizer, params, grads, lrs)
+    feed(adamw, others, grads, lrs)
+    for param, other in zip(params, others, strict=True):
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            assert torch.equal(optimizer.state[param][key], adamw.state[other][key])
+        assert relative_error(param, other) <= 1e-6  # lr is 0 at the end: w is z
+
+
+# d ------------------------------------------------------------------------------------------------------------------
+
+
+@every_path
+@every_modulator
+def test_displacement_by_its_formula(modulator: str, foreach: bool) -> None:
+    """d = z − w = ρ S e / h from what the state says, with the cap at work in some coordinates and not in others."""
+    params = parameters([(200,)], torch.float64)
+    optimizer = HATAM(params, 0.01, gamma=2.0, modulator=modulator, foreach=foreach)
+    grads = gradients(params, 20)
+    feed(optimizer, params, grads[:19])
+    v, t = optimizer.state[params[0]]["exp_avg_sq"], 19
+    mean = ((v / (1 - 0.999**t)).sqrt() + 1e-8).mean()  # of the step before
+    feed(optimizer, params, grads[19:])
+    state = optimizer.state[params[0]]
+    h = (state["exp_avg_sq"] / (1 - 0.999**20)).sqrt() + 1e-8
+    S = (h / mean).clamp(max=3.0) if modulator == "relative" else torch.ones_like(h)
+    if modulator == "relative":
+        assert 0 < (S == 3.0).sum() < 200
+    w = params[0].detach().clone()
+    with optimizer.straightened():
+        d = params[0].detach() - w
+    assert relative_error(d, 2.0 * 0.01 * S * state["exp_avg"] / h) <= 1e-12
+
+
+@every_path
+@every_beta_c
+def test_first_displacement(beta_c: float | None, foreach: bool) -> None:
+    """The relative modulator has no mean of the step before yet: d_1 = 0. The uniform one needs none: d_1 = ρ e / h."""
+    for modulator in ("relative", "uniform"):
+        params = parameters(dtype=torch.float64)
+        optimizer = HATAM(params, 0.01, modulator=modulator, beta_c=beta_c, foreach=foreach)
+        feed(optimizer, params, gradients(params, 1))
+        w = twins(params)
+        with optimizer.straightened():
+            assert equal(params, w) == (modulator == "relative")
+
+
+# ρ ------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_radius_is_held_until_lr_has_fallen_to_its_share() -> None:
+    """γ · lr peak while lr ≥ fade · peak, then γ · lr / fade, down to 0 with lr."""
+    params = parameters(dtype=torch.float64)
+    lrs = [0.1, 0.08, 0.05, 0.026, 0.025, 0.02, 0.01, 0.001, 0.0]
+    expected = [0.2, 0.2, 0.2, 0.2, 0.2, 0.16, 0.08, 0.008, 0.0]
+    assert radii(HATAM(params, 0.1, gamma=2.0, fade=0.25), params, lrs) == pytest.approx(expected, rel=1e-14, abs=0)
+
+
+def test_fade_1_follows_lr() -> None:
+    params = parameters(dtype=torch.float64)
+    lrs = cosine(20, 0.1, 5)
+    assert radii(HATAM(params, 0.1, gamma=2.0, fade=1.0), params, lrs) == pytest.approx([2 * lr for lr in lrs], abs=0)
+
+
+def test_fade_is_a_tenth_by_default() -> None:
+    params = parameters(dtype=torch.float64)
+    lrs = [0.1, 0.011, 0.01, 0.005]
+    assert radii(HATAM(params, 0.1), params, lrs) == pytest.approx([0.1, 0.1, 0.1, 0.05], rel=1e-14, abs=0)
+
+
+def test_during_a_warm_up_the_peak_is_the_largest_lr_so_far() -> None:
+    """The step's own lr included; a restart below the old peak does not lower it, one above raises it."""
+    params = parameters(dtype=torch.float64)
+    lrs = [0.01, 0.02, 0.04, 0.03, 0.001, 0.02, 0.04, 0.06, 0.05]
+    expected = [0.01, 0.02, 0.04, 0.04, 0.01, 0.04, 0.04, 0.06, 0.06]
+    optimizer = HATAM(params, 99.0)  # the constructor's lr, which no step has had, does not count
+    assert radii(optimizer, params, lrs) == pytest.approx(expected, rel=1e-14, abs=0)
+    assert optimizer.param_groups[0]["lr_peak"] == 0.06
+
+
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1), torch.tensor([0.1])], ids=["float", "0-dim", "1-dim"])
+def test_the_peak_survives_a_checkpoint(lr: float | Tensor) -> None:
+    """It is the past's, and a resumed run late in its schedule cannot find it again."""
+    params = parameters()
+    optimizer = HATAM(params, copy.deepcopy(lr))
+    feed(optimizer, params, gradients(params, 3), [0.01, 0.1, 0.05])
+    resumed = HATAM(params, copy.deepcopy(lr))
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert radii(resumed, params, [0.02, 0.005]) == pytest.approx([0.1, 0.05])
+    # loading did not tie the two together
+    assert float(optimizer.param_groups[0]["lr_peak"]) == pytest.approx(0.1)
+    feed(resumed, params, gradients(params, 1), [0.7])
+    assert float(optimizer.param_groups[0]["lr_peak"]) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("gamma_at_first", [0.0, 1.0])
+def test_every_group_has_a_peak_of_its_own(gamma_at_first: float) -> None:
+    """Which rises only with the steps that had a displacement; γ = 0 is AdamW and keeps no account."""
+    params = parameters([(3,), (3,)], torch.float64)
+    optimizer = HATAM([{"params": params[:1], "lr": 0.1}, {"params": params[1:], "lr": 0.01, "gamma": gamma_at_first}])
+    feed(optimizer, params, gradients(params, 2))
+    assert [group["lr_peak"] for group in optimizer.param_groups] == [0.1, 0.01 * gamma_at_first]
+
+
+# Schedules that change betas ----------------------------------------------------------------------------------------
+
+
+@every_path
+@every_modulator
+@pytest.mark.parametrize("beta_c", [None, 0.9], ids=["e-is-m", "own-e"])
+def test_one_cycle_agrees_with_the_reference(beta_c: float | None, modulator: str, foreach: bool) -> None:
+    """It changes β1 every step, and βc with it where e is m; d_{t−1} is undone as it was done all the same."""
+    (param,) = parameters([(6, 5)], torch.float64)
+    oracle = Reference(param, cap=3.0, uniform=modulator == "uniform", beta_c=0.9)
+    optimizer = HATAM([param], 0.01, beta_c=beta_c, modulator=modulator, foreach=foreach)
+    steps = 50
+    scheduler = OneCycleLR(optimizer, max_lr=0.05, total_steps=steps)
+    seen: set[Any] = set()
+    for i, (g,) in enumerate(gradients([param], steps)):
+        group = optimizer.param_groups[0]
+        oracle.beta1 = group["betas"][0]
+        oracle.beta_c = oracle.beta1 if beta_c is None else beta_c
+        seen.add(oracle.beta1)
+        oracle.step(g, group["lr"])
+        feed(optimizer, [param], [[g]])
+        assert relative_error(param, oracle.w) <= 1e-12
+        if i < steps - 1:
+            scheduler.step()
+    assert len(seen) > steps / 2
+    assert ("exp_avg_grad" in optimizer.state[param]) == (beta_c is not None)

@@ -1,0 +1,342 @@
+"""State: what poison does to it, what a checkpoint keeps of it, and what straightened() gives back."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from conftest import (
+    DEFAULT_FORMS,
+    FORMS,
+    bits,
+    cosine,
+    equal,
+    every_form,
+    every_path,
+    every_variant,
+    feed,
+    gradients,
+    parameters,
+    relative_error,
+    twins,
+)
+from torch import Tensor
+from torch.optim import AdamW
+
+from hatam import HATAM
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+
+
+def through_a_file(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Saved and loaded as a careful user does."""
+    file = io.BytesIO()
+    torch.save(state_dict, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+# Poison -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [0, 1, 20], ids=lambda i: f"from-step-{i + 1}")
+@pytest.mark.parametrize("poison", [math.nan, math.inf], ids=str)
+@every_path
+@every_variant
+def test_poison_in_one_coordinate_harms_that_coordinate_alone(
+    options: dict[str, Any], foreach: bool, poison: float, first: int
+) -> None:
+    """AdamW loses the one coordinate for good and no other. So must HATAM, although S has a mean over the tensor.
+
+    The twin has gradient 0 there. The mean is frozen at its last good value, so that the two runs differ by how much it
+    would still have changed: in 50 steps by under 1% of the way that the twin has gone, if the mean had settled, and by
+    under 10% if it was a step old. Before the first step there is none and S is 0: the difference, under 20%, is that
+    to a run without correction. Other tensors hear nothing at all.
+    """
+    params = parameters([(20, 10), (30,)])
+    others, start = twins(params), params[0].detach().clone()
+    poisoned = gradients(params, 50)
+    for row in poisoned[first:]:
+        row[0][3, 4] = 0.0
+    clean = copy.deepcopy(poisoned)
+    for row in poisoned[first : first + 3]:
+        row[0][3, 4] = poison
+    optimizer = HATAM(params, 0.01, **options, foreach=foreach)
+    feed(optimizer, params, poisoned)
+    feed(HATAM(others, 0.01, **options, foreach=foreach), others, clean)
+
+    def check(tolerance: float) -> None:
+        way = (others[0] - start).abs().max()
+        difference = (params[0] - others[0]).detach()
+        difference[3, 4] = 0.0
+        assert difference.isfinite().all()
+        assert difference.abs().max() <= tolerance * way
+        assert torch.equal(params[1], others[1])
+
+    check({0: 0.2, 1: 0.1, 20: 0.01}[first])
+    with optimizer.straightened():
+        assert params[0].isfinite().sum() == params[0].numel() - 1
+
+
+@every_path
+def test_poison_in_an_adamw_checkpoint(foreach: bool) -> None:
+    """There is no last good mean then, and S = sqrt(v̂) / ε would blow the tensor up."""
+    for form in FORMS:
+        params = parameters([(20, 10)])
+        adamw = AdamW(params, 0.01)
+        grads = gradients(params, 20)
+        grads[4][0][3, 4] = math.nan
+        feed(adamw, params, grads[:10])
+        optimizer = HATAM(params, 0.01, form=form, foreach=foreach)
+        optimizer.load_state_dict(adamw.state_dict())
+        feed(optimizer, params, grads[10:])
+        assert params[0].isfinite().sum() == params[0].numel() - 1
+        assert params[0].nan_to_num().abs().max() < 10
+
+
+@every_path
+@every_variant
+@pytest.mark.parametrize("maximize", [False, True], ids=["minimize", "maximize"])
+def test_gradients_are_never_written_to(options: dict[str, Any], foreach: bool, maximize: bool) -> None:
+    """Nor replaced."""
+    params = parameters()
+    optimizer = HATAM(params, 0.01, **options, foreach=foreach, maximize=maximize)
+    for row in gradients(params, 3):
+        for param, grad in zip(params, row, strict=True):
+            param.grad = grad
+        before = [bits(g) for g in row]
+        optimizer.step()
+        assert [bits(g) for g in row] == before
+        assert all(p.grad is g for p, g in zip(params, row, strict=True))
+
+
+# Checkpoints --------------------------------------------------------------------------------------------------------
+
+
+@DTYPES
+@every_path
+@every_variant
+def test_resuming_changes_nothing(options: dict[str, Any], foreach: bool, dtype: torch.dtype) -> None:
+    """20 steps are 10 steps, a file, and 10 more in a new process: bit for bit, state and all."""
+    params = parameters(dtype=dtype)
+    grads, lrs = gradients(params, 20), cosine(20, 0.01, 4)
+    optimizer = HATAM(params, 0.01, **options, foreach=foreach)
+    feed(optimizer, params, grads[:10], lrs[:10])
+    saved = through_a_file({"optimizer": optimizer.state_dict(), "params": [p.detach() for p in params]})
+    feed(optimizer, params, grads[10:], lrs[10:])
+
+    resumed = [torch.nn.Parameter(p) for p in saved["params"]]
+    other = HATAM(resumed, 0.5)  # every option comes from the checkpoint
+    other.load_state_dict(saved["optimizer"])
+    feed(other, resumed, grads[10:], lrs[10:])
+    assert [bits(p) for p in params] == [bits(p) for p in resumed]
+    for param, twin in zip(params, resumed, strict=True):
+        state, other_state = optimizer.state[param], other.state[twin]
+        assert state.keys() == other_state.keys()
+        for key, value in state.items():
+            assert other_state[key].dtype == value.dtype, key
+            assert bits(other_state[key]) == bits(value), key
+    assert optimizer.param_groups[0]["lr_peak"] == other.param_groups[0]["lr_peak"] == pytest.approx(0.01)
+
+
+@DTYPES
+def test_scalars_keep_their_precision(dtype: torch.dtype) -> None:
+    """torch casts loaded state to the parameter's dtype; a radius in bfloat16 would leave w beside z."""
+    params = parameters(dtype=dtype)
+    optimizer = HATAM(params, 0.01, beta_c=0.5)
+    feed(optimizer, params, gradients(params, 3))
+    for _ in range(2):
+        for state in optimizer.state.values():
+            for key in ("denom_mean", "displacement_mean", "displacement_radius"):
+                assert state[key].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+            assert state["step"].dtype == torch.float32
+            assert state["exp_avg_grad"].dtype == dtype
+        optimizer.load_state_dict(through_a_file(optimizer.state_dict()))
+
+
+@every_form
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize("lr", [0.01, torch.tensor(0.01)], ids=["float-lr", "tensor-lr"])
+def test_copies_go_on_alike(options: dict[str, Any], copied: Any, lr: float | Tensor) -> None:
+    """A copy shares nothing with the original, which goes first."""
+    params = parameters()
+    grads = gradients(params, 10)
+    optimizer = HATAM(params, copy.deepcopy(lr), **options)
+    feed(optimizer, params, grads[:5])
+    others, other = copied((params, optimizer))
+    feed(optimizer, params, grads[5:])
+    feed(other, others, grads[5:])
+    assert equal(params, others)
+    with other.straightened(), optimizer.straightened():
+        assert equal(params, others)
+
+
+@every_path
+@every_variant
+def test_adamw_checkpoint_continues_in_hatam(options: dict[str, Any], foreach: bool) -> None:
+    """What AdamW did not keep is made at the next step; e starts as m, the best guess for it."""
+    params = parameters()
+    grads = gradients(params, 20)
+    adamw = AdamW(params, 0.01)
+    feed(adamw, params, grads[:10])
+    saved = through_a_file(adamw.state_dict())
+    m = [adamw.state[p]["exp_avg"].clone() for p in params]
+    optimizer = HATAM(params, 0.01, beta_c=0.5, **options, foreach=foreach)
+    optimizer.load_state_dict(saved)
+    assert all(state.keys() == {"step", "exp_avg", "exp_avg_sq"} for state in optimizer.state.values())
+    feed(optimizer, params, grads[10:11])
+    for param, mean, grad in zip(params, m, grads[10], strict=True):
+        assert optimizer.state[param]["step"] == 11
+        assert relative_error(optimizer.state[param]["exp_avg_grad"], 0.5 * mean + 0.5 * grad) <= 1e-6
+    feed(optimizer, params, grads[11:])
+    assert all(p.isfinite().all() for p in params)
+
+
+@every_form
+def test_hatam_checkpoint_continues_in_adamw(options: dict[str, Any]) -> None:
+    """The moments are AdamW's, and the options that AdamW has no use for do not disturb it."""
+    params = parameters()
+    grads = gradients(params, 20)
+    optimizer = HATAM(params, 0.01, **options)
+    feed(optimizer, params, grads[:10])
+    adamw = AdamW(params, 0.01)
+    adamw.load_state_dict(through_a_file(optimizer.state_dict()))
+    before = twins(params)
+    feed(adamw, params, grads[10:])
+    for param, old in zip(params, before, strict=True):
+        assert adamw.state[param]["step"] == 20
+        assert param.isfinite().all()
+        assert 0 < (param - old).abs().max() < 10 * 0.01 * 10
+
+
+def test_load_state_dict_by_keyword_and_of_nothing() -> None:
+    """As distributed checkpoints and accelerate call it."""
+    params = parameters()
+    optimizer = HATAM(params, 0.01)
+    optimizer.load_state_dict(state_dict=optimizer.state_dict())
+    feed(optimizer, params, gradients(params, 1))
+    assert all(p.isfinite().all() for p in params)
+
+
+@every_path
+@every_variant
+def test_zero_gradients_move_nothing(options: dict[str, Any], foreach: bool) -> None:
+    """Distributed checkpoints prime the state with zero gradients at lr 0: a mean of zeros must not give NaN."""
+    params = parameters()
+    start = twins(params)
+    zeros = [[torch.zeros_like(p) for p in params]]
+    optimizer = HATAM(params, 0.01, weight_decay=0.0, **options, foreach=foreach)
+    feed(optimizer, params, zeros * 2, [0.0, 0.01])
+    assert equal(params, start)
+    feed(optimizer, params, gradients(params, 5), [0.01] * 5)
+    assert all((p - q).abs().max() < 1 for p, q in zip(params, start, strict=True))
+
+
+# straightened() -----------------------------------------------------------------------------------------------------
+
+
+@every_path
+@every_variant
+def test_straightened_gives_z_and_gives_back_w(options: dict[str, Any], foreach: bool) -> None:
+    """With prescribed gradients z is AdamW's w. Afterwards every bit is as it was, also after an exception."""
+    params = parameters()
+    others = twins(params)
+    grads = gradients(params, 10)
+    optimizer = HATAM(params, 0.01, **options, foreach=foreach)
+    with optimizer.straightened():  # before the first step there is nothing to do
+        assert equal(params, others)
+    feed(optimizer, params, grads)
+    feed(AdamW(others, 0.01), others, grads)
+    w, state = [bits(p) for p in params], repr(optimizer.state_dict())
+    with optimizer.straightened():
+        z = [bits(p) for p in params]
+        with optimizer.straightened():
+            assert [bits(p) for p in params] == z
+        assert [bits(p) for p in params] == z
+        if options["form"] == "decoupled":
+            assert z != w
+            assert all(relative_error(p, q) <= 1e-6 for p, q in zip(params, others, strict=True))
+        else:
+            assert z == w
+    assert [bits(p) for p in params] == w
+    assert repr(optimizer.state_dict()) == state
+    with pytest.raises(KeyError), optimizer.straightened():
+        raise KeyError
+    assert [bits(p) for p in params] == w
+    assert repr(optimizer.state_dict()) == state
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@every_form
+def test_straightened_refuses_what_it_would_undo(options: dict[str, Any], depth: int) -> None:
+    """And only inside: afterwards training goes on."""
+    params = parameters()
+    optimizer = HATAM(params, 0.01, **options)
+    feed(optimizer, params, gradients(params, 2))
+    saved = copy.deepcopy(optimizer.state_dict())
+    with optimizer.straightened():
+        if depth == 2:
+            with optimizer.straightened():
+                pass
+        with pytest.raises(RuntimeError, match=r"step\(\) inside straightened\(\)"):
+            optimizer.step()
+        with pytest.raises(RuntimeError, match=r"load_state_dict\(\) inside straightened\(\)"):
+            optimizer.load_state_dict(saved)
+    feed(optimizer, params, gradients(params, 2))
+    optimizer.load_state_dict(saved)
+
+
+def test_a_checkpoint_from_inside_straightened_is_whole() -> None:
+    """Parameters z with radius 0: a run resumed from it goes on from the same z."""
+    params = parameters(dtype=torch.float64)
+    grads = gradients(params, 10)
+    optimizer = HATAM(params, 0.01)
+    feed(optimizer, params, grads[:5])
+    with optimizer.straightened():
+        others = twins(params)
+        other = HATAM(others, 0.01)
+        other.load_state_dict(through_a_file(optimizer.state_dict()))
+    feed(optimizer, params, grads[5:])
+    feed(other, others, grads[5:])
+    assert all(relative_error(p, q) <= 1e-14 for p, q in zip(params, others, strict=True))
+
+
+# Parameters ---------------------------------------------------------------------------------------------------------
+
+
+@every_form
+def test_named_parameters(options: dict[str, Any]) -> None:
+    """The names go into checkpoints, and change nothing else."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
+    other = copy.deepcopy(model)
+    optimizer = HATAM(model.named_parameters(), 0.01, **options)
+    params, others = list(model.parameters()), list(other.parameters())
+    grads = gradients(params, 5)
+    feed(optimizer, params, grads)
+    feed(HATAM(other.parameters(), 0.01, **options), others, grads)
+    assert equal(params, others)
+    assert optimizer.state_dict()["param_groups"][0]["param_names"] == [n for n, _ in model.named_parameters()]
+
+
+@pytest.mark.parametrize("lr", [0.01, torch.tensor(0.01)], ids=["float-lr", "tensor-lr"])
+def test_a_group_added_in_mid_training(lr: float | Tensor) -> None:
+    """It starts at step 1 with a peak of its own, while the groups before it go on as if nothing had happened."""
+    params = parameters([(4, 3)] * 3)
+    others = twins(params)
+    grads = gradients(params, 10)
+    optimizer = HATAM(params[:1], copy.deepcopy(lr))
+    feed(optimizer, params[:1], [row[:1] for row in grads[:5]])
+    optimizer.add_param_group({"params": params[1], "lr": 0.002})
+    optimizer.add_param_group({"params": (p for p in params[2:]), **DEFAULT_FORMS["published"]})
+    feed(optimizer, params, grads[5:])
+    feed(HATAM(others[:1], copy.deepcopy(lr)), others[:1], [row[:1] for row in grads])
+    feed(HATAM(others[1:2], 0.002), others[1:2], [row[1:2] for row in grads[5:]])
+    feed(HATAM(others[2:], copy.deepcopy(lr), **DEFAULT_FORMS["published"]), others[2:], [r[2:] for r in grads[5:]])
+    assert equal(params, others)
+    assert [optimizer.state[p]["step"].item() for p in params] == [10, 5, 5]
+    assert optimizer.param_groups[1]["lr_peak"] == 0.002
