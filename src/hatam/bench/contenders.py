@@ -157,8 +157,8 @@ CONTENDERS: dict[str, Contender] = {
             "HATAM, decoupled",
             SEED_DOCUMENT,
             train_hatam,
-            hatam_options("decoupled", gamma=7.0),
-            by_task={"mnist1d-conv": {"gamma": 2.0}},
+            hatam_options("decoupled"),
+            by_task={"mnist1d-mlp-plain": {"gamma": 7.0}, "mnist1d-conv": {"gamma": 2.0}},
         ),
     )
 }

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,17 +26,19 @@ SPLITS = {"train": (42, 5000, 4000), "validation": (43, 4000, 4000), "test": (44
 
 
 class MLP(nn.Module):
-    """The MLP of the paper: width 100, one residual block."""
+    """The MLP of the paper: width 100, one residual block; or the same without the skip connection."""
 
-    def __init__(self, width: int = 100) -> None:
+    def __init__(self, width: int = 100, *, skip: bool = True) -> None:
         super().__init__()
+        self.skip = skip
         self.linear1 = nn.Linear(40, width)
         self.linear2 = nn.Linear(width, width)
         self.linear3 = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.linear1(x).relu()
-        h = h + self.linear2(h).relu()
+        residual = self.linear2(h).relu()
+        h = h + residual if self.skip else residual
         return self.linear3(h)  # type: ignore[no-any-return]
 
 
@@ -102,7 +105,7 @@ def _write(path: Path, x: np.ndarray, y: np.ndarray) -> None:
     os.replace(temporary, path)
 
 
-def _task(name: str, summary: str, model: type[nn.Module]) -> Task:
+def _task(name: str, summary: str, model: Callable[[], nn.Module]) -> Task:
     return Task(
         name=name,
         summary=summary,
@@ -118,5 +121,6 @@ def _task(name: str, summary: str, model: type[nn.Module]) -> Task:
 
 TASKS = [
     _task("mnist1d-mlp", "MNIST-1D with the MLP of its paper, 15,210 parameters", MLP),
+    _task("mnist1d-mlp-plain", "the same MLP without its skip connection", partial(MLP, skip=False)),
     _task("mnist1d-conv", "MNIST-1D with the convolutional net of its paper, 5,210 parameters", ConvNet),
 ]
