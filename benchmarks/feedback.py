@@ -160,7 +160,7 @@ def chosen(record: Record, form: str, gamma: float) -> list[Record]:
 def table(record: Record) -> str:
     """The final values as a Markdown table."""
     rows = [
-        "| form | γ | median final max S | range | share of the mean | its h / its noise | n |",
+        "| form | γ | median final max S | range | its share of the mean | its h / its noise | n |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for form in record["config"]["forms"]:

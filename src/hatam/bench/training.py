@@ -114,4 +114,4 @@ def _batches(samples: int, batch_size: int, seed: int) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(samples, generator=generator)
-        yield from order[: samples - samples % batch_size].split(batch_size)
+        yield from torch.split(order[: samples - samples % batch_size], batch_size)

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import platformdirs
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import Data, Split, Task
+
+Array: TypeAlias = "np.ndarray[Any, Any]"
 
 # name: (generator seed, samples made, samples used). The published set is 5,000 samples, the first 4,000 train.
 SPLITS = {"train": (42, 5000, 4000), "validation": (43, 4000, 4000), "test": (44, 10000, 10000)}
@@ -83,7 +86,7 @@ def _split(name: str) -> Split:
         return Split(torch.from_numpy(arrays["x"][:used]), torch.from_numpy(arrays["y"][:used]))
 
 
-def _generate(seed: int, samples: int) -> tuple[np.ndarray, np.ndarray]:
+def _generate(seed: int, samples: int) -> tuple[Array, Array]:
     from mnist1d.data import get_dataset_args, make_dataset  # slow to import, and needed once per machine
 
     args = get_dataset_args()
@@ -96,7 +99,7 @@ def _generate(seed: int, samples: int) -> tuple[np.ndarray, np.ndarray]:
     return made["x"].astype(np.float32), made["y"].astype(np.int64)
 
 
-def _write(path: Path, x: np.ndarray, y: np.ndarray) -> None:
+def _write(path: Path, x: Array, y: Array) -> None:
     """Whole or not at all: several processes may make the same file at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npz")

@@ -1,0 +1,51 @@
+# One toolchain, the same by hand and in CI. Needs only make and Python >= 3.10.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types unit format study-records readme clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-16s %s\n", $$1, $$2}'
+
+$(VENV)/bench: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[bench]'
+	@touch $@
+
+$(VENV)/dev: pyproject.toml constraints.txt | $(VENV)/bench
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/bench ## compare all contenders on MNIST-1D over 5 seeds; ends with a table and a plot
+	$(BIN)/hatam compare --task mnist1d-mlp-plain --seeds 5 --records runs/demo
+
+test: lint types unit ## everything CI checks
+
+lint: $(VENV)/dev ## style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev ## strict types on src/
+	$(BIN)/mypy
+
+unit: $(VENV)/dev ## tests and doctests
+	$(BIN)/python -m pytest -q -n 2
+
+format: $(VENV)/dev ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+study-records: $(VENV)/bench ## the committed records of the comparison: 16 seeds, three tasks; resumes
+	for task in mnist1d-mlp-plain mnist1d-mlp mnist1d-conv; do \
+		$(BIN)/hatam compare --task $$task --seeds 16 --first-seed 100 --records results/compare --out docs/figures || exit; done
+
+readme: $(VENV)/bench ## render the tables of README and docs from the committed records
+	$(BIN)/hatam table results/compare --update README.md --plots docs/figures
+	$(BIN)/hatam table results/compare --update docs/results.md
+	$(BIN)/python benchmarks/feedback.py --render
+
+clean: ## remove what was built; records stay
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info

@@ -1,0 +1,147 @@
+"""The command ``hatam``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from . import records, report, runner
+from .contenders import CONTENDERS, known, parse
+from .records import Run
+from .tasks import Task, all_tasks
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Compare HATAM with its peers on real data.\n\nExample: hatam compare --task mnist1d-mlp --seeds 5",
+)
+console = Console()
+
+
+def main() -> None:
+    """Run the command; an error of the user is one line, not a traceback."""
+    try:
+        app()
+    except (ValueError, RuntimeError, OSError) as error:
+        Console(stderr=True).print(f"hatam: {error}", markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(2) from None
+
+
+@app.command()
+def compare(
+    task: Annotated[str, typer.Option(help="What to train, see 'hatam tasks'.")] = "mnist1d-mlp",
+    contender: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME or NAME:option=value,…; give it once per contender. Default: all of them."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds for each contender.")] = 5,
+    first_seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=2, help="Steps of a run. Default: the task's.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Parallel processes. Default: the cores.")] = None,
+    records_: Annotated[Path, typer.Option("--records", help="Folder of the records.")] = Path("runs"),
+    out: Annotated[Path | None, typer.Option(help="Folder of the plot. Default: that of the records.")] = None,
+) -> None:
+    """Train contenders on a task over several seeds and print what each reached and cost.
+
+    Every run is recorded as soon as it ends, and a run that has a record is not done again: interrupt it and give the
+    same command to go on.
+
+    Example: hatam compare --task mnist1d-conv --contender adamw --contender hatam:gamma=2 --seeds 8
+    """
+    chosen = all_tasks()[known(task, all_tasks(), "task")]
+    runs = [
+        make_run(chosen, spec, seed, steps)
+        for seed in range(first_seed, first_seed + seeds)
+        for spec in contender or CONTENDERS
+    ]
+    todo = runner.missing(runs, records_)
+    failed = _run_with_progress(chosen, todo, records_, jobs or os.cpu_count() or 1)
+    failures = {id(run) for run, _ in failed}
+    table = report.rows(records.read(run.path(records_)) for run in runs if id(run) not in failures)
+    if table:
+        _show(chosen, table)
+        for path in report.draw(task, table, out or records_):
+            console.print(f"plot: {path}", soft_wrap=True, highlight=False)
+    for run, error in failed:
+        console.print(f"failed: {run.label}, seed {run.seed}: {error}", markup=False, soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def table(
+    records_: Annotated[Path, typer.Argument(metavar="RECORDS", help="Folder of the records.")],
+    update: Annotated[
+        Path | None, typer.Option(help="A Markdown file with the lines <!-- TASK:start --> and <!-- TASK:end -->.")
+    ] = None,
+    plots: Annotated[Path | None, typer.Option(help="Also draw the plots into this folder.")] = None,
+) -> None:
+    """Print the tables of committed records as Markdown, or put them into a document.
+
+    Example: hatam table results/compare --update README.md
+    """
+    for task, rows in report.by_task(records.read_all(records_)).items():
+        text = report.markdown(rows)
+        if update is None:
+            console.print(f"{task}\n\n{text}\n", soft_wrap=True, highlight=False, markup=False)
+        elif f"<!-- {task}:start -->" in (document := update.read_text(encoding="utf-8")):
+            update.write_text(report.replace_between(document, task, text), encoding="utf-8")
+        if plots is not None:
+            report.draw(task, rows, plots)
+
+
+@app.command()
+def tasks() -> None:
+    """List the tasks. Example: hatam tasks"""
+    for task in all_tasks().values():
+        console.print(f"{task.name:20}{task.summary}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def contenders() -> None:
+    """List the contenders and their options. Example: hatam contenders"""
+    for contender in CONTENDERS.values():
+        console.print(f"{contender.name:20}{contender.summary} ({contender.source})", highlight=False, soft_wrap=True)
+        options = ", ".join(f"{key}={value}" for key, value in contender.options.items())
+        console.print(f"{'':20}{options}", highlight=False, soft_wrap=True)
+
+
+def make_run(task: Task, spec: str, seed: int, steps: int | None = None) -> Run:
+    """A run of ``spec`` with the task's budget."""
+    contender, options = parse(spec, task.name)
+    return Run(task.name, spec, contender.name, options, seed, steps or task.steps, task.batch_size, task.warmup)
+
+
+def _run_with_progress(task: Task, runs: list[Run], root: Path, jobs: int) -> list[tuple[Run, str]]:
+    if not runs:
+        return []
+    task.data()  # once, before the workers all want it
+    bars = Progress(
+        TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+    )
+    with bars:
+        total = {label: sum(run.steps for run in runs if run.label == label) for label in {r.label: 0 for r in runs}}
+        ids = {label: bars.add_task(label, total=steps) for label, steps in total.items()}
+        try:
+            return runner.run_all(runs, root, min(jobs, len(runs)), lambda run, n: bars.advance(ids[run.label], n))
+        except KeyboardInterrupt:
+            bars.stop()
+            console.print("interrupted; finished runs are kept, the same command goes on", soft_wrap=True)
+            raise typer.Exit(130) from None
+
+
+def _show(task: Task, rows: list[report.Row]) -> None:
+    shown = Table(title=f"{task.name}: {task.metric_name}, mean ± 95% interval; differences paired by seed")
+    for index, column in enumerate(report.COLUMNS):
+        shown.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        shown.add_row(*row.cells())
+    Console(width=max(console.width, 120)).print(shown)

@@ -1,0 +1,145 @@
+"""Records to tables and figures. Reads records and never trains."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from .stats import Difference, Estimate, estimate, paired
+
+BASELINE = "adamw"
+Record = dict[str, Any]
+COLUMNS = ("contender", "n", "test", "− AdamW", "p", "gradients/step", "time/step", "λ_max")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender on one task, over its seeds."""
+
+    label: str
+    score: Estimate
+    difference: Difference | None
+    gradients_per_step: float
+    relative_time: float | None
+    lambda_max: float
+    diverged: int
+    records: list[Record]
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as text, in the order of ``COLUMNS``."""
+        d = self.difference
+        return (
+            self.label + (f" ({self.diverged} diverged)" if self.diverged else ""),
+            str(self.score.n),
+            f"{self.score.mean:.2f} ± {self.score.half_width:.2f}",
+            "" if d is None else f"{d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}]",
+            "" if d is None else ("<0.001" if d.p < 0.001 else f"{d.p:.3f}"),
+            f"{self.gradients_per_step:.2f}",
+            "" if self.relative_time is None else f"{self.relative_time:.2f}",
+            f"{self.lambda_max:.2f}",
+        )
+
+
+def rows(records: Iterable[Record]) -> list[Row]:
+    """One row per label, in the order in which labels first appear by name of the contender table."""
+    by_label: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        by_label[record["run"]["label"]].append(record)
+    baseline = by_label.get(BASELINE, [])
+    return [_row(label, runs, baseline) for label, runs in sorted(by_label.items(), key=lambda item: _order(item[0]))]
+
+
+def _order(label: str) -> tuple[int, str]:
+    from .contenders import CONTENDERS
+
+    name = label.partition(":")[0]
+    return (list(CONTENDERS).index(name) if name in CONTENDERS else len(CONTENDERS), label)
+
+
+def _row(label: str, runs: list[Record], baseline: list[Record]) -> Row:
+    base_times = {r["run"]["seed"]: r["time"]["step_median_s"] for r in baseline}
+    ratios = [r["time"]["step_median_s"] / base_times[r["run"]["seed"]] for r in runs if r["run"]["seed"] in base_times]
+    return Row(
+        label=label,
+        score=estimate([r["result"]["test"] for r in runs]),
+        difference=None if label == BASELINE else paired(_scores(runs), _scores(baseline)),
+        gradients_per_step=median(r["gradients_per_step"] for r in runs),
+        relative_time=median(ratios) if ratios else None,
+        lambda_max=median(float(r["result"]["hessian_lambda_max"]) for r in runs),
+        diverged=sum(r["result"]["status"] == "diverged" for r in runs),
+        records=runs,
+    )
+
+
+def _scores(runs: list[Record]) -> dict[int, float]:
+    return {r["run"]["seed"]: r["result"]["test"] for r in runs}
+
+
+def by_task(records: Iterable[Record]) -> dict[str, list[Row]]:
+    """The rows of every task in the records."""
+    grouped: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        grouped[record["run"]["task"]].append(record)
+    return {task: rows(runs) for task, runs in sorted(grouped.items())}
+
+
+def markdown(table: Sequence[Row]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    return "\n".join(lines + ["| " + " | ".join(row.cells()) + " |" for row in table])
+
+
+def replace_between(text: str, marker: str, new: str) -> str:
+    """Put ``new`` between ``<!-- marker:start -->`` and ``<!-- marker:end -->``.
+
+    Raises:
+        ValueError: the markers are not both there.
+    """
+    start, end = f"<!-- {marker}:start -->", f"<!-- {marker}:end -->"
+    before, found_start, rest = text.partition(start)
+    _, found_end, after = rest.partition(end)
+    if not (found_start and found_end):
+        raise ValueError(f"the lines {start} and {end} are not both there; add them where the table shall go")
+    return f"{before}{start}\n{new}\n{end}{after}"
+
+
+def draw(task: str, table: Sequence[Row], out: Path) -> list[Path]:
+    """Learning curves, and accuracy against measured cost, as PNG and SVG."""
+    colours = dict(zip([row.label for row in table], mpl.colormaps["tab20"].colors, strict=False))  # type: ignore[attr-defined]
+    figure, (curves, cost) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
+    for row in table:
+        _draw_curve(curves, row, colours[row.label])
+        if row.relative_time is not None:
+            error = 0.0 if row.score.n < 2 else row.score.half_width
+            cost.errorbar(row.relative_time, row.score.mean, yerr=error, fmt="o", color=colours[row.label])
+            cost.annotate(row.label, (row.relative_time, row.score.mean), (5, 4), textcoords="offset points", size=8)
+    curves.set(xlabel="step", ylabel="validation, mean over seeds", title=task)
+    curves.legend(fontsize=8)
+    cost.set(xlabel="measured time per step, AdamW = 1", ylabel="test, mean and 95% interval", title="quality and cost")
+    cost.margins(x=0.25)
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / f"{task}.{kind}" for kind in ("png", "svg")]
+    with mpl.rc_context({"svg.hashsalt": task}):
+        figure.savefig(paths[0], dpi=120)
+        figure.savefig(paths[1], metadata={"Date": None})
+    plt.close(figure)
+    return paths
+
+
+def _draw_curve(axes: Axes, row: Row, colour: Any) -> None:
+    points: dict[int, list[float]] = defaultdict(list)
+    for record in row.records:
+        for point in record["curve"]:
+            points[point["step"]].append(point["validation"])
+    steps = sorted(points)
+    axes.plot(steps, [sum(points[step]) / len(points[step]) for step in steps], label=row.label, color=colour)
