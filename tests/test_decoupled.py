@@ -219,3 +219,14 @@ def test_one_cycle_agrees_with_the_reference(beta_c: float | None, modulator: st
             scheduler.step()
     assert len(seen) > steps / 2
     assert ("exp_avg_grad" in optimizer.state[param]) == (beta_c is not None)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_zero_gradients_at_the_start_displace_nothing(foreach: bool) -> None:
+    """mean(h) = ε after them measures no sharpness: without a cap the next displacement would be ρ e / ε."""
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = HATAM([param], lr=0.01, modulator_cap=math.inf, foreach=foreach)
+    for gradient in (0.0, 0.0, 1.0):
+        param.grad = torch.full((3,), gradient)
+        optimizer.step()
+    assert torch.all((param - 1).abs() < 0.1)

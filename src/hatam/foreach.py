@@ -108,7 +108,7 @@ def decoupled_(params: Tensors, grads: Tensors, states: list[State], o: Options)
     for state in states:
         state["displacement_radius"].fill_(o.radius)
         if "denom_mean" in state:
-            hand_over_mean_(state)
+            hand_over_mean_(state, o)
     remember_means_(states, hs, o)
     descend_(params, ms, hs, steps, o)
 

@@ -42,6 +42,7 @@ def check(group: Mapping[str, Any]) -> None:
     for name in ("foreach", "fused"):
         check_flag(name, group[name], optional=True)
     check_radius_options(group)
+    check_eps(group)
     check_paths(group)
 
 
@@ -61,6 +62,15 @@ def check_radius_options(group: Mapping[str, Any]) -> None:
                 f"fade={group['fade']!r} is not used by form={group['form']!r}, which has no radius; leave fade at "
                 "None or use form='decoupled'"
             )
+
+
+def check_eps(group: Mapping[str, Any]) -> None:
+    """Where h divides by its own mean before any gradient has come, ε must not be 0."""
+    if group["eps"] == 0 and MODULATORS[group["modulator"]].needs_mean and not FORMS[group["form"]].fades:
+        raise ValueError(
+            f"eps={group['eps']!r} makes the first step of form={group['form']!r} 0 / 0: it must be in (0, inf) there; "
+            "AdamW's default is 1e-8"
+        )
 
 
 def check_paths(group: Mapping[str, Any]) -> None:

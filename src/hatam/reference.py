@@ -85,7 +85,9 @@ class Reference:
         self.z = self.z - lr * (self.m / (1 - self.beta1**self.t) / h + self.weight_decay * self.z)
         self.lr_peak = max(self.lr_peak, lr)
         rho = self.gamma * min(self.lr_peak, lr / self.fade)
-        self.S = torch.ones_like(h) if self.uniform else torch.clamp(h / self.mean_h, max=self.cap)
+        known = self.mean_h > (1 + 1e-6) * self.eps  # else no gradient has come yet
+        S = torch.clamp(h / self.mean_h, max=self.cap) if known else torch.zeros_like(h)
+        self.S = torch.ones_like(h) if self.uniform else S
         self.d = rho * self.S * self.e / h
         self.w = self.z - self.d
         self.mean_h = h.mean()

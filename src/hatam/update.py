@@ -28,6 +28,8 @@ from torch import Tensor
 
 from .modulators import Modulator
 
+NO_GRADIENT_YET = 1 + 1e-6  # times ε: the mean of h = ε, with room for rounding
+
 Scalar: TypeAlias = Any  # a float, or a 0-dim tensor where a host demands it (capturable, tensor lr, torch.compile)
 State: TypeAlias = dict[str, Any]
 
@@ -98,13 +100,15 @@ def remember_mean_(denom_mean: Tensor, h: Tensor, o: Options) -> None:
     denom_mean.copy_(torch.where(mean < math.inf, mean, last))
 
 
-def hand_over_mean_(state: State) -> None:
+def hand_over_mean_(state: State, o: Options) -> None:
     """The mean known before this step is the one that the new displacement uses, and that undoing it will need.
 
-    The clamp changes no mean. Without it the inductor of torch.compile takes the copy for an alias of ``denom_mean``
-    and hands over the value that is written there next.
+    A mean of ε is that of v = 0: no gradient has come yet, so nothing is known of sharpness, and S = 0. (The choice
+    must stay an operation: the inductor of torch.compile takes a plain copy for an alias of ``denom_mean`` and hands
+    over the value that is written there next.)
     """
-    state["displacement_mean"].copy_(kept(state["denom_mean"]).clamp(min=0))
+    mean = kept(state["denom_mean"])
+    state["displacement_mean"].copy_(torch.where(mean > NO_GRADIENT_YET * o.eps, mean, math.inf))
 
 
 def displace_(param: Tensor, exp_avg_grad: Tensor, h: Tensor, mean: Tensor | None, radius: Scalar, o: Options) -> None:
@@ -139,7 +143,7 @@ def decoupled_(param: Tensor, grad: Tensor, state: State, o: Options) -> None:
     mean = state.get("denom_mean")
     state["displacement_radius"].fill_(o.radius)
     if mean is not None:
-        hand_over_mean_(state)
+        hand_over_mean_(state, o)
         remember_mean_(mean, h, o)
     displace_(param, e, h, displacement_mean(state), -number(state["displacement_radius"], o), o)
 

@@ -1,0 +1,300 @@
+"""The comparison: each contender against its definition, runs, records, tables, and the command."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from hatam.bench import records, report, runner
+from hatam.bench.cli import app, make_run
+from hatam.bench.contenders import CONTENDERS, parse
+from hatam.bench.sharpness import largest_eigenvalue
+from hatam.bench.stats import estimate, paired
+from hatam.bench.tasks import Data, Split, Task, all_tasks
+from hatam.bench.training import schedule, train
+
+ROOT = Path(__file__).parent.parent
+
+
+def make_batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(32, 40, generator=generator), torch.randint(10, (32,), generator=generator)
+
+
+def build(spec: str, task_name: str = "mnist1d-mlp"):
+    task = all_tasks()[task_name]
+    torch.manual_seed(0)
+    model = task.model()
+    contender, options = parse(spec, task_name)
+    return task, model, contender.train(model, task.loss, options)
+
+
+def weights_after(spec: str, steps: int = 5) -> torch.Tensor:
+    _, model, trainer = build(spec)
+    for seed in range(steps):
+        trainer.step(*make_batch(seed))
+    with trainer.evaluation():
+        return torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("spec", "same"),
+    [
+        ("sam:rho=0,beta1=0.9", "adamw"),
+        ("msam:rho=0", "adamw"),
+        ("hatam:gamma=0", "adamw"),
+        ("atam:gamma=0", "adamw"),
+        ("adamw-no-momentum", "adamw:beta1=0.0"),
+        ("k-sam:k_fraction=1", "sam"),
+    ],
+)
+def test_limits_of_contenders(spec: str, same: str) -> None:
+    torch.testing.assert_close(weights_after(spec), weights_after(same), rtol=1e-4, atol=1e-5)
+
+
+def test_contenders_differ() -> None:
+    outcomes = [weights_after(name) for name in CONTENDERS]
+    for i, a in enumerate(outcomes):
+        for b in outcomes[:i]:
+            assert not torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_sam_takes_its_gradient_at_distance_rho() -> None:
+    _, model, trainer = build("sam:rho=0.5")
+    before = [p.detach().clone() for p in model.parameters()]
+    x, y = make_batch()
+    trainer.backward(x, y)
+    gradient = [p.grad.clone() for p in model.parameters()]
+    trainer.optimizer.first_step()
+    moved = [p.detach() - b for p, b in zip(model.parameters(), before, strict=True)]
+    norm = torch.cat([m.flatten() for m in moved]).norm()
+    assert float(norm) == pytest.approx(0.5, rel=1e-4)
+    scale = 0.5 / torch.cat([g.flatten() for g in gradient]).norm()
+    for m, g in zip(moved, gradient, strict=True):
+        torch.testing.assert_close(m, scale * g, rtol=1e-3, atol=1e-6)
+    # The base optimizer steps from the exact start, along the gradient of the perturbed point.
+    trainer.backward(x, y)
+    at_perturbed = [p.grad.clone() for p in model.parameters()]
+    expected = [torch.nn.Parameter(b.clone()) for b in before]
+    for p, g in zip(expected, at_perturbed, strict=True):
+        p.grad = g
+    torch.optim.AdamW(expected, lr=0.03, betas=(0.0, 0.95), weight_decay=0.15).step()
+    trainer.optimizer.second_step()
+    for p, q in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_ksam_uses_the_hardest_samples_alone() -> None:
+    task, model, trainer = build("k-sam:k_fraction=0.25")
+    x, y = make_batch()
+    losses = task.loss(model(x), y)
+    hardest = set(losses.topk(8).indices.tolist())
+    seen: list[set[int]] = []
+    backward = trainer.backward
+
+    def spy(xs: torch.Tensor, ys: torch.Tensor) -> torch.Tensor:
+        seen.append({int((x == row).all(1).nonzero()) for row in xs})
+        return backward(xs, ys)
+
+    trainer.backward = spy
+    trainer.step(x, y)
+    assert seen == [hardest, hardest]
+    assert trainer.samples_differentiated == 16
+
+
+def test_msam_is_displaced_by_rho_along_the_momentum() -> None:
+    _, model, trainer = build("msam:rho=2")
+    for seed in range(3):
+        trainer.step(*make_batch(seed))
+    displaced = [p.detach().clone() for p in model.parameters()]
+    m = [trainer.optimizer.state[p]["exp_avg"] for p in model.parameters()]
+    norm = torch.cat([x.flatten() for x in m]).norm()
+    with trainer.evaluation():
+        for p, d, x in zip(model.parameters(), displaced, m, strict=True):
+            torch.testing.assert_close(d - p.detach(), -2 * x / norm, rtol=1e-3, atol=1e-5)
+    for p, d in zip(model.parameters(), displaced, strict=True):
+        assert torch.equal(p, d)
+
+
+@pytest.mark.parametrize(
+    ("spec", "nearest"), [("hatm", "hatam"), ("hatam:gama=1", "gamma"), ("sam:roh=1", "rho"), ("adam", "adamw")]
+)
+def test_unknown_names_are_answered_with_the_nearest(spec: str, nearest: str) -> None:
+    with pytest.raises(ValueError, match=f"Did you mean '{nearest}'"):
+        parse(spec, "mnist1d-mlp")
+
+
+def test_published_train_split_is_the_generators_own() -> None:
+    data = all_tasks()["mnist1d-mlp"].data()
+    assert [len(split.y) for split in data] == [4000, 4000, 10000]
+    assert data.train.y[:10].tolist() == [2, 6, 4, 5, 6, 6, 6, 0, 3, 1]  # of the published file
+    assert all(len(split.y.unique()) == 10 for split in data)
+
+
+def test_schedule_rises_and_ends_at_zero() -> None:
+    factors = [schedule(step, 100, 0.05) for step in range(100)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert all(a > b for a, b in itertools.pairwise(factors[4:]))
+    assert factors[-1] == 0
+
+
+def test_lambda_max_is_that_of_the_dense_hessian() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(50, 4, generator=generator), torch.randint(3, (50,), generator=generator)
+    task = all_tasks()["mnist1d-mlp"]
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 3)
+    flat = torch.cat([p.detach().flatten() for p in model.parameters()])
+    dense = torch.autograd.functional.hessian(lambda w: task.loss(x @ w[:12].view(3, 4).T + w[12:], y).mean(), flat)
+    assert largest_eigenvalue(model, task, Split(x, y)) == pytest.approx(
+        float(torch.linalg.eigvalsh(dense)[-1]), rel=1e-2
+    )
+
+
+def test_a_run_is_reproducible_and_diverging_is_a_result() -> None:
+    task = all_tasks()["mnist1d-mlp"]
+    first, second = (train(task, make_run(task, "hatam", 0, 30)) for _ in range(2))
+    assert first["result"] == second["result"]
+    assert first["curve"] == second["curve"]
+    assert first["gradients_per_step"] == 1
+    broken = train(task, make_run(task, "adamw:lr=1e30", 0, 30))
+    assert broken["result"]["status"] == "diverged"
+    json.dumps(records.jsonable(broken), allow_nan=False)
+
+
+def test_records_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    path = tmp_path / "0.json"
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="no space"):
+        records.write(path, {"schema": 1})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 0}', '{"schema": 1}'])
+def test_damaged_records_are_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "0.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"0\.json is not a record"):
+        records.read_all(tmp_path)
+
+
+def test_options_decide_where_a_record_lies(tmp_path: Path) -> None:
+    task = all_tasks()["mnist1d-mlp"]
+    specs = ["hatam", "hatam:gamma=2", "hatam:modulator_cap=inf"]
+    assert len({make_run(task, spec, 0).path(tmp_path).parent for spec in specs}) == 3
+    assert make_run(task, "hatam:gamma=1.0", 0).path(tmp_path) == make_run(task, "hatam", 0).path(tmp_path)
+
+
+def test_statistics_against_known_values() -> None:
+    assert estimate([1.0]).mean == 1.0
+    assert math.isnan(estimate([1.0]).low)
+    assert paired({1: 1.0}, {1: 0.0}) is None
+    assert paired({1: 1.0, 2: 1.0, 9: 5.0}, {1: 1.0, 2: 1.0}).p == 1.0
+    assert paired({1: 2.0, 2: 2.0}, {1: 1.0, 2: 1.0}).mean == 1.0
+
+
+def run_cli(*arguments: str):
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.mark.parametrize("command", [[], ["compare"], ["table"], ["tasks"], ["contenders"]])
+def test_every_help_has_an_example(command: list[str]) -> None:
+    result = run_cli(*command, "--help")
+    assert result.exit_code == 0
+    assert "Example: hatam" in result.output
+
+
+def test_compare_end_to_end_and_resume(tmp_path: Path) -> None:
+    arguments = [
+        sys.executable,
+        "-m",
+        "hatam.bench",
+        "compare",
+        "--task",
+        "mnist1d-conv",
+        "--seeds",
+        "2",
+        "--steps",
+        "20",
+    ]
+    arguments += ["--contender", "adamw", "--contender", "hatam:gamma=2", "--records", str(tmp_path), "--jobs", "2"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert "hatam:gamma=2" in done.stdout
+    assert (tmp_path / "mnist1d-conv.png").stat().st_size > 10_000
+    assert (tmp_path / "mnist1d-conv.svg").read_text().startswith("<?xml")
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("[0-9].json")}
+    assert len(written) == 4
+    subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("[0-9].json")}
+    rows = report.by_task(records.read_all(tmp_path))["mnist1d-conv"]
+    assert [row.label for row in rows] == ["adamw", "hatam:gamma=2"]
+    assert rows[1].difference.n == 2
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_comparison_leaves_whole_records(tmp_path: Path, how: signal.Signals) -> None:
+    arguments = [sys.executable, "-m", "hatam.bench", "compare", "--task", "mnist1d-conv", "--seeds", "200"]
+    arguments += ["--steps", "20", "--contender", "adamw", "--records", str(tmp_path), "--jobs", "1"]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    while len(list(tmp_path.rglob("[0-9]*.json"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, how) if how is signal.SIGKILL else process.send_signal(how)
+    output, _ = process.communicate()
+    assert process.returncode == (130 if how is signal.SIGINT else -signal.SIGKILL)
+    assert len(records.read_all(tmp_path)) >= 2
+    if how is signal.SIGINT:
+        assert b"interrupted" in output
+        assert b"Traceback" not in output
+
+
+def test_a_task_that_raises_is_reported_and_holds_up_nobody(tmp_path: Path) -> None:
+    task = all_tasks()["mnist1d-conv"]
+    runs = [make_run(task, "adamw", 0, 5), make_run(task, "k-sam:k_fraction=2", 0, 5)]
+    failed = runner.run_all(runs, tmp_path, 1, lambda run, steps: None)
+    assert [(run.contender, "k_fraction=2" in error) for run, error in failed] == [("k-sam", True)]
+    assert runner.missing(runs, tmp_path) == [runs[1]]
+
+
+def test_the_library_needs_no_extra() -> None:
+    code = (
+        "import sys, hatam, hatam.reference; print([m for m in sys.modules if m.startswith(('hatam.bench', 'scipy'))])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+
+
+def test_documents_show_what_the_records_say() -> None:
+    """Nobody types a figure: rendering the committed records again changes nothing."""
+    tables = report.by_task(records.read_all(ROOT / "results" / "compare"))
+    for name in ("README.md", "docs/results.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        shown = [task for task in tables if f"<!-- {task}:start -->" in text]
+        assert shown
+        for task in shown:
+            assert report.replace_between(text, task, report.markdown(tables[task])) == text
+
+
+def test_a_task_is_plain_data() -> None:
+    """What a user's own task needs: no registry, no base class."""
+    x, y = make_batch()
+    split = Split(x, y)
+    base = all_tasks()["mnist1d-mlp"]
+    task: Task = dataclasses.replace(base, name="own", data=lambda: Data(split, split, split), batch_size=8, steps=10)
+    assert train(task, make_run(task, "adamw", 0))["result"]["status"] == "ok"
