@@ -57,7 +57,7 @@ def weights_after(spec: str, steps: int = 5) -> torch.Tensor:
         ("hatam:gamma=0", "adamw"),
         ("atam:gamma=0", "adamw"),
         ("adamw-no-momentum", "adamw:beta1=0.0"),
-        ("k-sam:k_fraction=1", "sam"),
+        ("k-sam:k_fraction=1,rho=0.5", "sam"),
     ],
 )
 def test_limits_of_contenders(spec: str, same: str) -> None:

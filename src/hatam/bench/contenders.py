@@ -115,7 +115,7 @@ CONTENDERS: dict[str, Contender] = {
             "SAM on the half of the batch with the highest losses",
             "arXiv 2210.12864",
             train_ksam,
-            {**ADAMW_OPTIONS, "beta1": 0.0, "rho": 0.5, "k_fraction": 0.5},
+            {**ADAMW_OPTIONS, "beta1": 0.0, "rho": 0.2, "k_fraction": 0.5},
         ),
         Contender(
             "msam",
