@@ -26,14 +26,14 @@ class _MeanLoss(nn.Module):
 
 def largest_eigenvalue(model: nn.Module, task: Task, split: Split, samples: int = 1000) -> float:
     """λ_max of the Hessian of the mean loss over the first ``samples`` of a split, by Lanczos to 1% relative."""
-    with warnings.catch_warnings():  # a dependency of curvlinops still uses torch.jit as it is imported
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with warnings.catch_warnings():
+        # Dependencies of curvlinops and torch's forward-mode autodiff still use the deprecated torch.jit.script.
+        warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
         from curvlinops import HessianLinearOperator
 
-    params = [p for p in model.parameters() if p.requires_grad]
-    data = [(split.x[:samples], split.y[:samples])]
-    hessian = HessianLinearOperator(model, _MeanLoss(task), params, data, check_deterministic=False)
-    start = np.random.default_rng(0).standard_normal(hessian.shape[0]).astype(np.float32)  # same weights, same number
-    (eigenvalue,) = eigsh(hessian.to_scipy(), k=1, which="LA", tol=1e-2, return_eigenvectors=False, v0=start)
+        params = [p for p in model.parameters() if p.requires_grad]
+        data = [(split.x[:samples], split.y[:samples])]
+        hessian = HessianLinearOperator(model, _MeanLoss(task), params, data, check_deterministic=False)
+        start = np.random.default_rng(0).standard_normal(hessian.shape[0]).astype(np.float32)  # same weights, same λ
+        (eigenvalue,) = eigsh(hessian.to_scipy(), k=1, which="LA", tol=1e-2, return_eigenvectors=False, v0=start)
     return float(eigenvalue)
