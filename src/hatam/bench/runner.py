@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import queue
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -83,11 +85,19 @@ def _collect(
 
 
 def _start_worker(progress: Any) -> None:
-    """One thread a worker; Ctrl-C is the parent's to handle."""
+    """One thread a worker; Ctrl-C is the parent's to handle, and a worker does not outlive its parent."""
     global _queue
     _queue = progress
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(index: int, run: Run, root: Path) -> None:
