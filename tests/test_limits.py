@@ -135,7 +135,7 @@ def test_gamma_lowered_to_0_in_mid_run(options: dict[str, Any], foreach: bool) -
         ({"form": "published"}, {"exp_avg_grad", "denom_mean"}),
         ({"form": "published", "modulator": "uniform"}, {"exp_avg_grad"}),
     ],
-    ids=str,
+    ids=lambda x: str(sorted(x) if isinstance(x, set) else x),
 )
 @every_path
 def test_state_keys(options: dict[str, Any], extra: set[str], foreach: bool) -> None:
