@@ -246,11 +246,16 @@ def test_compare_end_to_end_and_resume(tmp_path: Path) -> None:
     assert rows[1].difference.n == 2
 
 
+def heed_sigint() -> None:
+    """A background job ignores Ctrl-C, and what it starts would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_comparison_leaves_whole_records(tmp_path: Path, how: signal.Signals) -> None:
     arguments = [sys.executable, "-m", "hatam.bench", "compare", "--task", "mnist1d-conv", "--seeds", "200"]
     arguments += ["--steps", "20", "--contender", "adamw", "--records", str(tmp_path), "--jobs", "1"]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=heed_sigint)
     while len(list(tmp_path.rglob("[0-9]*.json"))) < 2:
         assert process.poll() is None
         time.sleep(0.05)
