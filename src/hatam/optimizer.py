@@ -8,18 +8,16 @@ from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 from torch.optim.optimizer import (
     Optimizer,
     ParamsT,
-    _default_to_fused_or_foreach,
     _get_scalar_dtype,
     _use_grad_for_differentiable,
 )
 
-from . import options, update
+from . import options, paths, update
 from .forms import FORMS, real
-from .update import Options, Scalar, State
+from .update import State
 
 ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 SCALAR_STATE = ("denom_mean", "displacement_mean", "displacement_radius")
@@ -136,7 +134,7 @@ class HATAM(Optimizer):
             param_group = {**param_group, "params": list(params)}
             options.check_params([p[1] if isinstance(p, tuple) else p for p in param_group["params"]])
         super().add_param_group(param_group)
-        self.param_groups[-1]["lr_peak"] = _peak_of_kind(self.param_groups[-1])
+        self.param_groups[-1]["lr_peak"] = paths.peak_of_kind(self.param_groups[-1])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Fill in what an AdamW checkpoint lacks; its state gets HATAM's entries at the next step."""
@@ -187,10 +185,10 @@ class HATAM(Optimizer):
                 continue
             kept = {key: column for key, column in columns.items() if column}
             if len(kept) == len(ADAMW_STATE):
-                _adamw(params, grads, kept, group)
+                paths.run_adamw(params, grads, kept, group)
             else:
                 states = [dict(zip(kept, row, strict=True)) for row in zip(*kept.values(), strict=True)]
-                _update(params, grads, states, group, options.resolve(group, _raise_peak(group)))
+                paths.run_form(params, grads, states, group, options.resolve(group, paths.raise_peak(group)))
         return loss
 
     @contextmanager
@@ -222,7 +220,7 @@ class HATAM(Optimizer):
                         state = self.state.get(p, {})
                         if "displacement_radius" in state:
                             saved.append((p, state, p.detach().clone(), state["displacement_radius"].clone()))
-                            update.undo_displacement_(real(p.detach()), _real_state(state), o)
+                            update.undo_displacement_(real(p.detach()), paths.real_state(state), o)
                             state["displacement_radius"].zero_()
             yield
         finally:
@@ -283,70 +281,3 @@ def _listed(params: ParamsT) -> ParamsT:
     if not listed:
         raise ValueError("params is empty; pass model.parameters() of a model that has parameters")
     return cast(ParamsT, listed)
-
-
-def _raise_peak(group: dict[str, Any]) -> Scalar:
-    """The largest lr so far, this step's included. It lives in the group, and so in checkpoints."""
-    peak = group["lr_peak"] = _peak_of_kind(group)
-    if isinstance(peak, Tensor):
-        peak.copy_(torch.maximum(update.kept(peak), group["lr"]))
-        return update.kept(peak)
-    group["lr_peak"] = max(peak, group["lr"])
-    return group["lr_peak"]
-
-
-def _peak_of_kind(group: dict[str, Any]) -> Scalar:
-    """``lr_peak`` as a tensor where lr is one, so that torch.compile sees no constant that changes."""
-    lr, peak = group["lr"], group["lr_peak"]
-    if isinstance(lr, Tensor):
-        return peak if isinstance(peak, Tensor) else torch.full_like(lr, peak, requires_grad=False)
-    return float(peak)
-
-
-def _real_state(state: State) -> State:
-    return {key: real(x) for key, x in state.items()}
-
-
-def _adamw(params: list[Tensor], grads: list[Tensor], state: dict[str, list[Tensor]], group: dict[str, Any]) -> None:
-    """γ = 0: torch's own AdamW, so that it is the same to the last bit on every path."""
-    adamw(
-        params,
-        grads,
-        state["exp_avg"],
-        state["exp_avg_sq"],
-        [],
-        state["step"],
-        foreach=group["foreach"],
-        capturable=group["capturable"],
-        differentiable=group["differentiable"],
-        fused=group["fused"],
-        has_complex=any(p.is_complex() for p in params),
-        amsgrad=False,
-        beta1=group["betas"][0],
-        beta2=group["betas"][1],
-        lr=group["lr"],
-        weight_decay=group["weight_decay"],
-        eps=group["eps"],
-        maximize=group["maximize"],
-    )
-
-
-def _update(params: list[Tensor], grads: list[Tensor], states: list[State], group: dict[str, Any], o: Options) -> None:
-    """Run the group's form, one tensor at a time or all tensors of a device and dtype together."""
-    form = FORMS[group["form"]]
-    foreach = group["foreach"]
-    if foreach is None:
-        _, foreach = _default_to_fused_or_foreach(params, group["differentiable"], use_fused=False)
-        foreach = foreach and (group["capturable"] or not isinstance(group["lr"], Tensor))
-    params, grads, states = [real(p) for p in params], [real(g) for g in grads], [_real_state(s) for s in states]
-    if not foreach:
-        for param, grad, state in zip(params, grads, states, strict=True):
-            form.single(param, -grad if o.maximize else grad, state, o)
-        return
-    columns: list[list[Tensor | None]] = [list(params)]
-    batches = Optimizer._group_tensors_by_device_and_dtype(columns, with_indices=True)
-    for _, indices in batches.values():
-        chosen = [grads[i] for i in indices]
-        if o.maximize:
-            chosen = list(torch._foreach_neg(chosen))
-        form.foreach([params[i] for i in indices], chosen, [states[i] for i in indices], o)

@@ -132,15 +132,14 @@ def check_flag(name: str, value: object, *, optional: bool = False) -> None:
         raise TypeError(f"{name} must be {allowed}, not {value!r} of type {type(value).__name__}")
 
 
-def check_params(params: list[Any], names: list[str] | None = None) -> None:
+def check_params(params: list[Any]) -> None:
     """Each parameter once; torch only warns, but a second update in one step is never what was meant."""
     seen: dict[int, int] = {}
     for index, param in enumerate(params):
         first = seen.setdefault(id(param), index)
         if first != index:
-            label = f" ({names[index]!r})" if names else ""
             raise ValueError(
-                f"params: number {index}{label} of a parameter group is the same tensor as number {first}; list every "
+                f"params: number {index} of a parameter group is the same tensor as number {first}; list every "
                 "parameter once, as module.parameters() does"
             )
 

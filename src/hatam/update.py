@@ -92,11 +92,11 @@ def remember_mean_(denom_mean: Tensor, h: Tensor, o: Options) -> None:
     """Keep mean(h) for the next step.
 
     One coordinate with a NaN or infinite gradient makes the mean useless; the tensor then lives on with its last good
-    one, so that the coordinate harms itself alone, as in AdamW. This costs no pass over memory. A last mean of about ε
-    is that of v = 0 and no measure of what has come since: S would be sqrt(v̂) / ε. Infinity, S = 0, is safe.
+    one, so that the coordinate harms itself alone, as in AdamW. This costs no pass over memory. A last mean of ε is
+    that of v = 0 and no measure of what has come since: S would be sqrt(v̂) / ε. Infinity, S = 0, is safe.
     """
     mean = h.mean(dtype=denom_mean.dtype)
-    last = torch.where(denom_mean > 2 * o.eps, denom_mean, math.inf)
+    last = torch.where(denom_mean > NO_GRADIENT_YET * o.eps, denom_mean, math.inf)
     denom_mean.copy_(torch.where(mean < math.inf, mean, last))
 
 

@@ -15,6 +15,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from .contenders import CONTENDERS
 from .stats import Difference, Estimate, estimate, paired
 
 BASELINE = "adamw"
@@ -51,7 +52,7 @@ class Row:
 
 
 def rows(records: Iterable[Record]) -> list[Row]:
-    """One row per label, in the order in which labels first appear by name of the contender table."""
+    """One row per label, in the order of the contender table."""
     by_label: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         by_label[record["run"]["label"]].append(record)
@@ -60,8 +61,6 @@ def rows(records: Iterable[Record]) -> list[Row]:
 
 
 def _order(label: str) -> tuple[int, str]:
-    from .contenders import CONTENDERS
-
     name = label.partition(":")[0]
     return (list(CONTENDERS).index(name) if name in CONTENDERS else len(CONTENDERS), label)
 
