@@ -98,17 +98,18 @@ CONTENDERS: dict[str, Contender] = {
         Contender("adamw", "AdamW", "arXiv 1711.05101", train_adamw, ADAMW_OPTIONS),
         Contender(
             "adamw-no-momentum",
-            "AdamW at β1 = 0, its best setting on MNIST-1D",
+            "AdamW at β1 = 0, its better setting on the MLPs",
             "arXiv 1711.05101",
             train_adamw,
             {**ADAMW_OPTIONS, "beta1": 0.0},
         ),
         Contender(
             "sam",
-            "SAM on AdamW at β1 = 0, its best setting on MNIST-1D",
+            "SAM on AdamW, at β1 = 0 on the MLPs",
             "arXiv 2010.01412",
             train_sam,
             {**ADAMW_OPTIONS, "beta1": 0.0, "rho": 0.5},
+            by_task={"mnist1d-conv": {"beta1": 0.9, "rho": 0.05}},
         ),
         Contender(
             "k-sam",
@@ -116,6 +117,7 @@ CONTENDERS: dict[str, Contender] = {
             "arXiv 2210.12864",
             train_ksam,
             {**ADAMW_OPTIONS, "beta1": 0.0, "rho": 0.2, "k_fraction": 0.5},
+            by_task={"mnist1d-conv": {"beta1": 0.9, "rho": 0.05}},
         ),
         Contender(
             "msam",
@@ -123,6 +125,7 @@ CONTENDERS: dict[str, Contender] = {
             "arXiv 2401.12033",
             train_msam,
             {**ADAMW_OPTIONS, "rho": 2.0},
+            by_task={"mnist1d-conv": {"rho": 0.3}},
         ),
         Contender(
             "atam",
