@@ -41,6 +41,7 @@ format: $(VENV)/dev ## format the code
 study-records: $(VENV)/bench ## the committed records of the comparison: 16 seeds, three tasks; resumes
 	for task in mnist1d-mlp-plain mnist1d-mlp mnist1d-conv; do \
 		$(BIN)/hatam compare --task $$task --seeds 16 --first-seed 100 --records results/compare --out docs/figures || exit; done
+	$(BIN)/hatam compare --task mnist1d-mlp --contender hatam:gamma=7 --seeds 16 --first-seed 100 --records results/compare --out runs
 
 readme: $(VENV)/bench ## render the tables of README and docs from the committed records
 	$(BIN)/hatam table results/compare --update README.md --plots docs/figures

@@ -200,6 +200,21 @@ def test_options_decide_where_a_record_lies(tmp_path: Path) -> None:
     assert make_run(task, "hatam:gamma=1.0", 0).path(tmp_path) == make_run(task, "hatam", 0).path(tmp_path)
 
 
+@pytest.mark.parametrize("changed", [{"steps": 5}, {"options": {"lr": 1.0}}])
+def test_runs_of_different_settings_are_not_averaged(changed: dict[str, object]) -> None:
+    record = records.read_all(ROOT / "results" / "compare")[0]
+    other = {**record, "run": {**record["run"], **changed}}
+    with pytest.raises(ValueError, match=f"differ in {next(iter(changed))}"):
+        report.rows([record, other])
+
+
+def test_without_the_extra_the_command_says_how_to_get_it() -> None:
+    code = "import sys; sys.modules['typer'] = None; from hatam.bench.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "hatam: the comparison needs typer: pip install 'hatam[bench]'"
+
+
 def test_statistics_against_known_values() -> None:
     assert estimate([1.0]).mean == 1.0
     assert math.isnan(estimate([1.0]).low)

@@ -195,7 +195,7 @@ class HATAM(Optimizer):
     def straightened(self) -> Iterator[None]:
         """Inside, the parameters are z, the straightened point; on leaving, exactly what they were.
 
-        For validation or for saving a model in mid-training. After a schedule that ends at lr = 0 it changes nothing.
+        For validation or for saving a model in mid-training. After a step at lr = 0 it changes nothing.
         The forms "raw" and "published" have no displacement: there it never changes anything. Holds one copy of the
         displaced parameters meanwhile.
 

@@ -1,6 +1,16 @@
-"""``python -m hatam.bench`` is the command ``hatam``."""
+"""The command ``hatam``, also as ``python -m hatam.bench``; without the extra it says how to get it."""
 
-from .cli import main
+from __future__ import annotations
+
+
+def main() -> None:
+    """Run the command."""
+    try:
+        from .cli import main as run
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"hatam: the comparison needs {error.name}: pip install 'hatam[bench]'") from None
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -21,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Compare HATAM with its peers on real data.\n\nExample: hatam compare --task mnist1d-mlp --seeds 5",
+    help="Compare HATAM with its peers, over many seeds.\n\nExample: hatam compare --task mnist1d-mlp --seeds 5",
 )
 console = Console()
 
@@ -112,6 +112,9 @@ def contenders() -> None:
         console.print(f"{contender.name:20}{contender.summary} ({contender.source})", highlight=False, soft_wrap=True)
         options = ", ".join(f"{key}={value}" for key, value in contender.options.items())
         console.print(f"{'':20}{options}", highlight=False, soft_wrap=True)
+        for task, changed in contender.by_task.items():
+            there = ", ".join(f"{key}={value}" for key, value in changed.items())
+            console.print(f"{'':20}on {task}: {there}", highlight=False, soft_wrap=True)
 
 
 def make_run(task: Task, spec: str, seed: int, steps: int | None = None) -> Run:

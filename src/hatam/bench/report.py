@@ -42,7 +42,7 @@ class Row:
         return (
             self.label + (f" ({self.diverged} diverged)" if self.diverged else ""),
             str(self.score.n),
-            f"{self.score.mean:.2f} ± {self.score.half_width:.2f}",
+            f"{self.score.mean:.2f}" + (f" ± {self.score.half_width:.2f}" if self.score.n > 1 else ""),
             "" if d is None else f"{d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}]",
             "" if d is None else ("<0.001" if d.p < 0.001 else f"{d.p:.3f}"),
             f"{self.gradients_per_step:.2f}",
@@ -52,12 +52,31 @@ class Row:
 
 
 def rows(records: Iterable[Record]) -> list[Row]:
-    """One row per label, in the order of the contender table."""
+    """One row per label, in the order of the contender table.
+
+    Raises:
+        ValueError: records of one label differ in more than their seed.
+    """
     by_label: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         by_label[record["run"]["label"]].append(record)
+    for runs in by_label.values():
+        _refuse_mixture(runs)
     baseline = by_label.get(BASELINE, [])
     return [_row(label, runs, baseline) for label, runs in sorted(by_label.items(), key=lambda item: _order(item[0]))]
+
+
+def _refuse_mixture(runs: list[Record]) -> None:
+    """Runs of one label must differ in their seeds alone, or their mean means nothing."""
+    first = runs[0]["run"]
+    for run in (record["run"] for record in runs):
+        changed = [key for key in first if key != "seed" and run[key] != first[key]]
+        if changed:
+            key = changed[0]
+            raise ValueError(
+                f"the records of {run['label']!r} on {run['task']!r} differ in {key} ({first[key]!r} and {run[key]!r}); "
+                "remove one of their folders, or give each comparison --records of its own"
+            )
 
 
 def _order(label: str) -> tuple[int, str]:
