@@ -74,7 +74,7 @@ def _refuse_mixture(runs: list[Record]) -> None:
         if changed:
             key = changed[0]
             raise ValueError(
-                f"the records of {run['label']!r} on {run['task']!r} differ in {key} ({first[key]!r} and {run[key]!r}); "
+                f"the records of {run['label']!r} on {run['task']!r} differ in {key}: {first[key]!r} and {run[key]!r}; "
                 "remove one of their folders, or give each comparison --records of its own"
             )
 
