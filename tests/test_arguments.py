@@ -85,7 +85,15 @@ BAD: list[Case] = [
         for value in (1, "True", 0.0, *([] if name in ("foreach", "fused") else [None]))
     ],
     ({"foreach": True, "differentiable": True}, ValueError, ["foreach=True", "differentiable=True"]),
-    ({"fused": True}, RuntimeError, ["fused=True", "None"]),
+    ({"fused": True, "foreach": True}, ValueError, ["fused=True", "foreach=True", "None"]),
+    ({"fused": True, "differentiable": True}, ValueError, ["fused=True", "differentiable=True"]),
+    ({"state_dtype": torch.float16}, ValueError, ["state_dtype=torch.float16", "torch.bfloat16", "8bit"]),
+    ({"state_dtype": "bfloat16"}, ValueError, ["state_dtype='bfloat16'", "torch.bfloat16", "8bit"]),
+    ({"state_dtype": torch.bfloat16, "differentiable": True}, ValueError, ["state_dtype", "differentiable=True"]),
+    ({"bf16_stochastic_round": None}, TypeError, ["bf16_stochastic_round", "None", "True"]),
+    ({"seed": -1}, ValueError, ["seed=-1", "[0, 2**32)"]),
+    ({"seed": 2**32}, ValueError, ["seed=4294967296", "[0, 2**32)"]),
+    ({"seed": 0.5}, TypeError, ["seed", "0.5", "float"]),
 ]
 
 ids_of_bad = [", ".join(f"{name}={value!r}" for name, value in options.items()) for options, _, _ in BAD]

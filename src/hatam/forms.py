@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import foreach, update
+from . import foreach, storage, update
 from .update import Options, State
 
 PUBLISHED_FORM: dict[str, Any] = {"form": "published", "modulator": "relative", "gamma": 1.0, "beta_c": 0.9}
@@ -35,15 +35,17 @@ class Form:
     """One way to use the bend of the trajectory.
 
     Attributes:
-        single: the update of one tensor, ``single(param, grad, state, options)``.
-        foreach: the same for lists of tensors.
+        moments: first half of the update of one tensor, ``moments(param, grad, state, options)``.
+        descent: second half, ``descent(param, state, options)``.
+        foreach: both for lists of tensors.
         prepare: adds to a group's states what the form needs beyond AdamW's, ``prepare(states, params, options)``.
         cap: the modulator's cap unless the user gives one.
         beta_c: the rate of e unless the user gives one; None means β1, so that e is m.
         fades: whether the form has a radius, and so uses ``fade``.
     """
 
-    single: Callable[[Tensor, Tensor, State, Options], None]
+    moments: update.Moments
+    descent: update.Descent
     foreach: Callable[[list[Tensor], list[Tensor], list[State], Options], None]
     prepare: Callable[[list[State], list[Tensor], Options], None]
     cap: float
@@ -77,7 +79,8 @@ def prepare_corrected(states: list[State], params: list[Tensor], o: Options) -> 
             state["exp_avg_grad"] = state["exp_avg"].clone()
         if o.modulator.needs_mean and "denom_mean" not in state:
             state["denom_mean"] = scalar(0.0, param)
-            h = update.denominator(real(state["exp_avg_sq"]), state["step"], o)
+            v = storage.widened(real(state["exp_avg_sq"]), storage.arithmetic(real(param).dtype))
+            h = update.denominator(v, state["step"], o)
             update.remember_mean_(state["denom_mean"], h, o)
 
 
@@ -88,7 +91,8 @@ def real(x: Tensor) -> Tensor:
 
 FORMS: dict[str, Form] = {
     "decoupled": Form(
-        single=update.decoupled_,
+        moments=update.decoupled_moments_,
+        descent=update.decoupled_descent_,
         foreach=foreach.decoupled_,
         prepare=prepare_decoupled,
         cap=3.0,
@@ -96,7 +100,8 @@ FORMS: dict[str, Form] = {
         fades=True,
     ),
     "raw": Form(
-        single=partial(update.corrected_, raw=True),
+        moments=partial(update.corrected_moments_, raw=True),
+        descent=update.corrected_descent_,
         foreach=partial(foreach.corrected_, raw=True),
         prepare=prepare_corrected,
         cap=3.0,
@@ -104,7 +109,8 @@ FORMS: dict[str, Form] = {
         fades=False,
     ),
     "published": Form(
-        single=partial(update.corrected_, raw=False),
+        moments=partial(update.corrected_moments_, raw=False),
+        descent=update.corrected_descent_,
         foreach=partial(foreach.corrected_, raw=False),
         prepare=prepare_corrected,
         cap=math.inf,

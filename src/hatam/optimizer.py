@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast, overload
 
@@ -15,13 +15,13 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-from . import options, paths, update
+from . import narrow, options, paths
 from .forms import FORMS, real
+from .storage import SCALARS, new_moment, restore_dtypes
 from .update import State
 
 ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
-SCALAR_STATE = ("denom_mean", "displacement_mean", "displacement_radius")
-STATE = (*ADAMW_STATE, "exp_avg_grad", *SCALAR_STATE)
+STATE = (*ADAMW_STATE, "exp_avg_grad", *SCALARS)
 
 
 class HATAM(Optimizer):
@@ -62,10 +62,16 @@ class HATAM(Optimizer):
         foreach: use the multi-tensor path. None chooses as torch does.
         capturable: keep all state on the device, for CUDA graphs.
         differentiable: let autograd through the step.
-        fused: use a fused kernel. None falls back to ``foreach``.
+        fused: use the compiled kernel, one pass over memory. None uses it for CPU parameters where it was built, and
+            else ``foreach``. With True the step also undoes a GradScaler's loss scale.
+        state_dtype: in what m and e are kept: ``torch.bfloat16`` with stochastic rounding (v is float32 then),
+            ``torch.float32``, or "8bit" (m, v and e; needs torchao). None means the parameter's own dtype, as in torch.
+        bf16_stochastic_round: round bfloat16 parameters and their state at random, so that small updates are not lost.
+        seed: of the rounding at random, in [0, 2**32).
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it, its value, its range and a remedy.
+        RuntimeError: ``fused=True`` where there is no kernel for the parameters.
 
     Example:
         >>> import torch
@@ -104,6 +110,9 @@ class HATAM(Optimizer):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        state_dtype: torch.dtype | str | None = None,
+        bf16_stochastic_round: bool = False,
+        seed: int = 0,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -121,10 +130,13 @@ class HATAM(Optimizer):
             "capturable": capturable,
             "differentiable": differentiable,
             "fused": fused,
+            "state_dtype": state_dtype,
+            "bf16_stochastic_round": bf16_stochastic_round,
+            "seed": seed,
             "lr_peak": 0.0,
         }
         options.check(defaults)
-        super().__init__(_listed(params), defaults)
+        super().__init__(options.listed(params), defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group in mid-training; its options are checked first, so a refused group leaves nothing behind."""
@@ -134,6 +146,11 @@ class HATAM(Optimizer):
             param_group = {**param_group, "params": list(params)}
             options.check_params([p[1] if isinstance(p, tuple) else p for p in param_group["params"]])
         super().add_param_group(param_group)
+        try:
+            options.check_devices(self.param_groups[-1])
+        except RuntimeError:
+            del self.param_groups[-1]
+            raise
         self.param_groups[-1]["lr_peak"] = paths.peak_of_kind(self.param_groups[-1])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -144,16 +161,13 @@ class HATAM(Optimizer):
                 group.setdefault(key, value)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the optimizer's state, as torch does, but leave the 0-dim scalars in their own precision."""
+        """Load the optimizer's state, as torch does, but leave every state tensor in the dtype that it was saved in."""
         self._refuse_while_straightened("load_state_dict()")
         super().load_state_dict(state_dict)
         params = [p for group in self.param_groups for p in group["params"]]
         saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         for param, saved_id in zip(params, saved_ids, strict=True):
-            saved = state_dict["state"].get(saved_id, {})
-            for key in saved.keys() & SCALAR_STATE:
-                device = self.state[param]["step"].device if key == "displacement_radius" else param.device
-                self.state[param][key] = saved[key].detach().clone().to(device)
+            restore_dtypes(self.state[param], state_dict["state"].get(saved_id, {}), param)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -176,7 +190,13 @@ class HATAM(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._refuse_sparse()
+        amp = {key: getattr(self, key) for key in ("grad_scale", "found_inf") if hasattr(self, key)}
+        if amp.get("found_inf") is not None and amp["found_inf"].item():
+            return loss  # a GradScaler's skipped step: nothing moves
+        first = 0
         for group in self.param_groups:
+            numbers = [first + i for i, p in enumerate(group["params"]) if p.grad is not None]
+            first += len(group["params"])
             params: list[Tensor] = []
             grads: list[Tensor] = []
             columns: dict[str, list[Tensor]] = {key: [] for key in STATE}
@@ -184,12 +204,19 @@ class HATAM(Optimizer):
             if not params:
                 continue
             kept = {key: column for key, column in columns.items() if column}
-            if len(kept) == len(ADAMW_STATE):
-                paths.run_adamw(params, grads, kept, group)
+            is_adamw = len(kept) == len(ADAMW_STATE)
+            peak = group["lr_peak"] if is_adamw else paths.raise_peak(group)
+            o = options.resolve(group, peak, amp.get("grad_scale"))
+            if is_adamw:
+                paths.run_adamw(params, grads, kept, group, o, numbers, **amp)
             else:
-                states = [dict(zip(kept, row, strict=True)) for row in zip(*kept.values(), strict=True)]
-                paths.run_form(params, grads, states, group, options.resolve(group, paths.raise_peak(group)))
+                paths.run_form(params, grads, kept, group, o, numbers)
         return loss
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Where True, a GradScaler leaves loss scale and skipped steps to :meth:`step`, and Lightning does not clip."""
+        return all(group["fused"] for group in self.param_groups)
 
     @contextmanager
     def straightened(self) -> Iterator[None]:
@@ -220,7 +247,7 @@ class HATAM(Optimizer):
                         state = self.state.get(p, {})
                         if "displacement_radius" in state:
                             saved.append((p, state, p.detach().clone(), state["displacement_radius"].clone()))
-                            update.undo_displacement_(real(p.detach()), paths.real_state(state), o)
+                            narrow.undo_displacement_(real(p.detach()), paths.real_state(state), o)
                             state["displacement_radius"].zero_()
             yield
         finally:
@@ -242,14 +269,14 @@ class HATAM(Optimizer):
             grads.append(cast(Tensor, p.grad))
             state = self.state[p]
             if "step" not in state:
-                on_device = group["capturable"]  # else on the CPU, where reading it waits for nothing
+                on_device = group["capturable"] or group["fused"]  # else on the CPU: reading it waits for nothing
                 state["step"] = torch.zeros(
                     (),
                     dtype=torch.float32 if on_device else _get_scalar_dtype(),
                     device=p.device if on_device else "cpu",
                 )
-                state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                for key in ADAMW_STATE[1:]:
+                    state[key] = new_moment(p, key, group["state_dtype"])
         states = [self.state[p] for p in params]
         if group["gamma"] != 0 or any(len(state) > len(ADAMW_STATE) for state in states):
             FORMS[group["form"]].prepare(states, params, options.resolve(group, group["lr_peak"]))
@@ -271,13 +298,3 @@ class HATAM(Optimizer):
     def _refuse_while_straightened(self, what: str) -> None:
         if self._straightened:
             raise RuntimeError(f"{what} inside straightened() would be undone on leaving it: leave the block first")
-
-
-def _listed(params: ParamsT) -> ParamsT:
-    """The parameters as a list that is not empty; what torch refuses it shall refuse in its own words."""
-    if isinstance(params, (Tensor, dict)) or not isinstance(params, Iterable):
-        return params
-    listed: Any = list(params)
-    if not listed:
-        raise ValueError("params is empty; pass model.parameters() of a model that has parameters")
-    return cast(ParamsT, listed)

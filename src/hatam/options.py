@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
+from . import fused
 from .forms import FORMS
 from .modulators import MODULATORS
+from .storage import STATE_DTYPES
 from .update import Options, Scalar
 
 DEFAULT_FADE = 0.1
@@ -37,13 +41,14 @@ def check(group: Mapping[str, Any]) -> None:
     check_choice("modulator", group["modulator"], MODULATORS)
     if group["beta_c"] is not None:
         check_number("beta_c", group["beta_c"], 0.0, 1.0, open_end=True, remedy="None takes the form's default")
-    for name in ("maximize", "capturable", "differentiable"):
+    for name in ("maximize", "capturable", "differentiable", "bf16_stochastic_round"):
         check_flag(name, group[name])
     for name in ("foreach", "fused"):
         check_flag(name, group[name], optional=True)
     check_radius_options(group)
     check_eps(group)
     check_paths(group)
+    check_state(group)
 
 
 def check_radius_options(group: Mapping[str, Any]) -> None:
@@ -74,11 +79,33 @@ def check_eps(group: Mapping[str, Any]) -> None:
 
 
 def check_paths(group: Mapping[str, Any]) -> None:
-    """Code paths that exclude each other or are not there."""
-    if group["foreach"] and group["differentiable"]:
-        raise ValueError("foreach=True and differentiable=True exclude each other; leave foreach at None")
+    """Code paths that exclude each other."""
+    for one, other in (("foreach", "differentiable"), ("fused", "differentiable"), ("fused", "foreach")):
+        if group[one] and group[other]:
+            raise ValueError(f"{one}=True and {other}=True exclude each other; leave {one} at None")
+
+
+def check_state(group: Mapping[str, Any]) -> None:
+    """In what state is kept, and from what its rounding starts."""
+    value, seed = group["state_dtype"], group["seed"]
+    if not any(value is choice or (isinstance(choice, str) and value == choice) for choice in STATE_DTYPES.values()):
+        raise ValueError(f"state_dtype={value!r} is not supported: it must be one of {', '.join(STATE_DTYPES)}")
+    if value == "8bit" and importlib.util.find_spec("torchao") is None:
+        raise ValueError("state_dtype='8bit' needs torchao, which is not installed: pip install 'hatam[8bit]'")
+    if value is not None and group["differentiable"]:
+        raise ValueError(f"state_dtype={value!r} and differentiable=True exclude each other; leave state_dtype at None")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an integer in [0, 2**32), not {seed!r} of type {type(seed).__name__}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed!r} is out of range: it must be in [0, 2**32)")
+
+
+def check_devices(group: Mapping[str, Any]) -> None:
+    """Whether the parameters of a group with fused=True are where there is a fused kernel."""
     if group["fused"]:
-        raise RuntimeError("fused=True: this version has no fused kernel; leave fused at None")
+        reason = fused.refusal({p.device.type for p in group["params"]})
+        if reason:
+            raise RuntimeError(f"fused=True: {reason}")
 
 
 def check_lr(lr: object, *, foreach: bool | None, capturable: bool) -> None:
@@ -132,6 +159,16 @@ def check_flag(name: str, value: object, *, optional: bool = False) -> None:
         raise TypeError(f"{name} must be {allowed}, not {value!r} of type {type(value).__name__}")
 
 
+def listed(params: ParamsT) -> ParamsT:
+    """The parameters as a list that is not empty; what torch refuses it shall refuse in its own words."""
+    if isinstance(params, (Tensor, dict)) or not isinstance(params, Iterable):
+        return params
+    listed: Any = list(params)
+    if not listed:
+        raise ValueError("params is empty; pass model.parameters() of a model that has parameters")
+    return cast(ParamsT, listed)
+
+
 def check_params(params: list[Any]) -> None:
     """Each parameter once; torch only warns, but a second update in one step is never what was meant."""
     seen: dict[int, int] = {}
@@ -144,7 +181,7 @@ def check_params(params: list[Any]) -> None:
             )
 
 
-def resolve(group: Mapping[str, Any], lr_peak: Scalar) -> Options:
+def resolve(group: Mapping[str, Any], lr_peak: Scalar, grad_scale: Scalar = None) -> Options:
     """The options of a group for one step, with the defaults of its form filled in."""
     form = FORMS[group["form"]]
     lr, lr_peak = zero_dim(group["lr"]), zero_dim(lr_peak)
@@ -163,8 +200,12 @@ def resolve(group: Mapping[str, Any], lr_peak: Scalar) -> Options:
         modulator=MODULATORS[group["modulator"]],
         cap=form.cap if group["modulator_cap"] is None else group["modulator_cap"],
         radius=radius(group, lr, lr_peak) if form.fades else 0.0,
-        maximize=group["maximize"],
+        grad_factor=(-1 if group["maximize"] else 1) / (1 if grad_scale is None else grad_scale),
         capturable=group["capturable"],
+        form=group["form"],
+        round_param=group["bf16_stochastic_round"],
+        round_state=group["bf16_stochastic_round"] or group["state_dtype"] is not None,
+        seed=group["seed"],
     )
 
 

@@ -1,4 +1,4 @@
-"""Which code path does a group's step: torch's AdamW, or the group's form for one tensor or for many at a time."""
+"""Which code path does a group's step: torch's AdamW, or the form in a fused kernel, foreach or tensor by tensor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer, _default_to_fused_or_foreach
 
+from . import fused, narrow, update
 from .forms import FORMS, real
+from .fused import Columns
 from .update import Options, Scalar, State, kept
 
 
@@ -36,8 +38,23 @@ def real_state(state: State) -> State:
     return {key: real(x) for key, x in state.items()}
 
 
-def run_adamw(params: list[Tensor], grads: list[Tensor], state: dict[str, list[Tensor]], group: dict[str, Any]) -> None:
-    """γ = 0: torch's own AdamW, so that it is the same to the last bit on every path."""
+def run_adamw(
+    params: list[Tensor],
+    grads: list[Tensor],
+    state: Columns,
+    group: dict[str, Any],
+    o: Options,
+    numbers: list[int],
+    **amp: Tensor | None,
+) -> None:
+    """γ = 0: torch's own AdamW, so that it is the same to the last bit on every path; other dtypes it does not take."""
+    states = rows(state)
+    if any(narrow.needed(*row, o) for row in zip(params, grads, states, strict=True)):
+        halves = (update.adamw_moments_, update.corrected_descent_)
+        params, grads, states = [real(p) for p in params], scaled(grads, o), [real_state(s) for s in states]
+        for param, grad, one, number in zip(params, grads, states, numbers, strict=True):
+            narrow.step(halves, param, grad, one, o, number)
+        return
     adamw(
         params,
         grads,
@@ -57,25 +74,63 @@ def run_adamw(params: list[Tensor], grads: list[Tensor], state: dict[str, list[T
         weight_decay=group["weight_decay"],
         eps=group["eps"],
         maximize=group["maximize"],
+        **amp,
     )
 
 
-def run_form(params: list[Tensor], grads: list[Tensor], states: list[State], group: dict[str, Any], o: Options) -> None:
-    """Run the group's form, one tensor at a time or all tensors of a device and dtype together."""
-    form = FORMS[group["form"]]
+def run_form(
+    params: list[Tensor], grads: list[Tensor], state: Columns, group: dict[str, Any], o: Options, numbers: list[int]
+) -> None:
+    """Run the group's form: in a fused kernel what it takes, the rest on another path."""
+    if any(p.is_complex() for p in params):
+        params, grads = [real(p) for p in params], [real(g) for g in grads]
+        state = {key: [real(x) for x in column] for key, column in state.items()}
+    if fused.chosen(group, params):
+        rest = fused.step(params, grads, state, numbers, o)
+        params, grads, numbers = [params[i] for i in rest], [grads[i] for i in rest], [numbers[i] for i in rest]
+        state = {key: [column[i] for i in rest] for key, column in state.items()}
+    if params:
+        run_unfused(params, scaled(grads, o), rows(state), group, o, numbers)
+
+
+def run_unfused(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[State],
+    group: dict[str, Any],
+    o: Options,
+    numbers: list[int],
+) -> None:
+    """One tensor at a time, or all tensors of a device and dtype together; one by one what needs wider arithmetic."""
+    form = FORMS[o.form]
     foreach = group["foreach"]
     if foreach is None:
         _, foreach = _default_to_fused_or_foreach(params, group["differentiable"], use_fused=False)
         foreach = foreach and (group["capturable"] or not isinstance(group["lr"], Tensor))
-    params, grads, states = [real(p) for p in params], [real(g) for g in grads], [real_state(s) for s in states]
-    if not foreach:
-        for param, grad, state in zip(params, grads, states, strict=True):
-            form.single(param, -grad if o.maximize else grad, state, o)
+    together = []
+    for i, (param, grad, state) in enumerate(zip(params, grads, states, strict=True)):
+        if narrow.needed(param, grad, state, o):
+            narrow.step((form.moments, form.descent), param, grad, state, o, numbers[i])
+        elif foreach:
+            together.append(i)
+        else:
+            form.moments(param, grad, state, o)
+            form.descent(param, state, o)
+    if not together:
         return
-    columns: list[list[Tensor | None]] = [list(params)]
-    batches = Optimizer._group_tensors_by_device_and_dtype(columns, with_indices=True)
-    for _, indices in batches.values():
-        chosen = [grads[i] for i in indices]
-        if o.maximize:
-            chosen = list(torch._foreach_neg(chosen))
-        form.foreach([params[i] for i in indices], chosen, [states[i] for i in indices], o)
+    columns: list[list[Tensor | None]] = [[params[i] for i in together]]
+    for _, batch in Optimizer._group_tensors_by_device_and_dtype(columns, with_indices=True).values():
+        chosen = [together[i] for i in batch]
+        form.foreach([params[i] for i in chosen], [grads[i] for i in chosen], [states[i] for i in chosen], o)
+
+
+def rows(state: Columns) -> list[State]:
+    """One state for every parameter."""
+    return [dict(zip(state, row, strict=True)) for row in zip(*state.values(), strict=True)]
+
+
+def scaled(grads: list[Tensor], o: Options) -> list[Tensor]:
+    """The gradients without the loss scale, negated to maximize."""
+    if not isinstance(o.grad_factor, Tensor) and o.grad_factor == 1:
+        return grads
+    return list(torch._foreach_mul(grads, o.grad_factor))

@@ -1,5 +1,8 @@
 """One HATAM step of one tensor: the equations, in place, in the order in which they are written.
 
+Each form has two halves, the moments and the descent. Between them lies the moment at which state that is stored in
+fewer bits is rounded (:mod:`hatam.narrow`): the descent computes with what a later step will read.
+
 ============  ===================  ==========================================================
 symbol        name                 meaning
 ============  ===================  ==========================================================
@@ -21,6 +24,7 @@ d, ρ          ``displacement_*``   displacement of w from the straightened poin
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -32,6 +36,8 @@ NO_GRADIENT_YET = 1 + 1e-6  # times ε: the mean of h = ε, with room for roundi
 
 Scalar: TypeAlias = Any  # a float, or a 0-dim tensor where a host demands it (capturable, tensor lr, torch.compile)
 State: TypeAlias = dict[str, Any]
+Moments: TypeAlias = "Callable[[Tensor, Tensor, State, Options], None]"
+Descent: TypeAlias = "Callable[[Tensor, State, Options], None]"
 
 
 class Options(NamedTuple):
@@ -47,8 +53,12 @@ class Options(NamedTuple):
     modulator: Modulator
     cap: float
     radius: Scalar  # ρ_t, of the decoupled form
-    maximize: bool
+    grad_factor: Scalar  # 1, or −1 to maximize; divided by the loss scale
     capturable: bool
+    form: str
+    round_param: bool  # bfloat16 parameters at random; else to nearest
+    round_state: bool
+    seed: int
 
 
 def number(x: Tensor, o: Options) -> Scalar:
@@ -123,21 +133,25 @@ def corrected_gradient(grad: Tensor, exp_avg_grad: Tensor, h: Tensor, mean: Tens
     return weight.mul(bend).mul_(o.gamma).add_(grad)
 
 
-def decoupled_(param: Tensor, grad: Tensor, state: State, o: Options) -> None:
-    """AdamW on z = w + d with the gradient taken at w; then w is displaced from z again."""
+def decoupled_moments_(param: Tensor, grad: Tensor, state: State, o: Options) -> None:
+    """AdamW's moments of the raw gradient, taken at w; leaves z in place of w."""
     m, v, e = state["exp_avg"], state["exp_avg_sq"], averaged_gradient(state)
 
     # z = w + d_{t−1}
     undo_displacement_(param, state, o)
 
-    # z ← z − lr (m̂ / h + wd z)
     state["step"] += 1
-    step = number(state["step"], o)
     if e is not m:
         e.lerp_(grad, 1 - o.beta_c)
     moments_(m, v, grad, grad, o)
-    h = denominator(v, step, o)
-    descend_(param, m, h, step, o)
+
+
+def decoupled_descent_(param: Tensor, state: State, o: Options) -> None:
+    """AdamW on z; then w is displaced from z again."""
+    # z ← z − lr (m̂ / h + wd z)
+    step = number(state["step"], o)
+    h = denominator(state["exp_avg_sq"], step, o)
+    descend_(param, state["exp_avg"], h, step, o)
 
     # w = z − d_t, d_t = ρ_t S_t e_t / h_t
     mean = state.get("denom_mean")
@@ -145,7 +159,8 @@ def decoupled_(param: Tensor, grad: Tensor, state: State, o: Options) -> None:
     if mean is not None:
         hand_over_mean_(state, o)
         remember_mean_(mean, h, o)
-    displace_(param, e, h, displacement_mean(state), -number(state["displacement_radius"], o), o)
+    radius = -number(state["displacement_radius"], o)
+    displace_(param, averaged_gradient(state), h, displacement_mean(state), radius, o)
 
 
 def undo_displacement_(param: Tensor, state: State, o: Options) -> None:
@@ -166,20 +181,29 @@ def displacement_mean(state: State) -> Tensor | None:
     return kept(state["displacement_mean"]) if "displacement_mean" in state else None
 
 
-def corrected_(param: Tensor, grad: Tensor, state: State, o: Options, *, raw: bool) -> None:
-    """AdamW on ĝ; "raw" builds v from g instead, so that S does not feed on its own correction."""
-    m, v, e, mean = state["exp_avg"], state["exp_avg_sq"], state["exp_avg_grad"], state.get("denom_mean")
+def corrected_moments_(param: Tensor, grad: Tensor, state: State, o: Options, *, raw: bool) -> None:
+    """AdamW's moments of ĝ; "raw" builds v from g instead, so that S does not feed on its own correction."""
+    m, v, e = state["exp_avg"], state["exp_avg_sq"], state["exp_avg_grad"]
 
     # ĝ = g + γ S c, S from v_{t−1}
     h = denominator(v, number(state["step"], o), o)
-    corrected = corrected_gradient(grad, kept(e), h, mean, o)
+    corrected = corrected_gradient(grad, kept(e), h, state.get("denom_mean"), o)
     e.lerp_(grad, 1 - o.beta_c)
 
-    # w ← w − lr (m̂ / h + wd w)
     state["step"] += 1
-    step = number(state["step"], o)
     moments_(m, v, corrected, grad if raw else corrected, o)
-    h = denominator(v, step, o)
-    if mean is not None:
-        remember_mean_(mean, h, o)
-    descend_(param, m, h, step, o)
+
+
+def corrected_descent_(param: Tensor, state: State, o: Options) -> None:
+    """w ← w − lr (m̂ / h + wd w)."""
+    step = number(state["step"], o)
+    h = denominator(state["exp_avg_sq"], step, o)
+    if "denom_mean" in state:
+        remember_mean_(state["denom_mean"], h, o)
+    descend_(param, state["exp_avg"], h, step, o)
+
+
+def adamw_moments_(param: Tensor, grad: Tensor, state: State, o: Options) -> None:
+    """γ = 0 where torch's own AdamW cannot serve, as with state of another dtype than the parameter's."""
+    state["step"] += 1
+    moments_(state["exp_avg"], state["exp_avg_sq"], grad, grad, o)

@@ -1,0 +1,142 @@
+/* One step of HATAM for all tensors of a group in one pass over memory; see hatam/update.py for the mathematics.
+ *
+ * Tensors are cut into chunks; each thread takes the next chunk that is left. Sums are kept per chunk and added in the
+ * order of the chunks, so that the result does not depend on who did what. Nothing of torch's or Python's binary
+ * interface is used: pointers and numbers only.
+ */
+
+#include "cpu.h"
+
+#include <math.h>
+#include <stddef.h>
+#include <stdlib.h>
+
+#include "cpu_bfloat16.h"
+
+/* Compiled for several instruction sets, one of which the loader chooses, where compiler and loader can do that. */
+#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && !defined(HATAM_ONE_TARGET)
+#define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define CLONES
+#endif
+#define INLINE __attribute__((always_inline)) static inline
+#define SIMD _Pragma("omp simd")
+
+enum { BLOCK = 1024, CHUNK = 65536 };
+
+typedef struct {
+    void *param, *exp_avg, *exp_avg_sq, *exp_avg_grad;
+    const void *grad;
+    uint32_t at; /* place of the first element in its tensor */
+    int n;
+} Block;
+
+/* What the compiler makes a loop of its own for. */
+typedef struct {
+    int param, exp_avg, exp_avg_sq, random, own_e, raw;
+} Types;
+
+static double scalar(const void *x, int32_t dtype) { return dtype == FLOAT64 ? *(const double *)x : *(const float *)x; }
+
+static void set_scalar(void *x, int32_t dtype, double value) {
+    if (dtype == FLOAT64)
+        *(double *)x = value;
+    else
+        *(float *)x = (float)value;
+}
+
+/* A mean of eps is that of v = 0: nothing is known of sharpness yet, and S = 0. */
+static double known_mean(double mean, const Options *o) { return mean > o->no_gradient_yet ? mean : INFINITY; }
+
+/* param and gradient, m and e, v; and whether random numbers are drawn, which a loop can also leave unused. */
+#define FLOAT_COMBINATIONS(ROW)                \
+    ROW(plain, FLOAT32, FLOAT32, FLOAT32, 0)   \
+    ROW(narrow_state, FLOAT32, BFLOAT16, FLOAT32, 1) \
+    ROW(narrow, BFLOAT16, BFLOAT16, BFLOAT16, 0) \
+    ROW(narrow_random, BFLOAT16, BFLOAT16, BFLOAT16, 1) \
+    ROW(wide_state, BFLOAT16, FLOAT32, FLOAT32, 1) \
+    ROW(wide_v, BFLOAT16, BFLOAT16, FLOAT32, 1)
+#define DOUBLE_COMBINATIONS(ROW) ROW(plain, FLOAT64, FLOAT64, FLOAT64, 0)
+
+#define REAL float
+#define FN(name) name##_float
+#define SQRT sqrtf
+#define LEAST_EPS 1e-15
+#define COMBINATIONS FLOAT_COMBINATIONS
+#include "cpu_loops.h"
+#include "cpu_chunk.h"
+#undef REAL
+#undef FN
+#undef SQRT
+#undef LEAST_EPS
+#undef COMBINATIONS
+#define REAL double
+#define FN(name) name##_double
+#define SQRT sqrt
+#define LEAST_EPS 1e-150
+#define COMBINATIONS DOUBLE_COMBINATIONS
+#include "cpu_loops.h"
+#include "cpu_chunk.h"
+
+typedef struct {
+    const Table *table;
+    const Options *options;
+    const int64_t *first; /* number of the first chunk of each tensor, and of all chunks at the end */
+    double *sums;         /* of sqrt(v) over each chunk */
+    int64_t next;         /* the chunk that nobody has taken yet */
+} Job;
+
+static void work(void *data) {
+    Job *job = data;
+    const Table *table = job->table;
+    int64_t t = 0, chunk;
+    while ((chunk = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < job->first[table->tensors]) {
+        while (job->first[t + 1] <= chunk) t++;
+        const int64_t begin = (chunk - job->first[t]) * CHUNK, rest = table->numel[t] - begin;
+        const int64_t end = begin + (rest < CHUNK ? rest : CHUNK);
+        job->sums[chunk] = job->options->param_dtype == FLOAT64 ? chunk_double(table, job->options, t, begin, end)
+                                                                : chunk_float(table, job->options, t, begin, end);
+    }
+}
+
+/* Moves the scalars of one tensor on, once all its chunks are done. */
+static void finish(const Table *table, const Options *o, int64_t t, const double *sums, int64_t chunks) {
+    const double step = scalar(table->step[t], o->step_dtype) + 1;
+    set_scalar(table->step[t], o->step_dtype, step);
+    if (o->loop < RAW) set_scalar(table->displacement_radius[t], o->scalar_dtype, o->radius);
+    if (table->denom_mean == NULL) return;
+    const double last = known_mean(scalar(table->denom_mean[t], o->scalar_dtype), o);
+    double sum = 0;
+    for (int64_t i = 0; i < chunks; i++) sum += sums[i];
+    const double mean = sum / (double)table->numel[t] / sqrt(1 - pow(o->beta2, step)) + o->eps;
+    if (o->loop < RAW && table->displacement_mean != NULL) set_scalar(table->displacement_mean[t], o->scalar_dtype, last);
+    set_scalar(table->denom_mean[t], o->scalar_dtype, mean < INFINITY ? mean : last);
+}
+
+int32_t hatam_layout(void) { return HATAM_LAYOUT; }
+
+/* Whether there is a loop for these types. */
+int32_t hatam_takes(const Options *o) {
+    return o->param_dtype == FLOAT64 ? choose_double(o) != NULL : choose_float(o) != NULL;
+}
+
+/* Returns 1, or 0 where memory for the bookkeeping was refused and nothing has moved. */
+int32_t hatam_step(const Table *table, const Options *options, Parallel parallel) {
+    const int64_t tensors = table->tensors;
+    int64_t *first = malloc(sizeof *first * (size_t)(tensors + 1));
+    if (first == NULL) return 0;
+    first[0] = 0;
+    for (int64_t t = 0; t < tensors; t++) first[t + 1] = first[t] + (table->numel[t] + CHUNK - 1) / CHUNK;
+    double *sums = malloc(sizeof *sums * (size_t)(first[tensors] + 1));
+    if (sums != NULL) {
+        Job job = {table, options, first, sums, 0};
+        if (parallel != NULL && options->threads > 1 && first[tensors] > 1)
+            parallel(work, &job, (unsigned)options->threads, 0);
+        else
+            work(&job);
+        for (int64_t t = 0; t < tensors; t++) finish(table, options, t, sums + first[t], first[t + 1] - first[t]);
+        free(sums);
+    }
+    free(first);
+    return sums != NULL;
+}

@@ -1,0 +1,131 @@
+"""The compiled CPU kernel: finds it, and hands it the tensors of a group as raw pointers.
+
+The kernel is a plain shared library, built with the package. It does one pass over memory (decoupled with βc = β1: 4
+reads and 3 writes per element, as AdamW; the other forms 5 and 4) for all tensors of a group in one call. It runs on
+torch's own OpenMP threads, ``torch.get_num_threads()`` of them, and gives the same bits whatever their number.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from array import array
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..storage import MOMENTS, SCALARS
+from ..update import NO_GRADIENT_YET, Options
+
+LAYOUT = 1  # of cpu.h
+LIBRARY = Path(__file__).with_name("_cpu.so")
+REMEDY = "install hatam where a C compiler is present (pip install --force-reinstall --no-binary hatam hatam)"
+LOOP = {"decoupled": 0, "raw": 2, "published": 3}  # 1: decoupled with e of its own
+DTYPE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+
+
+class _Table(ctypes.Structure):
+    _fields_ = [
+        ("tensors", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("numel", "number", "param", "grad")),
+        *((name, ctypes.c_void_p) for name in (*MOMENTS, "step", *SCALARS)),
+    ]
+
+
+class _Options(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_double) for name in ("lr", "beta1", "beta2", "eps", "weight_decay", "gamma", "beta_c")),
+        *((name, ctypes.c_double) for name in ("cap", "radius", "grad_factor", "no_gradient_yet")),
+        *((name, ctypes.c_int32) for name in ("loop", "uniform", "param_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")),
+        *((name, ctypes.c_int32) for name in ("step_dtype", "scalar_dtype", "round_param", "round_state")),
+        ("seed", ctypes.c_uint32),
+        ("threads", ctypes.c_int32),
+    ]
+
+
+@cache
+def load() -> ctypes.CDLL | str:
+    """The kernel, or in words why there is none."""
+    if not LIBRARY.exists():
+        return f"it was not built when hatam was installed; {REMEDY}"
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+        layout = library.hatam_layout()
+    except (OSError, AttributeError) as error:
+        return f"it does not load ({error}); {REMEDY}"
+    return library if layout == LAYOUT else f"the binary is of another version of hatam; {REMEDY}"
+
+
+def missing() -> str | None:
+    """In words why there is no kernel, or None where there is one."""
+    library = load()
+    return library if isinstance(library, str) else None
+
+
+def library() -> ctypes.CDLL:
+    """The kernel, which there must be."""
+    loaded = load()
+    if isinstance(loaded, str):
+        raise RuntimeError(f"there is no fused CPU kernel: {loaded}")
+    return loaded
+
+
+@cache
+def torch_threads() -> ctypes.c_void_p:
+    """``GOMP_parallel`` of the OpenMP runtime that torch has loaded; null, and so one thread, where it has none."""
+    name = next(Path(torch.__file__).parent.glob("lib/libtorch_cpu.*"), None)
+    try:
+        return ctypes.cast(ctypes.CDLL(str(name)).GOMP_parallel, ctypes.c_void_p)
+    except (OSError, AttributeError):
+        logging.getLogger("hatam").info("torch's OpenMP threads were not found: the fused CPU kernel runs on one")
+        return ctypes.c_void_p()
+
+
+def takes(dtypes: dict[str, torch.dtype], o: Options) -> bool:
+    """Whether there is a loop for tensors of these dtypes, by their names in the state, "param" and "grad"."""
+    if not set(dtypes.values()) <= DTYPE.keys():
+        return False
+    alike = dtypes["grad"] == dtypes["param"] and dtypes.get("exp_avg_grad", dtypes["exp_avg"]) == dtypes["exp_avg"]
+    scalars = {dtypes[key] for key in SCALARS if key in dtypes}
+    return alike and len(scalars) <= 1 and bool(library().hatam_takes(ctypes.byref(_options(dtypes, o))))
+
+
+def step(
+    params: list[Tensor], grads: list[Tensor], state: dict[str, list[Tensor]], numbers: list[int], o: Options
+) -> None:
+    """One step of tensors that :func:`takes` accepts; each column has one dtype and each row one dense layout."""
+    columns = {"param": params, "grad": grads, **state}
+    held = {key: array("Q", [x.data_ptr() for x in xs]) for key, xs in columns.items()}
+    held["numel"] = array("q", [p.numel() for p in params])
+    held["number"] = array("I", numbers)
+    table = _Table(tensors=len(params), **{key: column.buffer_info()[0] for key, column in held.items()})
+    options = _options({key: column[0].dtype for key, column in columns.items()}, o)
+    if not library().hatam_step(ctypes.byref(table), ctypes.byref(options), torch_threads()):
+        raise MemoryError(f"the fused CPU kernel got no memory for a table of {len(params)} tensors; nothing has moved")
+    torch.autograd.graph.increment_version(params)
+
+
+def _options(dtypes: dict[str, torch.dtype], o: Options) -> _Options:
+    return _Options(
+        lr=float(o.lr),
+        beta1=o.beta1,
+        beta2=o.beta2,
+        eps=o.eps,
+        weight_decay=o.weight_decay,
+        gamma=o.gamma,
+        beta_c=o.beta_c,
+        cap=o.cap,
+        radius=float(o.radius),
+        grad_factor=float(o.grad_factor),
+        no_gradient_yet=NO_GRADIENT_YET * o.eps,
+        loop=LOOP[o.form] + (o.form == "decoupled" and "exp_avg_grad" in dtypes),
+        uniform=not o.modulator.needs_mean,
+        **{f"{key}_dtype": DTYPE[dtypes[key]] for key in ("param", "exp_avg", "exp_avg_sq", "step")},
+        scalar_dtype=DTYPE[dtypes.get("denom_mean", dtypes.get("displacement_radius", dtypes["step"]))],
+        round_param=o.round_param,
+        round_state=o.round_state,
+        seed=o.seed,
+        threads=torch.get_num_threads(),
+    )

@@ -1,0 +1,90 @@
+/* One chunk of one tensor: the constants of its step, and the loop of its types over it, block by block.
+ *
+ * Included once for float and once for double, after the loops.
+ */
+
+COMBINATIONS(LOOPS)
+
+typedef void (*FN(Loop))(Block, REAL *, const FN(Constants) *);
+
+static FN(Loop) FN(choose)(const Options *o) {
+#define ROW(name, p, m, v, random) {p, m, v, random, {FN(name##_shared), FN(name##_own), FN(name##_raw), FN(name##_published)}},
+    static const struct {
+        int param, exp_avg, exp_avg_sq, random;
+        FN(Loop) loops[4];
+    } rows[] = {COMBINATIONS(ROW)};
+#undef ROW
+    if (o->loop < RAW && o->eps < LEAST_EPS) return NULL; /* h_before h must be a normal number */
+    const int random_state = o->round_state && (o->exp_avg_dtype == BFLOAT16 || o->exp_avg_sq_dtype == BFLOAT16);
+    const int random = random_state || (o->round_param && o->param_dtype == BFLOAT16);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        if (rows[i].param == o->param_dtype && rows[i].exp_avg == o->exp_avg_dtype && rows[i].exp_avg_sq == o->exp_avg_sq_dtype &&
+            rows[i].random >= random)
+            return rows[i].loops[o->loop];
+    return NULL;
+}
+
+static FN(Constants) FN(constants)(const Table *table, const Options *o, int64_t t) {
+    const double before = scalar(table->step[t], o->step_dtype), step = before + 1;
+    const double mean = o->uniform ? 0 : scalar(table->denom_mean[t], o->scalar_dtype);
+    const uint32_t key = key_of(o->seed, table->number[t], (uint32_t)step);
+    FN(Constants) c = {
+        .keep = (REAL)(1 - o->lr * o->weight_decay),
+        .step_size = (REAL)(o->lr / (1 - pow(o->beta1, step))),
+        .beta1 = (REAL)o->beta1,
+        .beta2 = (REAL)o->beta2,
+        .beta_c = (REAL)o->beta_c,
+        .eps = (REAL)o->eps,
+        .grad_factor = (REAL)o->grad_factor,
+        .h_factor = (REAL)(1 / sqrt(1 - pow(o->beta2, step))),
+        .h_factor_before = (REAL)(1 / sqrt(1 - pow(o->beta2, before > 1 ? before : 1))),
+        .cap = (REAL)o->cap,
+        .key = key,
+        .key_of_param = ~key,
+        .round_param = o->round_param ? AT_RANDOM : TO_NEAREST,
+        .round_state = o->round_state ? AT_RANDOM : TO_NEAREST,
+    };
+    if (o->loop >= RAW) {
+        c.gain = (REAL)(o->gamma * (1 - o->beta_c));
+        c.slope = o->uniform ? 0 : (REAL)(1 / (mean + o->eps));
+        c.level = o->uniform ? 1 : 0;
+        return c;
+    }
+    c.radius = (REAL)o->radius;
+    c.radius_before = (REAL)scalar(table->displacement_radius[t], o->scalar_dtype);
+    c.inv_mean = c.inv_mean_before = (REAL)INFINITY; /* S = 1, and so S / h = min(1 / h, inf) */
+    if (o->uniform) {
+        c.cap = 1;
+    } else {
+        c.inv_mean = (REAL)(1 / known_mean(mean, o));
+        c.inv_mean_before = (REAL)(1 / scalar(table->displacement_mean[t], o->scalar_dtype));
+    }
+    return c;
+}
+
+static void *FN(at)(void *const *column, int64_t t, int64_t at, int32_t dtype) {
+    if (column == NULL) return NULL;
+    return (char *)column[t] + at * (dtype == BFLOAT16 ? (int64_t)sizeof(uint16_t) : (int64_t)sizeof(REAL));
+}
+
+/* Returns the sum of sqrt(v). */
+static double FN(chunk)(const Table *table, const Options *o, int64_t t, int64_t begin, int64_t end) {
+    REAL root[BLOCK];
+    const FN(Constants) c = FN(constants)(table, o, t);
+    const FN(Loop) loop = FN(choose)(o);
+    double sum = 0;
+    for (int64_t at = begin; at < end; at += BLOCK) {
+        Block block = {
+            .param = FN(at)(table->param, t, at, o->param_dtype),
+            .exp_avg = FN(at)(table->exp_avg, t, at, o->exp_avg_dtype),
+            .exp_avg_sq = FN(at)(table->exp_avg_sq, t, at, o->exp_avg_sq_dtype),
+            .exp_avg_grad = FN(at)(table->exp_avg_grad, t, at, o->exp_avg_dtype),
+            .grad = FN(at)(table->grad, t, at, o->param_dtype),
+            .at = (uint32_t)at,
+            .n = end - at < BLOCK ? (int)(end - at) : BLOCK,
+        };
+        loop(block, root, &c);
+        sum += FN(sum)(root, block.n);
+    }
+    return sum;
+}

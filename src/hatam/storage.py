@@ -1,0 +1,78 @@
+"""In which dtype each state tensor is kept: the parameter's own, or by ``state_dtype`` one of fewer or more bits.
+
+* None: every state tensor has its parameter's dtype, as in torch.
+* ``torch.bfloat16``: m (and e) in bfloat16, rounded at random (:mod:`hatam.rounding`); v in float32. Decoupled so needs
+  6 bytes of state per parameter where AdamW needs 8.
+* ``torch.float32``: everything in float32, for parameters of any dtype.
+* ``"8bit"``: m, v (and e) as torchao's block-wise quantized tensors; small tensors stay in float32, as there.
+
+float64 parameters keep float64 where this says float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import rounding
+
+STATE_DTYPES = {"None": None, "torch.float32": torch.float32, "torch.bfloat16": torch.bfloat16, "8bit": "8bit"}
+MOMENTS = ("exp_avg", "exp_avg_sq", "exp_avg_grad")
+SCALARS = ("denom_mean", "displacement_mean", "displacement_radius")
+BLOCK = 256  # elements that share one scale in torchao's 8-bit state
+LEAST_8BIT = 4096  # elements; what is smaller stays in float32
+
+
+def arithmetic(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a parameter of this dtype is updated where its storage is not that of torch."""
+    wide: torch.dtype = torch.promote_types(dtype, torch.float32)
+    return wide
+
+
+def new_moment(param: Tensor, key: str, state_dtype: Any) -> Tensor:
+    """Zeros for one of the state tensors of a parameter."""
+    dtype = param.dtype if state_dtype is None else arithmetic(param.dtype)
+    if not param.is_complex():
+        if state_dtype == "8bit" and param.numel() >= LEAST_8BIT and param.numel() % BLOCK == 0:
+            return quantized_zeros(param, signed=key != "exp_avg_sq")
+        if state_dtype == torch.bfloat16 and key != "exp_avg_sq":
+            dtype = torch.bfloat16
+    return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+
+
+def quantized_zeros(param: Tensor, *, signed: bool) -> Tensor:
+    """Zeros as one of torchao's 8-bit tensors."""
+    from torchao.optim.subclass_8bit import OptimState8bit
+
+    zeros: Tensor = OptimState8bit.zeros(param.shape, signed=signed, block_size=BLOCK, device=param.device)
+    return zeros
+
+
+def is_quantized(x: Tensor) -> bool:
+    """Whether a state tensor is one of torchao's, which report the dtype that they dequantize to."""
+    return type(x).__module__.startswith("torchao.")
+
+
+def widened(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in the arithmetic's dtype: itself, or a copy that :func:`settle` writes back."""
+    if is_quantized(x):
+        return x.dequantize().to(dtype)
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+def settle(stored: Tensor, wide: Tensor, random: Tensor | None) -> None:
+    """Store what was widened, at random where bits are given, and leave in ``wide`` what a later step will read."""
+    if wide is stored:
+        return
+    stored.copy_(wide if random is None else rounding.round_at_random(wide.float(), random))
+    wide.copy_(widened(stored, wide.dtype))
+
+
+def restore_dtypes(state: dict[str, Any], saved: dict[str, Any], param: Tensor) -> None:
+    """Put back what loading has cast to the parameter's dtype."""
+    for key in saved.keys() & {*MOMENTS, *SCALARS}:
+        if key in SCALARS or saved[key].dtype != param.dtype or is_quantized(saved[key]):
+            device = state["step"].device if key == "displacement_radius" else param.device
+            state[key] = saved[key].detach().clone().to(device)
