@@ -64,7 +64,7 @@ def prepare_decoupled(states: list[State], params: list[Tensor], o: Options) -> 
     own = o.beta_c != o.beta1 or any("exp_avg_grad" in state for state in states)
     for state, param in zip(states, params, strict=True):
         if own and "exp_avg_grad" not in state:
-            state["exp_avg_grad"] = state["exp_avg"].clone()  # they were the same so far
+            state["exp_avg_grad"] = storage.copied(state["exp_avg"])  # they were the same so far
         if "displacement_radius" not in state:
             state["displacement_radius"] = scalar(0.0, param, state["step"].device)
         for key in ("denom_mean", "displacement_mean"):
@@ -76,12 +76,13 @@ def prepare_corrected(states: list[State], params: list[Tensor], o: Options) -> 
     """e = EMA(g): m is the best guess for it in a run that began as AdamW. The mean is that of the present v."""
     for state, param in zip(states, params, strict=True):
         if "exp_avg_grad" not in state:
-            state["exp_avg_grad"] = state["exp_avg"].clone()
+            state["exp_avg_grad"] = storage.copied(state["exp_avg"])
         if o.modulator.needs_mean and "denom_mean" not in state:
-            state["denom_mean"] = scalar(0.0, param)
+            mean = torch.zeros((), dtype=torch.float64, device=param.device)  # the same for any number of threads
             v = storage.widened(real(state["exp_avg_sq"]), storage.arithmetic(real(param).dtype))
             h = update.denominator(v, state["step"], o)
-            update.remember_mean_(state["denom_mean"], h, o)
+            update.remember_mean_(mean, h, o)
+            state["denom_mean"] = mean.to(scalar(0.0, param).dtype)
 
 
 def real(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ float64 parameters keep float64 where this says float32.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -44,15 +45,38 @@ def new_moment(param: Tensor, key: str, state_dtype: Any) -> Tensor:
 
 def quantized_zeros(param: Tensor, *, signed: bool) -> Tensor:
     """Zeros as one of torchao's 8-bit tensors."""
+    zeros: Tensor = quantized_type().zeros(param.shape, signed=signed, block_size=BLOCK, device=param.device)
+    return zeros
+
+
+@cache
+def quantized_type() -> Any:
+    """torchao's 8-bit tensor, with the ``clone`` that it may lack: loading, deep copies and an e from m need one."""
     from torchao.optim.subclass_8bit import OptimState8bit
 
-    zeros: Tensor = OptimState8bit.zeros(param.shape, signed=signed, block_size=BLOCK, device=param.device)
-    return zeros
+    clone = torch.ops.aten.clone.default
+    if clone not in getattr(OptimState8bit, "_ATEN_OP_TABLE", {}).get(OptimState8bit, {}):
+
+        @OptimState8bit.implements(clone)  # type: ignore[untyped-decorator]
+        def _(func: Any, types: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+            x = args[0]
+            return OptimState8bit(x.codes.clone(), x.scale.clone(), x.qmap.clone(), x.signed, dtype=x.dtype)
+
+    return OptimState8bit
 
 
 def is_quantized(x: Tensor) -> bool:
     """Whether a state tensor is one of torchao's, which report the dtype that they dequantize to."""
     return type(x).__module__.startswith("torchao.")
+
+
+def copied(x: Tensor) -> Tensor:
+    """A copy; torchao's tensors have no ``clone``."""
+    if not is_quantized(x):
+        return x.clone()
+    quantized: Any = x
+    copy: Tensor = type(x).zeros(x.shape, signed=quantized.signed, block_size=quantized.block_size, device=x.device)  # type: ignore[attr-defined]
+    return copy.copy_(x)
 
 
 def widened(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -73,6 +97,8 @@ def settle(stored: Tensor, wide: Tensor, random: Tensor | None) -> None:
 def restore_dtypes(state: dict[str, Any], saved: dict[str, Any], param: Tensor) -> None:
     """Put back what loading has cast to the parameter's dtype."""
     for key in saved.keys() & {*MOMENTS, *SCALARS}:
+        if is_quantized(saved[key]):
+            quantized_type()  # can be cloned from here on
         if key in SCALARS or saved[key].dtype != param.dtype or is_quantized(saved[key]):
             device = state["step"].device if key == "displacement_radius" else param.device
-            state[key] = saved[key].detach().clone().to(device)
+            state[key] = copied(saved[key].detach()).to(device)
