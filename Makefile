@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-16s %s\n", $$1, $$2}'
 
-$(VENV)/bench: pyproject.toml constraints.txt
+$(VENV)/bench: pyproject.toml constraints.txt setup.py $(wildcard src/hatam/fused/cpu*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.[bench]'
 	@touch $@
