@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit format study-records readme clean
+.PHONY: help demo test lint types unit format study-records readme gpu-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-16s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ readme: $(VENV)/bench ## render the tables of README and docs from the committed
 	$(BIN)/hatam table results/compare --update README.md --plots docs/figures
 	$(BIN)/hatam table results/compare --update docs/results.md
 	$(BIN)/python benchmarks/feedback.py --render
+
+gpu-check: ## on a machine with a GPU and torch, in its own Python: is the GPU kernel right, and how fast
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu_check.py
 
 clean: ## remove what was built; records stay
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info

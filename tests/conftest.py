@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ from hypothesis import settings
 from torch import Tensor
 
 from hatam import PUBLISHED_FORM
+from hatam.fused import cpu
+from hatam.storage import is_quantized
 
 # The machine is shared and slow at times: no deadline. The same examples every run: a failure can be repeated.
 settings.register_profile("hatam", deadline=None, derandomize=True, max_examples=15, database=None)
@@ -37,6 +41,45 @@ DEFAULT_FORMS: dict[str, dict[str, Any]] = {
 every_variant = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
 every_form = pytest.mark.parametrize("options", DEFAULT_FORMS.values(), ids=DEFAULT_FORMS.keys())
 every_path = pytest.mark.parametrize("foreach", [False, True], ids=["single", "foreach"])
+
+
+KERNEL_FORMS: dict[str, dict[str, Any]] = {
+    f"{name}-{modulator}": {**options, "modulator": modulator}
+    for name, options in {
+        "shared-m": {"form": "decoupled"},
+        "own-e": {"form": "decoupled", "beta_c": 0.7},
+        "raw": {"form": "raw"},
+        "published": {"form": "published"},
+    }.items()
+    for modulator in MODULATORS
+}
+"""Every loop of the fused kernel with every modulator."""
+
+every_loop = pytest.mark.parametrize("options", KERNEL_FORMS.values(), ids=KERNEL_FORMS.keys())
+
+
+@contextmanager
+def kernel_calls() -> Iterator[list[int]]:
+    """How many tensors each call of the CPU kernel took, so that a silent fallback fails a test."""
+    taken: list[int] = []
+    step = cpu.step
+
+    def counted(params: list[Tensor], *rest: Any) -> None:
+        taken.append(len(params))
+        step(params, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "step", counted)
+        yield taken
+
+
+def through_a_file(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Saved and loaded as a careful user does."""
+    file = io.BytesIO()
+    torch.save(state_dict, file)
+    file.seek(0)
+    loaded: dict[str, Any] = torch.load(file, weights_only=True)
+    return loaded
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -103,6 +146,12 @@ def equal(xs: Iterable[Tensor], ys: Iterable[Tensor]) -> bool:
 def bits(x: Tensor) -> bytes:
     """The bits of a tensor: here NaN equals NaN, and 0 is not −0."""
     return x.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if x.numel() else b""
+
+
+def state_bits(optimizer: torch.optim.Optimizer) -> list[bytes]:
+    """The bits of every state tensor, of quantized ones those of the numbers that they stand for."""
+    tensors = [x for state in optimizer.state.values() for x in state.values()]
+    return [bits(x.dequantize() if is_quantized(x) else x) for x in tensors]
 
 
 def relative_error(x: Tensor, reference: Tensor) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 import pickle
 from typing import Any
@@ -23,6 +22,7 @@ from conftest import (
     gradients,
     parameters,
     relative_error,
+    through_a_file,
     twins,
 )
 from torch import Tensor
@@ -31,14 +31,6 @@ from torch.optim import AdamW
 from hatam import HATAM
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-
-
-def through_a_file(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Saved and loaded as a careful user does."""
-    file = io.BytesIO()
-    torch.save(state_dict, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 # Poison -------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-from . import narrow, options, paths
+from . import fused, narrow, options, paths
 from .forms import FORMS, real
 from .storage import SCALARS, new_moment, restore_dtypes
 from .update import State
@@ -63,7 +63,8 @@ class HATAM(Optimizer):
         capturable: keep all state on the device, for CUDA graphs.
         differentiable: let autograd through the step.
         fused: use the compiled kernel, one pass over memory. None uses it for CPU parameters where it was built, and
-            else ``foreach``. With True the step also undoes a GradScaler's loss scale.
+            else ``foreach``. True also uses the Triton kernel for CUDA parameters, which None does not do yet: its
+            speed has not been measured on a GPU. With True the step also undoes a GradScaler's loss scale.
         state_dtype: in what m and e are kept: ``torch.bfloat16`` with stochastic rounding (v is float32 then),
             ``torch.float32``, or "8bit" (m, v and e; needs torchao). None means the parameter's own dtype, as in torch.
         bf16_stochastic_round: round bfloat16 parameters and their state at random, so that small updates are not lost.
@@ -191,8 +192,11 @@ class HATAM(Optimizer):
                 loss = closure()
         self._refuse_sparse()
         amp = {key: getattr(self, key) for key in ("grad_scale", "found_inf") if hasattr(self, key)}
-        if amp.get("found_inf") is not None and amp["found_inf"].item():
-            return loss  # a GradScaler's skipped step: nothing moves
+        found_inf = amp.get("found_inf")
+        if found_inf is not None and not fused.skips_by_itself(self.param_groups):
+            if found_inf.item():
+                return loss  # a GradScaler's skipped step: nothing moves
+            found_inf = None
         first = 0
         for group in self.param_groups:
             numbers = [first + i for i, p in enumerate(group["params"]) if p.grad is not None]
@@ -205,8 +209,8 @@ class HATAM(Optimizer):
                 continue
             kept = {key: column for key, column in columns.items() if column}
             is_adamw = len(kept) == len(ADAMW_STATE)
-            peak = group["lr_peak"] if is_adamw else paths.raise_peak(group)
-            o = options.resolve(group, peak, amp.get("grad_scale"))
+            peak = group["lr_peak"] if is_adamw else paths.raise_peak(group, found_inf)
+            o = options.resolve(group, peak, amp.get("grad_scale"), found_inf)
             if is_adamw:
                 paths.run_adamw(params, grads, kept, group, o, numbers, **amp)
             else:

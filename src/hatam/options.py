@@ -181,7 +181,9 @@ def check_params(params: list[Any]) -> None:
             )
 
 
-def resolve(group: Mapping[str, Any], lr_peak: Scalar, grad_scale: Scalar = None) -> Options:
+def resolve(
+    group: Mapping[str, Any], lr_peak: Scalar, grad_scale: Scalar = None, found_inf: Tensor | None = None
+) -> Options:
     """The options of a group for one step, with the defaults of its form filled in."""
     form = FORMS[group["form"]]
     lr, lr_peak = zero_dim(group["lr"]), zero_dim(lr_peak)
@@ -206,6 +208,7 @@ def resolve(group: Mapping[str, Any], lr_peak: Scalar, grad_scale: Scalar = None
         round_param=group["bf16_stochastic_round"],
         round_state=group["bf16_stochastic_round"] or group["state_dtype"] is not None,
         seed=group["seed"],
+        found_inf=found_inf,
     )
 
 
@@ -217,6 +220,8 @@ def zero_dim(x: Scalar) -> Scalar:
 def radius(group: Mapping[str, Any], lr: Scalar, lr_peak: Scalar) -> Scalar:
     """ρ_t = γ · min(lr_peak, lr_t / fade): held until lr has fallen to ``fade`` of its peak, then fading with it."""
     fade = DEFAULT_FADE if group["fade"] is None else group["fade"]
-    if isinstance(lr, Tensor) or isinstance(lr_peak, Tensor):
+    if isinstance(lr_peak, Tensor) and not (isinstance(lr, Tensor) and lr.device == lr_peak.device):
+        return group["gamma"] * lr_peak.clamp(max=float(lr) / fade)  # on the peak's device, without waiting for it
+    if isinstance(lr, Tensor):
         return group["gamma"] * torch.minimum(torch.as_tensor(lr_peak), torch.as_tensor(lr / fade))
     return group["gamma"] * min(lr_peak, lr / fade)

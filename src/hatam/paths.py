@@ -15,14 +15,35 @@ from .fused import Columns
 from .update import Options, Scalar, State, kept
 
 
-def raise_peak(group: dict[str, Any]) -> Scalar:
-    """The largest lr so far, this step's included. It lives in the group, and so in checkpoints."""
+def raise_peak(group: dict[str, Any], found_inf: Tensor | None = None) -> Scalar:
+    """The largest lr so far, this step's included unless a GradScaler skips it. It lives in the group and checkpoints.
+
+    ``found_inf`` is given where only the device knows whether the step is skipped. The peak is a tensor there from then
+    on, for a float lr in float64.
+    """
     peak = group["lr_peak"] = peak_of_kind(group)
-    if isinstance(peak, Tensor):
-        peak.copy_(torch.maximum(kept(peak), group["lr"]))
-        return kept(peak)
-    group["lr_peak"] = max(peak, group["lr"])
-    return group["lr_peak"]
+    lr = group["lr"]
+    if found_inf is not None:
+        if not (isinstance(peak, Tensor) and peak.device == found_inf.device):
+            dtype = peak.dtype if isinstance(peak, Tensor) else torch.float64
+            peak = group["lr_peak"] = torch.full((), float(peak), dtype=dtype, device=found_inf.device)
+        raised = torch.maximum(peak, lr) if is_beside(lr, peak) else peak.clamp(min=float(lr))
+        peak.copy_(torch.where(found_inf.reshape(peak.shape) != 0, peak, raised))
+    elif isinstance(peak, Tensor):
+        peak.copy_(torch.maximum(kept(peak), lr) if isinstance(lr, Tensor) else peak.clamp(min=lr))
+    else:
+        peak = group["lr_peak"] = max(peak, lr)
+    return kept(peak) if isinstance(peak, Tensor) else peak
+
+
+def is_beside(x: Scalar, other: Tensor) -> bool:
+    """Whether a number is a tensor on the device of another."""
+    return isinstance(x, Tensor) and x.device == other.device
+
+
+def skipped(o: Options) -> bool:
+    """Whether a GradScaler skips this step, for tensors that no kernel takes: this waits for the device."""
+    return o.found_inf is not None and bool(o.found_inf.item())
 
 
 def peak_of_kind(group: dict[str, Any]) -> Scalar:
@@ -30,7 +51,7 @@ def peak_of_kind(group: dict[str, Any]) -> Scalar:
     lr, peak = group["lr"], group["lr_peak"]
     if isinstance(lr, Tensor):
         return peak if isinstance(peak, Tensor) else torch.full_like(lr, peak, requires_grad=False)
-    return float(peak)
+    return peak if isinstance(peak, Tensor) and not peak.is_cpu else float(peak)  # without waiting for a device
 
 
 def real_state(state: State) -> State:
@@ -50,11 +71,22 @@ def run_adamw(
     """γ = 0: torch's own AdamW, so that it is the same to the last bit on every path; other dtypes it does not take."""
     states = rows(state)
     if any(narrow.needed(*row, o) for row in zip(params, grads, states, strict=True)):
+        if skipped(o):
+            return
         halves = (update.adamw_moments_, update.corrected_descent_)
         params, grads, states = [real(p) for p in params], scaled(grads, o), [real_state(s) for s in states]
         for param, grad, one, number in zip(params, grads, states, numbers, strict=True):
             narrow.step(halves, param, grad, one, o, number)
         return
+    use_fused, maximize = group["fused"], group["maximize"]
+    if use_fused and not torch.compiler.is_compiling():
+        moments = zip(state["exp_avg"], state["exp_avg_sq"], strict=True)
+        if all(p.is_floating_point() and fused.dense(p, [m, v]) for p, (m, v) in zip(params, moments, strict=True)):
+            grads = [fused.like(g, p) for g, p in zip(grads, params, strict=True)]  # torch's kernel walks raw memory
+        elif skipped(o):
+            return
+        else:
+            grads, use_fused, maximize, amp = scaled(grads, o), False, False, {}
     adamw(
         params,
         grads,
@@ -65,7 +97,7 @@ def run_adamw(
         foreach=group["foreach"],
         capturable=group["capturable"],
         differentiable=group["differentiable"],
-        fused=group["fused"],
+        fused=use_fused,
         has_complex=any(p.is_complex() for p in params),
         amsgrad=False,
         beta1=group["betas"][0],
@@ -73,7 +105,7 @@ def run_adamw(
         lr=group["lr"],
         weight_decay=group["weight_decay"],
         eps=group["eps"],
-        maximize=group["maximize"],
+        maximize=maximize,
         **amp,
     )
 
@@ -85,11 +117,12 @@ def run_form(
     if any(p.is_complex() for p in params):
         params, grads = [real(p) for p in params], [real(g) for g in grads]
         state = {key: [real(x) for x in column] for key, column in state.items()}
-    if fused.chosen(group, params):
-        rest = fused.step(params, grads, state, numbers, o)
+    devices = fused.chosen(group)
+    if devices:
+        rest = fused.step(devices, params, grads, state, numbers, o)
         params, grads, numbers = [params[i] for i in rest], [grads[i] for i in rest], [numbers[i] for i in rest]
         state = {key: [column[i] for i in rest] for key, column in state.items()}
-    if params:
+    if params and not skipped(o):
         run_unfused(params, scaled(grads, o), rows(state), group, o, numbers)
 
 

@@ -23,6 +23,7 @@ STATE_DTYPES = {"None": None, "torch.float32": torch.float32, "torch.bfloat16": 
 MOMENTS = ("exp_avg", "exp_avg_sq", "exp_avg_grad")
 SCALARS = ("denom_mean", "displacement_mean", "displacement_radius")
 BLOCK = 256  # elements that share one scale in torchao's 8-bit state
+LEAST_SCALE = 2e-12  # of a block; where all is smaller, torchao's is 1e-12, and v may well be 0
 LEAST_8BIT = 4096  # elements; what is smaller stays in float32
 
 
@@ -71,18 +72,28 @@ def is_quantized(x: Tensor) -> bool:
 
 
 def copied(x: Tensor) -> Tensor:
-    """A copy; torchao's tensors have no ``clone``."""
-    if not is_quantized(x):
-        return x.clone()
-    quantized: Any = x
-    copy: Tensor = type(x).zeros(x.shape, signed=quantized.signed, block_size=quantized.block_size, device=x.device)  # type: ignore[attr-defined]
-    return copy.copy_(x)
+    """A copy, of torchao's tensors too."""
+    if is_quantized(x):
+        quantized_type()  # which teaches them to be copied
+    return x.clone()
+
+
+def dequantized(x: Any) -> Tensor:
+    """The numbers of one of torchao's tensors, but no v of 0 beside larger ones: it reads as the least that is not 0.
+
+    A v below 2e-7 of the largest in its block is stored as 0, while m is not: m / ε then blew the coordinate up.
+    """
+    wide: Tensor = x.dequantize()
+    if not x.signed:
+        least = torch.where(x.scale > LEAST_SCALE, x.qmap[1] * x.scale, 0)
+        wide = torch.maximum(wide.view(len(least), -1), least[:, None]).view(wide.shape)
+    return wide
 
 
 def widened(x: Tensor, dtype: torch.dtype) -> Tensor:
     """A tensor in the arithmetic's dtype: itself, or a copy that :func:`settle` writes back."""
     if is_quantized(x):
-        return x.dequantize().to(dtype)
+        return dequantized(x).to(dtype)
     return x if x.dtype == dtype else x.to(dtype)
 
 
@@ -97,8 +108,6 @@ def settle(stored: Tensor, wide: Tensor, random: Tensor | None) -> None:
 def restore_dtypes(state: dict[str, Any], saved: dict[str, Any], param: Tensor) -> None:
     """Put back what loading has cast to the parameter's dtype."""
     for key in saved.keys() & {*MOMENTS, *SCALARS}:
-        if is_quantized(saved[key]):
-            quantized_type()  # can be cloned from here on
         if key in SCALARS or saved[key].dtype != param.dtype or is_quantized(saved[key]):
             device = state["step"].device if key == "displacement_radius" else param.device
             state[key] = copied(saved[key].detach()).to(device)

@@ -59,6 +59,7 @@ class Options(NamedTuple):
     round_param: bool  # bfloat16 parameters at random; else to nearest
     round_state: bool
     seed: int
+    found_inf: Tensor | None = None  # of a GradScaler, where the host has not read it: not 0, nothing moves
 
 
 def number(x: Tensor, o: Options) -> Scalar:

@@ -1,7 +1,7 @@
 """Fused kernels, one pass over memory for all tensors of a group: which tensors they take, and which they leave.
 
-:mod:`hatam.fused.cpu` is for CPU tensors. What a kernel does not take (tensor subclasses, parameters that are not dense
-or share memory, rare dtypes) gets the same step on another path.
+:mod:`hatam.fused.cpu` is for CPU tensors, :mod:`hatam.fused.gpu` for CUDA tensors. What a kernel does not take (tensor
+subclasses, parameters that are not dense or share memory, rare dtypes) gets the same step on another path.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from functools import cache
 from itertools import pairwise
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,49 +18,74 @@ from torch.nn import Parameter
 
 from ..storage import MOMENTS
 from ..update import Options
-from . import cpu
+from . import cpu, gpu
 
 Columns = dict[str, list[Tensor]]
 
+KERNELS: dict[str, ModuleType] = {"cpu": cpu, "cuda": gpu}
+"""By the type of device. Each has ``missing()``, ``takes(dtypes, options)`` and ``step(...)``."""
+NAMES = {"cpu": "CPU", "cuda": "GPU"}
 
-def chosen(group: dict[str, Any], params: list[Tensor]) -> bool:
-    """``fused`` itself, or for None whether a kernel would be faster; both only where there is one."""
+
+def chosen(group: dict[str, Any]) -> tuple[str, ...]:
+    """The types of device whose tensors go to a kernel: by ``fused`` itself, or for None where that is known to pay.
+
+    None means the CPU alone: the GPU kernel's speed has not been measured yet.
+    """
     if torch.compiler.is_compiling():
-        return False  # the compiler fuses by itself
+        return ()  # the compiler fuses by itself
     if group["fused"] is not None:
-        return bool(group["fused"]) and at_hand()
+        return tuple(KERNELS) if group["fused"] else ()
     other_path = group["foreach"] is not None or group["capturable"] or group["differentiable"]
-    return not other_path and any(p.is_cpu for p in params) and at_hand()
+    return () if other_path else ("cpu",)
 
 
 @cache
-def at_hand() -> bool:
-    """Whether there is a CPU kernel. Says so once where there is none, for the user has to wait longer then."""
-    reason = cpu.missing()
+def at_hand(device: str) -> bool:
+    """Whether there is a kernel. Says so once where there is none, for the user has to wait longer then."""
+    reason = KERNELS[device].missing()
     if reason:
-        logging.getLogger("hatam").warning("no fused CPU kernel, falling back to foreach: %s", reason)
+        logging.getLogger("hatam").warning("no fused %s kernel, falling back to foreach: %s", NAMES[device], reason)
     return not reason
 
 
 def refusal(devices: set[str]) -> str | None:
     """Why there can be no fused step on these types of device, if so."""
-    for device in sorted(devices - {"cpu"}):
-        return f"there is no fused kernel for parameters on {device!r}, only for 'cpu'; leave fused at None"
-    return f"there is no fused CPU kernel: {cpu.missing()}" if "cpu" in devices and cpu.missing() else None
+    for device in sorted(devices - KERNELS.keys()):
+        only = " and ".join(map(repr, KERNELS))
+        return f"there is no fused kernel for parameters on {device!r}, only for {only}; leave fused at None"
+    for device in sorted(devices):
+        reason = KERNELS[device].missing()
+        if reason:
+            return f"there is no fused {NAMES[device]} kernel: {reason}"
+    return None
 
 
-def split(params: list[Tensor], grads: list[Tensor], state: Columns, o: Options) -> tuple[list[list[int]], list[int]]:
-    """The places of the tensors that a kernel takes, in batches of the same types; and those of all others."""
+def skips_by_itself(groups: list[dict[str, Any]]) -> bool:
+    """Whether a GradScaler's ``found_inf`` is read on the device, so that the host need not wait for it."""
+    on_gpu = all(KERNELS.get(p.device.type) is gpu for group in groups for p in group["params"])
+    return on_gpu and all(group["fused"] for group in groups) and not torch.compiler.is_compiling()
+
+
+def split(
+    devices: tuple[str, ...], params: list[Tensor], grads: list[Tensor], state: Columns, o: Options
+) -> tuple[list[list[int]], list[int]]:
+    """The places of the tensors that a kernel takes, in batches of one device and of the same types; and all others."""
     columns = [params, grads, *state.values()]
-    kinds = zip(*([(type(x), x.dtype, x.is_cpu) for x in column] for column in columns), strict=True)
+    kinds = zip(
+        [p.device for p in params],
+        *([(type(x), x.dtype, x.get_device()) for x in column] for column in columns),
+        strict=True,
+    )
     batches: dict[Any, list[int]] = {}
     for i, kind in enumerate(kinds):
         batches.setdefault(kind, []).append(i)
     taken, others = [], []
-    for kind, places in batches.items():
-        plain = all(of in (Tensor, Parameter) and on_cpu for of, _, on_cpu in kind)
+    for (device, *kind), places in batches.items():
+        plain = all(of in (Tensor, Parameter) and on == kind[0][2] for of, _, on in kind)
         dtypes = dict(zip(("param", "grad", *state), (dtype for _, dtype, _ in kind), strict=True))
-        if not (plain and cpu.takes(dtypes, o)):
+        there = device.type in devices and at_hand(device.type)
+        if not (plain and there and KERNELS[device.type].takes(dtypes, o)):
             others += places
             continue
         fits = [i for i in places if dense(params[i], [state[key][i] for key in MOMENTS if key in state])]
@@ -68,7 +94,8 @@ def split(params: list[Tensor], grads: list[Tensor], state: Columns, o: Options)
     written = [
         xs[i] for xs in (params, *(state[key] for key in MOMENTS if key in state)) for fits in taken for i in fits
     ]
-    return ([], list(range(len(params)))) if overlap(written) else (taken, others)
+    left = [params[i] for i in others if taken and type(params[i]) in (Tensor, Parameter)]
+    return ([], list(range(len(params)))) if overlap(written, left) else (taken, others)
 
 
 def dense(param: Tensor, moments: list[Tensor]) -> bool:
@@ -79,25 +106,38 @@ def dense(param: Tensor, moments: list[Tensor]) -> bool:
     return torch.empty_like(param).stride() == stride and all(x.stride() == stride for x in moments)
 
 
-def overlap(tensors: list[Tensor]) -> bool:
-    """Whether any two dense tensors share memory, so that the order of the updates matters."""
-    spans = sorted((x.data_ptr(), x.numel() * x.element_size()) for x in tensors)
+def overlap(dense: list[Tensor], others: list[Tensor]) -> bool:
+    """Whether any two tensors may share memory, so that the order of the updates matters."""
+    spans = [(x.data_ptr(), x.numel() * x.element_size()) for x in dense]
+    for x in others:
+        last = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
+        spans.append((x.data_ptr(), (last + 1) * x.element_size() if x.numel() else 0))
+    spans.sort()
     return any(start + size > following for (start, size), (following, _) in pairwise(spans))
 
 
-def step(params: list[Tensor], grads: list[Tensor], state: Columns, numbers: list[int], o: Options) -> list[int]:
-    """One step of the tensors that a kernel takes; returns the places of the others."""
-    batches, others = split(params, grads, state, o)
+def step(
+    devices: tuple[str, ...],
+    params: list[Tensor],
+    grads: list[Tensor],
+    state: Columns,
+    numbers: list[int],
+    o: Options,
+) -> list[int]:
+    """One step of the tensors that a kernel takes on these types of device; returns the places of the others."""
+    batches, others = split(devices, params, grads, state, o)
     for batch in batches:
         if batch:
             aligned = [like(grads[i], params[i]) for i in batch]
             chosen_state = {key: [column[i] for i in batch] for key, column in state.items()}
-            cpu.step([params[i] for i in batch], aligned, chosen_state, [numbers[i] for i in batch], o)
+            kernel = KERNELS[params[batch[0]].device.type]
+            kernel.step([params[i] for i in batch], aligned, chosen_state, [numbers[i] for i in batch], o)
     return others
 
 
 def like(grad: Tensor, param: Tensor) -> Tensor:
-    """The gradient in its parameter's layout."""
-    if grad.stride() == param.stride() or (grad.is_contiguous() and param.is_contiguous()):
+    """The gradient in its parameter's layout, with its values in memory: not negated by a bit, nor zero by a key."""
+    alike = grad.stride() == param.stride() or (grad.is_contiguous() and param.is_contiguous())
+    if alike and not (grad.is_neg() or grad._is_zerotensor()):
         return grad
     return torch.empty_like(param, dtype=grad.dtype).copy_(grad)

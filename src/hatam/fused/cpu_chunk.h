@@ -31,9 +31,10 @@ static FN(Constants) FN(constants)(const Table *table, const Options *o, int64_t
     FN(Constants) c = {
         .keep = (REAL)(1 - o->lr * o->weight_decay),
         .step_size = (REAL)(o->lr / (1 - pow(o->beta1, step))),
-        .beta1 = (REAL)o->beta1,
         .beta2 = (REAL)o->beta2,
-        .beta_c = (REAL)o->beta_c,
+        .rate1 = (REAL)(1 - o->beta1),
+        .rate2 = (REAL)(1 - o->beta2),
+        .rate_c = (REAL)(1 - o->beta_c),
         .eps = (REAL)o->eps,
         .grad_factor = (REAL)o->grad_factor,
         .h_factor = (REAL)(1 / sqrt(1 - pow(o->beta2, step))),

@@ -6,7 +6,8 @@
  */
 
 typedef struct {
-    REAL keep, step_size, beta1, beta2, beta_c, eps, grad_factor; /* keep = 1 - lr wd */
+    REAL keep, step_size, beta2, eps, grad_factor;                /* keep = 1 - lr wd */
+    REAL rate1, rate2, rate_c;                                    /* 1 - beta, which as a float has more digits than beta */
     REAL h_factor, h_factor_before;                               /* 1 / sqrt(1 - beta2^t), now and one step before */
     REAL radius, radius_before, inv_mean, inv_mean_before;        /* of the displacement */
     REAL cap;                                                     /* S / h = min(cap / h, 1 / mean) */
@@ -47,7 +48,7 @@ INLINE void FN(decoupled)(Block b, REAL *root, const FN(Constants) *c, const Typ
 
         /* h before and now; one division serves both, since this loop waits for the divider longer than for memory */
         REAL h_before = SQRT(v) * k.h_factor_before + k.eps;
-        v = FN(store)(b.exp_avg_sq, i, t.exp_avg_sq, v * k.beta2 + (1 - k.beta2) * (g * g), for_param >> 16, k.round_state);
+        v = FN(store)(b.exp_avg_sq, i, t.exp_avg_sq, v * k.beta2 + k.rate2 * (g * g), for_param >> 16, k.round_state);
         root[i] = SQRT(v);
         REAL h = root[i] * k.h_factor + k.eps, inv_both = 1 / (h_before * h);
         REAL inv_h_before = h * inv_both, inv_h = h_before * inv_both;
@@ -58,8 +59,8 @@ INLINE void FN(decoupled)(Block b, REAL *root, const FN(Constants) *c, const Typ
 
         /* z <- z - lr (m / h + wd z) */
         if (t.own_e)
-            e = FN(store)(b.exp_avg_grad, i, t.exp_avg, e + (1 - k.beta_c) * (g - e), for_state >> 16, k.round_state);
-        m = FN(store)(b.exp_avg, i, t.exp_avg, m + (1 - k.beta1) * (g - m), for_state, k.round_state);
+            e = FN(store)(b.exp_avg_grad, i, t.exp_avg, e + k.rate_c * (g - e), for_state >> 16, k.round_state);
+        m = FN(store)(b.exp_avg, i, t.exp_avg, m + k.rate1 * (g - m), for_state, k.round_state);
         z = z * k.keep - k.step_size * m * inv_h;
 
         /* w = z - d_t */
@@ -81,12 +82,12 @@ INLINE void FN(corrected)(Block b, REAL *root, const FN(Constants) *c, const Typ
         /* g^ = g + gamma S c, c = (1 - beta_c)(g - e), S from v_{t-1} */
         REAL s = FN(at_most)((SQRT(v) * k.h_factor_before + k.eps) * k.slope + k.level, k.cap);
         REAL corrected = g + k.gain * (s * (g - e));
-        FN(store)(b.exp_avg_grad, i, t.exp_avg, e + (1 - k.beta_c) * (g - e), for_state >> 16, k.round_state);
+        FN(store)(b.exp_avg_grad, i, t.exp_avg, e + k.rate_c * (g - e), for_state >> 16, k.round_state);
 
         /* w <- w - lr (m / h + wd w) */
         REAL for_v = t.raw ? g : corrected;
-        m = FN(store)(b.exp_avg, i, t.exp_avg, m + (1 - k.beta1) * (corrected - m), for_state, k.round_state);
-        v = FN(store)(b.exp_avg_sq, i, t.exp_avg_sq, v * k.beta2 + (1 - k.beta2) * (for_v * for_v), for_param >> 16, k.round_state);
+        m = FN(store)(b.exp_avg, i, t.exp_avg, m + k.rate1 * (corrected - m), for_state, k.round_state);
+        v = FN(store)(b.exp_avg_sq, i, t.exp_avg_sq, v * k.beta2 + k.rate2 * (for_v * for_v), for_param >> 16, k.round_state);
         root[i] = SQRT(v);
         FN(store)(b.param, i, t.param, w * k.keep - k.step_size * m / (root[i] * k.h_factor + k.eps), for_param, k.round_param);
     }

@@ -1,0 +1,130 @@
+"""Is the GPU kernel right, and how fast is it? For a machine with a CUDA GPU, torch and Triton; nothing is installed.
+
+    make gpu-check                                       everything, into results/gpu/gpu.json
+    python benchmarks/gpu_check.py --skip-speed --out f  what is right alone
+    python benchmarks/gpu_check.py --interpret --out f   a few checks in Triton's interpreter, without a GPU
+
+A part that fails is recorded and the next one goes on. The exit status is 1 where anything was not right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT / "results/gpu/gpu.json"
+if "--interpret" in sys.argv:
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton asks at its import
+
+import gpu_right  # noqa: E402
+import torch  # noqa: E402
+
+from hatam import fused  # noqa: E402
+from hatam.fused import gpu  # noqa: E402
+
+
+def attempt(part: Callable[[], Any]) -> tuple[Any, str | None]:
+    """What a part gives, and how it failed if it did."""
+    try:
+        return part(), None
+    except Exception:
+        return None, traceback.format_exc(limit=-6)
+
+
+def of_the_kernel(test: Callable[[], None]) -> None:
+    """A test that must have gone through the kernel: where it is not taken, all would be right, too."""
+    taken, step = [], gpu.step
+    gpu.step = lambda params, *rest: taken.append(len(params)) or step(params, *rest)
+    try:
+        test()
+    finally:
+        gpu.step = step
+    gpu_right.require(bool(taken), "the GPU kernel did not take these tensors")
+
+
+def git(*arguments: str) -> str | None:
+    """What git says, None where there is none."""
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def environment(interpret: bool) -> dict[str, Any]:
+    """Where the record comes from."""
+    import triton
+
+    changes = git("status", "--porcelain")
+    return {
+        "device": "interpreter" if interpret else torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "python": sys.version.split()[0],
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Replace a file as a whole, so that nobody ever reads half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        tmp.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(tmp, path)
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--interpret", action="store_true", help="a few checks in Triton's interpreter; needs --out")
+    parser.add_argument("--skip-speed", action="store_true", help="check only")
+    parser.add_argument("--rounds", type=int, default=30, help="of the timing (default 30)")
+    parser.add_argument("--out", type=Path, help=f"the record (default {RECORD.relative_to(ROOT)})")
+    options = parser.parse_args()
+    if options.interpret and options.out is None:
+        parser.error("--interpret needs --out: what the interpreter does is no result")
+    if not options.interpret and not torch.cuda.is_available():
+        parser.error("there is no CUDA GPU; --interpret checks the kernel without one")
+    return options
+
+
+def main() -> int:
+    """Check, time, and write the record after every part."""
+    options = arguments()
+    device, out = "cpu" if options.interpret else "cuda", options.out or RECORD
+    fused.KERNELS[device] = gpu
+    record: dict[str, Any] = {**environment(options.interpret), "checks": {}, "failures": {}}
+    for name, test in gpu_right.checks(device).items():
+        _, failure = attempt(lambda test=test: of_the_kernel(test))
+        record["checks"][name] = failure is None
+        record["failures"] |= {name: failure} if failure else {}
+        print(f"{'ok  ' if failure is None else 'FAIL'}  {name}", flush=True)
+    write(out, record)
+    right = all(record["checks"].values())
+    if device == "cuda" and not options.skip_speed:
+        import gpu_speed
+
+        record |= {"n": options.rounds, "speed": []}
+        for name, part in gpu_speed.parts(options.rounds).items():
+            result, failure = attempt(part)
+            record["failures"] |= {name: failure} if failure else {}
+            record["speed"] += [result] if result else []
+            print(json.dumps(result) if result else f"FAIL  {name}", flush=True)
+            write(out, record)
+    print(f"{sum(record['checks'].values())} of {len(record['checks'])} checks are right; see {out}")
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""What must be right of the GPU kernel, on the device or in Triton's interpreter: the first half of gpu_check.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hatam import HATAM, fused
+from hatam.forms import FORMS
+from hatam.fused import cpu, gpu
+from hatam.reference import Reference
+
+BF16 = torch.bfloat16
+LR = 0.01
+SHAPES = ((gpu.CHUNK + 1,), (17,), (), (0,))
+KINDS: dict[str, dict[str, Any]] = {
+    "decoupled": {"form": "decoupled"},
+    "decoupled, own e": {"form": "decoupled", "beta_c": 0.7},
+    "raw": {"form": "raw"},
+    "published": {"form": "published"},
+}
+# Dtype, options, and how far w may be from the float64 reference, relative to the largest w.
+STORAGE: dict[str, tuple[torch.dtype, dict[str, Any], float]] = {
+    "float32": (torch.float32, {}, 1e-5),
+    "bfloat16, v in float32": (BF16, {"state_dtype": BF16, "bf16_stochastic_round": True}, 3e-2),
+    "float64": (torch.float64, {}, 1e-12),
+    "float32, m in bfloat16": (torch.float32, {"state_dtype": BF16}, 5e-3),
+    "bfloat16": (BF16, {}, 5e-2),
+    "bfloat16 at random": (BF16, {"bf16_stochastic_round": True}, 5e-2),
+    "bfloat16, state in float32": (BF16, {"state_dtype": torch.float32}, 3e-2),
+    "bfloat16 at random, state in float32": (
+        BF16,
+        {"state_dtype": torch.float32, "bf16_stochastic_round": True},
+        3e-2,
+    ),
+}
+Params = list[torch.nn.Parameter]
+Grads = list[list[Tensor]]
+
+# Problems -----------------------------------------------------------------------------------------------------------
+
+
+def parameters(device: str, dtype: torch.dtype, shapes: Iterable[tuple[int, ...]] = SHAPES) -> Params:
+    """Normal entries, the same on every device."""
+    rng = torch.Generator().manual_seed(0)
+    values = [torch.randn(shape, generator=rng, dtype=torch.float64) for shape in shapes]
+    return [torch.nn.Parameter(x.to(dtype).to(device)) for x in values]
+
+
+def gradients(params: Params, steps: int) -> Grads:
+    """A drift plus noise, at a scale of its own in every coordinate."""
+    rng = torch.Generator().manual_seed(1)
+    scales = [torch.randn(p.shape, generator=rng).exp() for p in params]
+    drifts = [torch.randn(p.shape, generator=rng) for p in params]
+    return [
+        [
+            (s * (0.3 * d + torch.randn(p.shape, generator=rng))).to(p.dtype).to(p.device)
+            for p, s, d in zip(params, scales, drifts, strict=True)
+        ]
+        for _ in range(steps)
+    ]
+
+
+def lr_of(step: int, steps: int) -> float:
+    """A warm-up of two steps, then half a cosine down to 0."""
+    return LR * min((step + 1) / 2, 0.5 * (1 + math.cos(math.pi * (step + 1) / steps)))
+
+
+def train(optimizer: HATAM, params: Params, grads: Grads) -> None:
+    """One step for every list of gradients."""
+    for i, row in enumerate(grads):
+        optimizer.param_groups[0]["lr"] = lr_of(i, len(grads))
+        for p, g in zip(params, row, strict=True):
+            p.grad = g.clone()
+        optimizer.step()
+
+
+def bits(optimizer: HATAM) -> list[bytes]:
+    """All that a step may move."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    moved = [*params, *(x for p in params for x in optimizer.state[p].values())]
+    return [x.detach().reshape(-1).view(torch.uint8).cpu().numpy().tobytes() for x in moved if x.numel()]
+
+
+def require(condition: bool, what: str) -> None:
+    """A check that -O leaves in."""
+    if not condition:
+        raise ArithmeticError(what)
+
+
+# What must be right -------------------------------------------------------------------------------------------------
+
+
+def agrees_with_the_reference(device: str, storage: str, kind: str, modulator: str, steps: int) -> None:
+    """In every combination of dtypes, form and modulator."""
+    dtype, options, tolerance = STORAGE[storage]
+    params = parameters(device, dtype)
+    optimizer = HATAM(params, LR, fused=True, modulator=modulator, **options, **KINDS[kind])
+    group, form = optimizer.param_groups[0], FORMS[KINDS[kind]["form"]]
+    beta_c = group["beta_c"] if group["beta_c"] is not None else form.beta_c
+    oracles = [
+        Reference(
+            p.cpu(),
+            form=group["form"],
+            beta_c=group["betas"][0] if beta_c is None else beta_c,
+            cap=form.cap,
+            uniform=modulator == "uniform",
+        )
+        for p in params
+    ]
+    grads = gradients(params, steps)
+    train(optimizer, params, grads)
+    for i, row in enumerate(grads):
+        for oracle, g in zip(oracles, row, strict=True):
+            oracle.step(g.cpu(), lr_of(i, steps))
+    for p, oracle in zip(params, oracles, strict=True):
+        if p.numel():
+            error = float((p.detach().cpu().double() - oracle.w).abs().max() / oracle.w.abs().max())
+            require(error <= tolerance, f"{error:.2g} from the reference, more than {tolerance:g}")
+
+
+def has_the_bits_of_the_cpu_kernel(device: str, storage: str) -> None:
+    """m and v, stochastic rounding included, where the CPU kernel was built."""
+    dtype, options, _ = STORAGE[storage]
+    ones = []
+    for where, kernel in (("cpu", cpu), (device, gpu)):
+        fused.KERNELS[where] = kernel
+        params = parameters(where, dtype)
+        optimizer = HATAM(params, LR, fused=True, **options)
+        train(optimizer, params, gradients(params, 4))
+        ones.append([optimizer.state[p][key].cpu() for p in params for key in ("exp_avg", "exp_avg_sq")])
+    require(all(torch.equal(x, y) for x, y in zip(*ones, strict=True)), "m or v differ from the CPU kernel's")
+
+
+def skipped_steps_move_nothing(device: str, kind: str) -> None:
+    """found_inf = 1: nothing moves, the largest lr neither. found_inf = 0: the step without the loss scale."""
+    params, others = parameters(device, torch.float32), parameters(device, torch.float32)
+    optimizer, plain = (HATAM(ps, LR, fused=True, **KINDS[kind]) for ps in (params, others))
+    for i, row in enumerate(gradients(params, 5)):
+        optimizer.grad_scale = torch.tensor(4.0, device=device)
+        optimizer.found_inf = torch.tensor(float(i in (1, 3)), device=device)
+        for p, q, g in zip(params, others, row, strict=True):
+            p.grad, q.grad = 4 * g, g.clone()
+        before = bits(optimizer) if i else []
+        optimizer.param_groups[0]["lr"] = 10 * LR if i in (1, 3) else LR
+        optimizer.step()
+        if i in (1, 3):
+            require(bits(optimizer) == before, "a skipped step has moved something")
+        else:
+            plain.step()
+        require(bits(optimizer) == bits(plain), "a loss scale changes the step")
+    require(float(optimizer.param_groups[0]["lr_peak"]) == LR, "a skipped step has raised the largest lr")
+
+
+def two_runs_are_equal(device: str, kind: str) -> None:
+    """Bit for bit."""
+    shapes = [(1000, 1237), (50_000,), (33,)] if device == "cuda" else [(3000,), (33,)]
+    runs = []
+    for _ in range(2):
+        params = parameters(device, torch.float32, shapes)
+        optimizer = HATAM(params, LR, fused=True, state_dtype=BF16, **KINDS[kind])
+        train(optimizer, params, gradients(params, 5))
+        runs.append(bits(optimizer))
+    require(runs[0] == runs[1], "two runs differ")
+
+
+def a_step_waits_for_nothing(device: str, kind: str) -> None:
+    """Neither with new gradients, nor a scaler, nor lr as a tensor, nor many groups; after the first steps."""
+    params = parameters(device, torch.float32)
+    for lr in (LR, torch.tensor(LR, device=device)):
+        optimizer = HATAM([{"params": [p]} for p in params], lr, fused=True, **KINDS[kind])
+        optimizer.grad_scale, optimizer.found_inf = torch.ones((), device=device), torch.zeros((), device=device)
+        rows = gradients(params, 6)
+        for i, row in enumerate(rows):
+            for p, g in zip(params, row, strict=True):
+                p.grad = g
+            torch.cuda.set_sync_debug_mode("error" if i > 1 else "default")
+            try:
+                optimizer.step()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+
+def a_graph_replays_eager_steps(device: str, kind: str) -> None:
+    """Bit for bit, with lr that changes."""
+    params, others = parameters(device, torch.float32), parameters(device, torch.float32)
+    lr, other_lr = torch.tensor(LR, device=device), torch.tensor(LR, device=device)
+    optimizer = HATAM(params, lr, fused=True, capturable=True, **KINDS[kind])
+    plain = HATAM(others, other_lr, fused=True, capturable=True, **KINDS[kind])
+    rows = gradients(params, 9)
+    for p, q in zip(params, others, strict=True):
+        p.grad, q.grad = torch.zeros_like(p), torch.zeros_like(q)
+
+    def feed(i: int) -> None:
+        for x, ps in ((lr, params), (other_lr, others)):
+            x.fill_(lr_of(i, len(rows)))
+            for p, g in zip(ps, rows[i], strict=True):
+                p.grad.copy_(g)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for i in range(3):
+            feed(i)
+            optimizer.step()
+            plain.step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+    for i in range(3, len(rows)):
+        feed(i)
+        graph.replay()
+        plain.step()
+        require(bits(optimizer) == bits(plain), f"the replay of step {i + 1} differs from the eager step")
+
+
+# All of it ------------------------------------------------------------------------------------------------------------
+
+
+def checks(device: str) -> dict[str, Callable[[], None]]:
+    """All of them by name; in the interpreter, which is slow, the two first storages and what needs no GPU."""
+    on_gpu = device == "cuda"
+    storages, steps = (list(STORAGE), 8) if on_gpu else (list(STORAGE)[:2], 3)
+    tests: dict[str, Callable[[], None]] = {}
+    for storage in storages:
+        for kind in KINDS:
+            for modulator in ("relative", "uniform"):
+                tests[f"reference: {storage}; {kind}; {modulator}"] = (
+                    lambda *of: lambda: agrees_with_the_reference(device, *of, steps)
+                )(storage, kind, modulator)
+        if not cpu.missing():
+            tests[f"CPU kernel: {storage}"] = (lambda s: lambda: has_the_bits_of_the_cpu_kernel(device, s))(storage)
+    general = [skipped_steps_move_nothing, two_runs_are_equal]
+    for test in general + ([a_step_waits_for_nothing, a_graph_replays_eager_steps] if on_gpu else []):
+        for kind in KINDS:
+            name = test.__name__.replace("_", " ")
+            tests[f"{name}: {kind}"] = (lambda t, k: lambda: t(device, k))(test, kind)
+    return tests

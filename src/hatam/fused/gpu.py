@@ -1,0 +1,236 @@
+"""The GPU kernel: lays the tensors of a group out in a table on their device, and launches what walks along it.
+
+It does what :mod:`hatam.fused.cpu` does, element by element with the same bits but for a division (m, v and e have the
+same bits). A step is three launches whatever the number of tensors, waits for nothing on the host and gives the same
+bits every time. Table and scratch need 12 integers per tensor and 12 bytes per 2048 elements.
+
+The table holds addresses, and stays on the device while the addresses stay the same. Where they change (gradients that
+``zero_grad()`` has freed), it is copied again, without waiting.
+
+In a CUDA graph (``capturable=True``, lr as a tensor) the step needs what every graph needs, an eager step or more
+before the capture, which compiles the kernels and sets memory aside; and gradients that stay where they were captured.
+The graph keeps its tables for the life of the process, since nobody knows when the graph goes.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from contextlib import nullcontext
+from functools import cache, lru_cache
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..storage import MOMENTS, SCALARS
+from ..update import NO_GRADIENT_YET, Options, Scalar
+
+SKIPS_ON_DEVICE = True  # reads found_inf itself
+CHUNK = 2048  # elements per program: 8 for each of 256 threads
+WARPS = 8
+LANES = 128  # tensors per program of `prepare`
+ADDRESSES = ("param", "grad", *MOMENTS, "step", *SCALARS)  # the order of gpu_words.py
+
+COMBINATIONS = {
+    (torch.float32, torch.float32, torch.float32),
+    (torch.float32, torch.bfloat16, torch.float32),
+    (torch.bfloat16, torch.bfloat16, torch.bfloat16),
+    (torch.bfloat16, torch.float32, torch.float32),
+    (torch.bfloat16, torch.bfloat16, torch.float32),
+    (torch.float64, torch.float64, torch.float64),
+}
+"""Parameter and gradient, m and e, v."""
+
+
+@cache
+def load() -> ModuleType | str:
+    """The kernels, or in words why there are none."""
+    try:
+        from . import gpu_kernels
+    except ImportError as error:
+        return f"it needs Triton, which does not load ({error}); pip install triton"
+    return gpu_kernels
+
+
+def missing() -> str | None:
+    """In words why there is no kernel, or None where there is one."""
+    kernels = load()
+    return kernels if isinstance(kernels, str) else None
+
+
+def kernels() -> Any:
+    """The kernels, which there must be."""
+    loaded = load()
+    if isinstance(loaded, str):
+        raise RuntimeError(f"there is no fused GPU kernel: {loaded}")
+    return loaded
+
+
+def takes(dtypes: dict[str, torch.dtype], o: Options) -> bool:
+    """Whether the kernel is for tensors of these dtypes, by their names in the state, "param" and "grad"."""
+    alike = dtypes["grad"] == dtypes["param"] and dtypes.get("exp_avg_grad", dtypes["exp_avg"]) == dtypes["exp_avg"]
+    scalars = {dtypes[key] for key in SCALARS if key in dtypes}
+    known = {dtypes["step"], *scalars} <= {torch.float32, torch.float64} and len(scalars) <= 1
+    return alike and known and (dtypes["param"], dtypes["exp_avg"], dtypes["exp_avg_sq"]) in COMBINATIONS
+
+
+def step(
+    params: list[Tensor], grads: list[Tensor], state: dict[str, list[Tensor]], numbers: list[int], o: Options
+) -> None:
+    """One step of tensors that :func:`takes` accepts, all on one device; as of :func:`hatam.fused.cpu.step`."""
+    device = params[0].device
+    columns = {"param": params, "grad": grads, **state}
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        table = tables(listed(columns, numbers), len(params), device)
+        launch(table, {key: column[0].dtype for key, column in columns.items()}, o)
+    torch.autograd.graph.increment_version(params)
+
+
+# Tables -------------------------------------------------------------------------------------------------------------
+
+
+class Tables(NamedTuple):
+    """What tensors there are, on their device."""
+
+    rows: Tensor  # int64, (tensors, columns of gpu_words.py)
+    chunks: Tensor  # int32, the tensor that each chunk is of
+    aligned: bool  # whether every address is a multiple of 16 bytes
+    source: Tensor  # of rows, on the host: must outlive the copy, which may be part of a graph
+
+
+def listed(columns: dict[str, list[Tensor]], numbers: list[int]) -> bytes:
+    """The table column by column, as a key to what is on the device already."""
+    column = array("q")
+    for key in ADDRESSES:
+        column.extend([x.data_ptr() for x in columns[key]] if key in columns else [0] * len(numbers))
+    column.extend([p.numel() for p in columns["param"]])
+    column.extend(numbers)
+    return column.tobytes()
+
+
+def tables(listing: bytes, tensors: int, device: torch.device) -> Tables:
+    """The tables of a listing: those of an earlier step on this stream, where the listing is the same."""
+    if device.type != "cuda":
+        return cached(listing, tensors, device, 0)
+    if torch.cuda.is_current_stream_capturing():
+        return captured(listing, tensors, device)
+    if tensors not in _spares:
+        _spares[tensors] = blank(tensors, device)
+    return cached(listing, tensors, device, torch.cuda.current_stream(device).cuda_stream)
+
+
+@lru_cache(maxsize=32)
+def cached(listing: bytes, tensors: int, device: torch.device, stream: int) -> Tables:
+    """Tables that are used on one stream only, so that their memory is free for others when it is given back."""
+    return build(listing, blank(tensors, device), device)
+
+
+_spares: dict[int, Tensor] = {}  # pinned memory for the tables of a capture, in which none may be allocated
+_in_graphs: list[Tables] = []
+
+
+def captured(listing: bytes, tensors: int, device: torch.device) -> Tables:
+    """Tables of their own for a CUDA graph, which copies them anew at every replay."""
+    spare = _spares.pop(tensors, None)
+    if spare is None:
+        raise RuntimeError(
+            f"step() was captured in a CUDA graph with {tensors} tensors on one code path, but no eager step of as "
+            "many came since the last capture; take one before the capture, as torch's notes on CUDA graphs show"
+        )
+    _in_graphs.append(build(listing, spare, device))
+    return _in_graphs[-1]
+
+
+def blank(tensors: int, device: torch.device) -> Tensor:
+    """Memory on the host for the rows of a table, from which a copy does not wait."""
+    return torch.empty(tensors, len(ADDRESSES) + 3, dtype=torch.int64, pin_memory=device.type == "cuda")
+
+
+def build(listing: bytes, source: Tensor, device: torch.device) -> Tables:
+    """Fill in the rows, cut the tensors into chunks, and send all of it off."""
+    columns = torch.frombuffer(bytearray(listing), dtype=torch.int64).view(len(ADDRESSES) + 2, -1)
+    numel = columns[len(ADDRESSES)]
+    chunks = (numel + CHUNK - 1) // CHUNK
+    source[:, :-1] = columns.T
+    source[:, -1] = chunks.cumsum(0) - chunks  # number of the first
+    rows = source.to(device, non_blocking=True)
+    counts = (rows[:, len(ADDRESSES)] + CHUNK - 1) // CHUNK
+    chunk_map = torch.repeat_interleave(counts, output_size=int(chunks.sum())).to(torch.int32)
+    walked = columns[: 2 + len(MOMENTS)]
+    return Tables(rows, chunk_map, not bool((walked % 16).any()), source)
+
+
+# Launches -----------------------------------------------------------------------------------------------------------
+
+
+def launch(table: Tables, dtypes: dict[str, torch.dtype], o: Options) -> None:
+    """The three kernels, in the order in which they need each other."""
+    k, device = kernels(), table.rows.device
+    tensors, chunks = len(table.rows), len(table.chunks)
+    double, relative = dtypes["param"] == torch.float64, o.modulator.needs_mean
+    constants = torch.empty(tensors, k.CONSTANTS.value, dtype=torch.float64 if double else torch.float32, device=device)
+    keys = torch.empty(tensors, dtype=torch.int32, device=device)
+    sums = torch.empty(chunks, dtype=torch.float64, device=device) if relative else None
+    found_inf = None if o.found_inf is None else o.found_inf.to(device, non_blocking=True)
+    scalars = scalar_types(dtypes)
+    shared = {"log_beta2": log(o.beta2), "eps": float(o.eps), "no_gradient_yet": NO_GRADIENT_YET * o.eps}
+
+    k.prepare[(-(-tensors // LANES),)](
+        table.rows, constants, keys, tensors, o.seed, found_inf, **options(o, device), **shared, **scalars,
+        DECOUPLED=o.form == "decoupled", UNIFORM=not relative, LANES=LANES, enable_fp_fusion=False,
+    )  # fmt: skip
+    if chunks:
+        k.update[(chunks,)](
+            table.rows, table.chunks, constants, keys, sums, found_inf, **loop(dtypes, o),
+            ALIGNED=table.aligned, CHUNK=CHUNK, num_warps=WARPS, enable_fp_fusion=False,
+        )  # fmt: skip
+    if relative:
+        k.finish[(tensors,)](
+            table.rows, sums, found_inf, **shared, **scalars, CHUNK=CHUNK, WIDTH=1024, enable_fp_fusion=False
+        )  # fmt: skip
+
+
+def triton_type(dtype: torch.dtype) -> Any:
+    """How the kernels read a dtype: bfloat16 as its bits."""
+    tl = kernels().tl
+    return {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.uint16}[dtype]
+
+
+def scalar_types(dtypes: dict[str, torch.dtype]) -> dict[str, Any]:
+    """The types of the 0-dim state tensors."""
+    scalar = next((dtypes[key] for key in SCALARS if key in dtypes), torch.float32)  # else there are none
+    return {"STEP_TYPE": triton_type(dtypes["step"]), "SCALAR_TYPE": triton_type(scalar)}
+
+
+def loop(dtypes: dict[str, torch.dtype], o: Options) -> dict[str, Any]:
+    """What the compiler makes a pass over memory of its own for."""
+    narrow = {key for key, dtype in dtypes.items() if dtype == torch.bfloat16}
+    return {
+        "P": triton_type(dtypes["param"]),
+        "M": triton_type(dtypes["exp_avg"]),
+        "V": triton_type(dtypes["exp_avg_sq"]),
+        "FORM": o.form,
+        "OWN_E": "exp_avg_grad" in dtypes,
+        "ROUND_PARAM": o.round_param and "param" in narrow,
+        "ROUND_M": o.round_state and "exp_avg" in narrow,
+        "ROUND_V": o.round_state and "exp_avg_sq" in narrow,
+    }
+
+
+def options(o: Options, device: torch.device) -> dict[str, Any]:
+    """The options as arguments: those that live on the device by their tensors, for reading them would wait."""
+    given: dict[str, Any] = {}
+    for name in ("lr", "radius", "grad_factor"):
+        value: Scalar = getattr(o, name)
+        stays = isinstance(value, Tensor) and value.device.type == device.type
+        given[name] = 0.0 if stays else float(value)
+        given[f"{name}_at"] = value.to(device, non_blocking=True) if stays else None
+    given |= {name: float(getattr(o, name)) for name in ("beta1", "beta2", "weight_decay", "gamma", "beta_c", "cap")}
+    return given | {"log_beta1": log(o.beta1)}
+
+
+def log(beta: float) -> float:
+    """ln β, also of 0."""
+    return math.log(beta) if beta > 0 else -math.inf

@@ -1,0 +1,286 @@
+"""The GPU kernel in Triton's interpreter, on CPU tensors: test_gpu_kernel.py runs this file in processes of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from conftest import MODULATORS, bits, cosine, equal, feed, gradients, parameters, relative_error, twins
+from test_reference import compare, references
+from torch import Tensor
+
+from hatam import HATAM, fused
+from hatam.fused import cpu, gpu
+
+# The interpreter of Triton 3.6 makes numpy warn of a loop's bounds.
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
+
+BF16 = torch.bfloat16
+SHAPES = ((gpu.CHUNK + 1,), (), (0,))
+FORMS: dict[str, dict[str, Any]] = {
+    "decoupled": {"form": "decoupled"},
+    "own": {"form": "decoupled", "beta_c": 0.7},
+    "raw": {"form": "raw"},
+    "published": {"form": "published"},
+}
+STORAGE: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
+    "float64": (torch.float64, {}),
+    "float32": (torch.float32, {}),
+    "float32, m in bfloat16": (torch.float32, {"state_dtype": BF16}),
+    "bfloat16": (BF16, {}),
+    "bfloat16 at random": (BF16, {"bf16_stochastic_round": True}),
+    "bfloat16, state in float32": (BF16, {"state_dtype": torch.float32}),
+    "bfloat16 at random, state in float32": (BF16, {"state_dtype": torch.float32, "bf16_stochastic_round": True}),
+    "bfloat16, v in float32": (BF16, {"state_dtype": BF16, "bf16_stochastic_round": True}),
+}
+every_form = pytest.mark.parametrize("form", FORMS)
+every_modulator = pytest.mark.parametrize("modulator", MODULATORS)
+
+
+@pytest.fixture(autouse=True)
+def on_cpu_tensors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """CPU tensors go to the GPU's kernel."""
+    monkeypatch.setitem(fused.KERNELS, "cpu", gpu)
+    fused.at_hand.cache_clear()
+    yield
+    fused.at_hand.cache_clear()
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tensors each call of the kernel took."""
+    counts: list[int] = []
+    step = gpu.step
+
+    def counted(params: list[Tensor], *rest: Any) -> None:
+        counts.append(len(params))
+        step(params, *rest)
+
+    monkeypatch.setattr(gpu, "step", counted)
+    return counts
+
+
+def state_bits(optimizer: HATAM) -> list[tuple[str, bytes]]:
+    """All that a step may move: parameters, state and the largest lr."""
+    state = [(key, bits(x)) for one in optimizer.state.values() for key, x in one.items()]
+    groups = optimizer.param_groups
+    params = [("param", bits(p)) for g in groups for p in g["params"]]
+    return state + params + [("lr_peak", repr(float(g["lr_peak"])).encode()) for g in groups]
+
+
+def run(params: list[torch.nn.Parameter], kernel: Any, steps: int, **options: Any) -> HATAM:
+    """Some steps on one of the kernels."""
+    fused.KERNELS["cpu"] = kernel  # put back by the fixture
+    optimizer = HATAM(params, 0.01, fused=True, **options)
+    feed(optimizer, params, gradients(params, steps), cosine(steps, 0.01, 2))
+    return optimizer
+
+
+def close(x: Tensor, y: Tensor) -> bool:
+    """To a rounding of either; in bfloat16, where a rounding may turn out one unit apart, but for 1 element in 100."""
+    if x.dtype == BF16:
+        return relative_error(x, y) <= 2**-7 and int((x != y).sum()) <= 1 + x.numel() / 100
+    return relative_error(x, y) <= 16 * torch.finfo(x.dtype).eps
+
+
+# Against the reference and the CPU kernel ---------------------------------------------------------------------------
+
+
+@every_modulator
+@every_form
+def test_agrees_with_the_reference(taken: list[int], form: str, modulator: str) -> None:
+    params = parameters(((5, 4), (7,), ()), torch.float64)
+    optimizer = HATAM(params, 0.01, fused=True, modulator=modulator, weight_decay=0.1, gamma=1.5, **FORMS[form])
+    compare(optimizer, params, references(params, optimizer), gradients(params, 12), cosine(12, 0.01, 3))
+    assert taken == [3] * 12
+
+
+@pytest.mark.parametrize("storage", STORAGE)
+@every_modulator
+@every_form
+def test_has_the_bits_of_the_cpu_kernel(taken: list[int], storage: str, form: str, modulator: str) -> None:
+    """All but those behind a division or a sum; m, v and e of ĝ depend on the mean, which is a sum."""
+    dtype, options = STORAGE[storage]
+    params = parameters(SHAPES, dtype)
+    others = twins(params)
+    options = {"modulator": modulator, "seed": 2**32 - 5, **options, **FORMS[form]}
+    optimizer, other = run(params, gpu, 3, **options), run(others, cpu, 3, **options)
+    assert taken == [len(SHAPES)] * 3
+    exact = {"step", "exp_avg_grad", "displacement_radius"}
+    if form in ("decoupled", "own") or modulator == "uniform":
+        exact |= {"exp_avg", "exp_avg_sq"}
+    for p, q in zip(params, others, strict=True):
+        assert close(p, q)
+        assert optimizer.state[p].keys() == other.state[q].keys()
+        for key, x in optimizer.state[p].items():
+            y = other.state[q][key]
+            assert x.dtype == y.dtype
+            assert bits(x) == bits(y) if key in exact or not y.isfinite().all() else close(x, y), key
+
+
+@pytest.mark.parametrize("form", ["decoupled", "raw"])
+def test_many_tensors_of_all_sizes(form: str) -> None:
+    """More than one program of `prepare` has, and sizes around that of a chunk."""
+    shapes = [(3,), *[(0,)] * gpu.LANES, (3,), (gpu.CHUNK - 1,), (gpu.CHUNK,), (2, gpu.CHUNK + 1), ()]
+    params = parameters(shapes)
+    others = twins(params)
+    run(params, gpu, 2, **FORMS[form])
+    run(others, cpu, 2, **FORMS[form])
+    assert all(close(p, q) for p, q in zip(params, others, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@every_form
+def test_a_bad_coordinate_harms_itself_alone(form: str) -> None:
+    """The mean stays the last good one."""
+    params = parameters(((9,),))
+    others = twins(params)
+    grads = gradients(params, 4)
+    grads[2][0][3] = math.inf
+    for ps, kernel in ((params, gpu), (others, cpu)):
+        fused.KERNELS["cpu"] = kernel
+        feed(HATAM(ps, 0.01, fused=True, **FORMS[form]), ps, grads)
+    (p,), (q,) = params, others
+    assert p.isfinite().sum() == 8
+    assert torch.equal(p.isfinite(), q.isfinite())
+    assert close(p[q.isfinite()], q[q.isfinite()])
+
+
+@every_form
+def test_maximize_and_odd_options(form: str) -> None:
+    """β1 = 0, and an eps below what the CPU kernel takes."""
+    params = parameters(((20,),))
+    others = twins(params)
+    options = {"betas": (0.0, 0.9), "eps": 1e-20, "maximize": True, **FORMS[form]}
+    run(params, gpu, 4, **options)
+    feed(HATAM(others, 0.01, fused=False, **options), others, gradients(others, 4), cosine(4, 0.01, 2))
+    assert close(params[0], others[0])
+
+
+# Hosts --------------------------------------------------------------------------------------------------------------
+
+
+@every_form
+def test_tensor_lr(form: str) -> None:
+    params = parameters(((20,), (3,)))
+    others = twins(params)
+    grads, lrs = gradients(params, 4), cosine(4, 0.01, 2)
+    feed(HATAM(params, torch.tensor(0.01, dtype=torch.float64), fused=True, **FORMS[form]), params, grads, lrs)
+    feed(HATAM(others, 0.01, fused=True, **FORMS[form]), others, grads, lrs)
+    assert equal(params, others)
+
+
+@pytest.mark.parametrize("lr", [0.01, torch.tensor(0.01)], ids=["float", "tensor"])
+@every_form
+def test_a_step_that_gradscaler_skips_moves_nothing(form: str, lr: Any) -> None:
+    """Nor the largest lr, though the skipped steps have a larger one. Gradients are read, never written."""
+    params = parameters(((gpu.CHUNK + 3,), (4,)))
+    others = twins(params)
+    optimizer = HATAM(params, lr, fused=True, **FORMS[form])
+    plain = HATAM(others, 0.01, fused=True, **FORMS[form])
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for i, row in enumerate(gradients(params, 5)):
+        skip = i in (0, 3)
+        optimizer.param_groups[0]["lr"] = lr * (10 if skip else 1)
+        scale = scaler.scale(torch.ones(())).item()
+        for p, q, g in zip(params, others, row, strict=True):
+            p.grad, q.grad = g * scale, g.clone()
+        if skip:
+            params[0].grad[2] = math.inf
+        before, given = state_bits(optimizer), [bits(p.grad) for p in params]
+        scaler.step(optimizer)
+        scaler.update()
+        assert [bits(p.grad) for p in params] == given
+        if skip and i:
+            assert state_bits(optimizer) == before
+        elif not skip:
+            plain.step()
+        assert equal(params, others)
+    assert float(optimizer.param_groups[0]["lr_peak"]) == pytest.approx(0.01, rel=1e-6)
+
+
+def test_a_skipped_step_of_what_the_kernel_does_not_take(taken: list[int]) -> None:
+    params = parameters(((4,),)) + parameters(((4,),), torch.float16)
+    optimizer = HATAM(params, 0.01, fused=True)
+    (first, second) = gradients(params, 2)
+    feed(optimizer, params, [first])
+    before = state_bits(optimizer)
+    optimizer.found_inf, optimizer.grad_scale = torch.ones(1), torch.tensor(2.0)
+    feed(optimizer, params, [second])
+    assert state_bits(optimizer) == before
+    assert taken == [1, 1]
+
+
+def test_a_stale_graph_is_noticed() -> None:
+    (p,) = parameters([(5,)])
+    loss = p.square().sum()
+    p.grad = torch.ones_like(p)
+    HATAM([p], 0.01, fused=True).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+# The table ----------------------------------------------------------------------------------------------------------
+
+
+def test_tables_are_built_again_only_where_addresses_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[int] = []
+    build = gpu.build
+    monkeypatch.setattr(gpu, "build", lambda *table: built.append(1) or build(*table))
+    params = parameters()
+    optimizer = HATAM(params, 0.01, fused=True)
+    kept = gradients(params, 1)[0]
+    for p, g in zip(params, kept, strict=True):
+        p.grad = g
+    optimizer.step()
+    optimizer.step()
+    assert len(built) == 1
+    params[0].grad = params[0].grad.clone()
+    optimizer.step()
+    assert len(built) == 2
+
+
+def test_what_is_not_aligned_is_known_to_be() -> None:
+    """Only where every address is a multiple of 16 may the kernel read 16 bytes at a time."""
+    whole, part = torch.zeros(64), torch.zeros(65)[1:]
+    for x, aligned in ((whole, True), (part, False)):
+        columns = {"param": [x], "grad": [whole], "exp_avg": [whole], "exp_avg_sq": [whole], "step": [torch.zeros(())]}
+        assert gpu.tables(gpu.listed(columns, [0]), 1, x.device).aligned == aligned
+
+
+def test_the_number_of_launches_is_constant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three, for 3 tensors and for 300."""
+    launched: list[str] = []
+
+    class Counted:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            return lambda *args, **kwargs: launched.append(self.name)
+
+    for name in ("prepare", "update", "finish"):
+        monkeypatch.setattr(gpu.kernels(), name, Counted(name))
+    for count in (3, 300):
+        launched.clear()
+        params = parameters([(5,)] * count)
+        feed(HATAM(params, 0.01, fused=True), params, gradients(params, 1))
+        assert launched == ["prepare", "update", "finish"]
+
+
+def test_the_mean_of_a_tensor_of_many_chunks() -> None:
+    """More partial sums than `finish` adds at a time, without a tensor that large."""
+    k, chunks, beta2 = gpu.kernels(), 2500, 0.9
+    step, mean = torch.tensor(3.0), torch.tensor(math.inf)
+    sums = torch.rand(chunks, dtype=torch.float64)
+    row = torch.zeros(1, k.COLUMNS.value, dtype=torch.int64)
+    row[0, k.STEP.value], row[0, k.DENOM_MEAN.value] = step.data_ptr(), mean.data_ptr()
+    row[0, k.NUMEL.value] = numel = chunks * gpu.CHUNK - 5
+    k.finish[(1,)](
+        row, sums, None, log_beta2=math.log(beta2), eps=1e-8, no_gradient_yet=1e-8,
+        STEP_TYPE=k.tl.float32, SCALAR_TYPE=k.tl.float32, CHUNK=gpu.CHUNK, WIDTH=1024,
+    )  # fmt: skip
+    assert float(mean) == pytest.approx(float(sums.sum()) / numel / math.sqrt(1 - beta2**3) + 1e-8, rel=1e-6)

@@ -1,0 +1,80 @@
+"""The GPU kernel on a machine without a GPU: in Triton's interpreter, and compiled for a GPU that is not there.
+
+Triton asks at its import whether to interpret, so this needs processes of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hatam import HATAM, fused
+from hatam.fused import gpu
+
+pytest.importorskip("triton")
+HERE = Path(__file__).parent
+
+
+def run(*arguments: str, **environment: str) -> str:
+    """What a Python process prints; it must succeed."""
+    command = [sys.executable, *arguments]
+    paths = os.pathsep.join([str(HERE.parent / "src"), str(HERE)])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **environment}
+    done = subprocess.run(command, env=environment, cwd=HERE.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "cases",
+    ["bits and (decoupled or own)", "bits and (raw or published)", "not bits"],
+    ids=["bits, decoupled", "bits, corrected", "others"],
+)
+def test_in_the_interpreter(cases: str) -> None:
+    """All of gpu_kernel_cases.py."""
+    arguments = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", cases)
+    assert " passed" in run(*arguments, str(HERE / "gpu_kernel_cases.py"), TRITON_INTERPRET="1")
+
+
+def test_the_check_for_a_gpu(tmp_path: Path) -> None:
+    """benchmarks/gpu_check.py in the interpreter: all that it finds right there."""
+    out = tmp_path / "record.json"
+    assert " checks are right" in run(str(HERE.parent / "benchmarks/gpu_check.py"), "--interpret", "--out", str(out))
+    record = json.loads(out.read_text(encoding="utf-8"))
+    assert record["device"] == "interpreter"
+    assert not record["failures"]
+    assert len(record["checks"]) >= 20
+
+
+def test_compiles_for_a_gpu(tmp_path: Path) -> None:
+    """Every launch of a few optimizers, down to machine code, with what its speed and its bits depend on."""
+    assert run(str(HERE / "gpu_kernel_compiled.py"), TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
+
+
+def test_hatam_imports_without_triton() -> None:
+    """And says what is missing where it is asked for."""
+    program = "import sys; sys.modules['triton'] = None\nfrom hatam import HATAM, fused\nprint(fused.refusal({'cuda'}))"
+    assert "there is no fused GPU kernel: it needs Triton" in run("-c", program)
+
+
+def test_a_capture_without_a_step_before_it_is_refused(monkeypatch: Any) -> None:
+    """No memory may be pinned in a capture."""
+    monkeypatch.setattr(gpu, "_spares", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match=r"captured in a CUDA graph with 3 tensors.*eager step.*before the capture"):
+        gpu.tables(b"", 3, torch.device("cuda", 0))
+
+
+def test_none_leaves_the_gpu_to_foreach() -> None:
+    """The GPU kernel has not been measured."""
+    group = HATAM([torch.zeros(1)], 0.01).param_groups[0]
+    assert fused.chosen(group) == ("cpu",)
+    assert fused.chosen({**group, "fused": True}) == ("cpu", "cuda")
+    assert fused.chosen({**group, "fused": False}) == ()

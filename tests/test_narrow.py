@@ -1,0 +1,167 @@
+"""Training with state and parameters in fewer bits: averages, small steps, the displacement, and what 0 means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import (
+    bits,
+    cosine,
+    feed,
+    generator,
+    gradients,
+    parameters,
+    relative_error,
+    state_bits,
+    twins,
+)
+from torch.optim import AdamW
+
+from hatam import HATAM
+
+BF16, FLOAT = torch.bfloat16, torch.float32
+every_state_dtype = pytest.mark.parametrize("state_dtype", [None, FLOAT, BF16, "8bit"], ids=str)
+every_fused = pytest.mark.parametrize("fused", [True, False], ids=["kernel", "unfused"])
+
+
+@every_fused
+def test_a_long_average_in_bfloat16(fused: bool) -> None:
+    """m with β1 = 0.99 under a constant gradient: at random its mean tracks float32, to nearest it stops at 0.8.
+
+    A rounding has a standard deviation of half a unit, 2^-9, at most; m remembers 1 / (1 − β1²) = 50 of them.
+    """
+    found, n, steps = {}, 1024, 500
+    for name, dtype, options in (
+        ("float32", FLOAT, {}),
+        ("at random", FLOAT, {"state_dtype": BF16}),
+        ("to nearest", BF16, {}),
+    ):
+        p = torch.nn.Parameter(torch.zeros(n, dtype=dtype))
+        optimizer = HATAM([p], 1e-3, betas=(0.99, 0.999), fused=fused, **options)
+        p.grad = torch.ones_like(p)
+        for _ in range(steps):
+            optimizer.step()
+        found[name] = optimizer.state[p]["exp_avg"].double().mean().item()
+    assert found["float32"] == pytest.approx(1 - 0.99**steps, rel=1e-4)
+    assert found["at random"] == pytest.approx(found["float32"], abs=5 * 2**-9 * (50 / n) ** 0.5)
+    assert found["to nearest"] < 0.85
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0])
+@every_fused
+def test_steps_below_half_a_unit(gamma: float, fused: bool) -> None:
+    """A bfloat16 parameter at 1 with steps of 1/40 unit: at random it moves as float32 does on average, else never."""
+    moved = {}
+    for name, dtype, at_random in (("float32", FLOAT, False), ("random", BF16, True), ("nearest", BF16, False)):
+        p = torch.nn.Parameter(torch.ones(20_000, dtype=dtype))
+        options = {"state_dtype": FLOAT, "bf16_stochastic_round": at_random, "modulator": "uniform"}
+        optimizer = HATAM([p], 1e-4, weight_decay=0.0, gamma=gamma, fused=fused, **options)
+        p.grad = torch.ones_like(p)
+        for _ in range(100):
+            optimizer.step()
+        moved[name] = 1 - p.detach().double().mean().item()
+    assert moved["float32"] == pytest.approx((100 + gamma) * 1e-4, rel=1e-3)
+    assert moved["nearest"] == 0
+    error = (100 * 1e-4 * (1 + 2 * gamma) * 2**-8 / 20_000) ** 0.5  # of 100 (300) roundings with their probabilities
+    assert moved["random"] == pytest.approx(moved["float32"], abs=5 * error)
+
+
+UNDONE: dict[str, tuple[dict[str, Any], int]] = {
+    **{
+        f"{name}-{path}": ({**options, "state_dtype": BF16, "fused": path == "kernel"}, 200)
+        for name, options in {"shared-m": {}, "own-e": {"beta_c": 0.5}, "uniform": {"modulator": "uniform"}}.items()
+        for path in ("kernel", "unfused")
+    },
+    "8bit": ({"state_dtype": "8bit"}, 15),
+    "8bit-uniform": ({"state_dtype": "8bit", "modulator": "uniform"}, 15),
+}
+
+
+@pytest.mark.parametrize(("options", "steps"), UNDONE.values(), ids=UNDONE.keys())
+def test_the_displacement_is_undone_as_it_was_done(options: dict[str, Any], steps: int) -> None:
+    """From the state that was stored. With lr near 0 and a radius of 0.01, z stays where it was, to float32's rounding.
+
+    An undo from what was not rounded would leave 2^-9 of the radius, 2e-5, a step; two roundings of z are 1e-7.
+    """
+    (p,) = parameters([(64, 64)])
+    start = p.detach().clone()
+    optimizer = HATAM([p], 1e-12, gamma=1e10, weight_decay=0.0, **options)
+    rng = generator(1)
+    for _ in range(steps):
+        p.grad = torch.randn(64, 64, generator=rng)
+        optimizer.step()
+    w = p.detach().clone()
+    assert (w - start).abs().max() > 1e-3
+    with optimizer.straightened():
+        drift = (p.detach() - start).abs()
+        assert drift.max() <= steps**0.5 * 2 * 2**-24 * start.abs().max()
+    assert torch.equal(p.detach(), w)
+
+
+def test_straightened_gives_back_every_bit() -> None:
+    """Of bfloat16 parameters and of what their state is stored in, although z has to be rounded meanwhile."""
+    for state_dtype in (None, BF16, FLOAT):
+        params = parameters(((64, 64), (9,)), BF16)
+        optimizer = HATAM(params, 0.05, gamma=3.0, state_dtype=state_dtype, bf16_stochastic_round=True)
+        feed(optimizer, params, gradients(params, 5))
+        before = [bits(p) for p in params] + state_bits(optimizer)
+        with optimizer.straightened():
+            assert [bits(p) for p in params] != before[:2]
+        assert [bits(p) for p in params] + state_bits(optimizer) == before
+
+
+GAMMA_0: dict[str, tuple[torch.dtype, dict[str, Any], float]] = {
+    "float32-as-float32": (FLOAT, {"state_dtype": FLOAT}, 1e-6),
+    "float32-m-bf16": (FLOAT, {"state_dtype": BF16}, 5e-3),
+    "float32-8bit": (FLOAT, {"state_dtype": "8bit"}, 1e-2),
+    "bf16-state-float32": (BF16, {"state_dtype": FLOAT}, 5e-2),
+    "bf16-random": (BF16, {"bf16_stochastic_round": True}, 2e-2),
+    "bf16-state-float32-random": (BF16, {"state_dtype": FLOAT, "bf16_stochastic_round": True}, 2e-2),
+    "float64-m-bf16": (torch.float64, {"state_dtype": BF16}, 5e-3),
+    "float16-state-float32": (torch.float16, {"state_dtype": FLOAT}, 2e-3),
+}
+
+
+@every_fused
+@pytest.mark.parametrize(("dtype", "options", "tolerance"), GAMMA_0.values(), ids=GAMMA_0.keys())
+def test_gamma_0_is_adamw(dtype: torch.dtype, options: dict[str, Any], tolerance: float, fused: bool) -> None:
+    """In wider arithmetic and without more state: it stays near AdamW in float64, whatever it is stored in."""
+    params = parameters(((64, 64), (7,)), dtype)
+    others = [torch.nn.Parameter(p.detach().double()) for p in params]
+    grads, lrs = gradients(params, 20), cosine(20, 0.01, 3)
+    optimizer = HATAM(params, 0.01, gamma=0.0, **options, fused=fused)
+    feed(optimizer, params, grads, lrs)
+    feed(AdamW(others, 0.01), others, [[g.double() for g in row] for row in grads], lrs)
+    assert all(state.keys() == {"step", "exp_avg", "exp_avg_sq"} for state in optimizer.state.values())
+    assert all(relative_error(p, q) <= tolerance for p, q in zip(params, others, strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"modulator": "uniform"}, {"beta_c": 0.5}, {"form": "raw"}], ids=str)
+def test_a_v_that_8_bits_cannot_hold(options: dict[str, Any]) -> None:
+    """Gradients from 1 to 1e-6 in one block: v of the small ones is stored as 0, which must not blow them up."""
+    (p,) = parameters([(64, 64)])
+    (other,) = twins([p])
+    scale = torch.logspace(0, -6, 64).expand(64, 64)
+    grads = [[scale * g for g in row] for row in gradients([p], 12)]
+    optimizer = HATAM([p], 0.01, state_dtype="8bit", **options)
+    feed(optimizer, [p], grads[:1])
+    assert (optimizer.state[p]["exp_avg_sq"].dequantize() == 0).any()
+    feed(optimizer, [p], grads[1:])
+    feed(HATAM([other], 0.01, **options), [other], grads)
+    assert (p - other).abs().max() <= 0.15  # neither has gone further than some steps of lr
+    with optimizer.straightened():
+        assert (p - other).abs().max() <= 0.3
+
+
+@every_state_dtype
+@every_fused
+def test_zero_gradients_at_the_start(state_dtype: Any, fused: bool) -> None:
+    """A mean of ε measures no sharpness in few bits either."""
+    p = torch.nn.Parameter(torch.ones(64, 64, dtype=BF16))
+    optimizer = HATAM([p], 0.01, state_dtype=state_dtype, fused=fused)
+    for gradient in (0.0, 0.0, 1.0, 1.0):
+        p.grad = torch.full_like(p, gradient)
+        optimizer.step()
+    assert torch.all((p.detach().float() - 1).abs() < 0.1)
