@@ -24,13 +24,6 @@
 
 enum { BLOCK = 1024, CHUNK = 65536 };
 
-typedef struct {
-    void *param, *exp_avg, *exp_avg_sq, *exp_avg_grad;
-    const void *grad;
-    uint32_t at; /* place of the first element in its tensor */
-    int n;
-} Block;
-
 /* What the compiler makes a loop of its own for. */
 typedef struct {
     int param, exp_avg, exp_avg_sq, random, own_e, raw;

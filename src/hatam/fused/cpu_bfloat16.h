@@ -28,19 +28,28 @@ static inline uint32_t key_of(uint32_t seed, uint32_t number, uint32_t step) {
     return scatter(scatter(scatter(seed) + number) + step);
 }
 
-static inline float widened(uint16_t x) {
-    uint32_t bits = (uint32_t)x << 16;
-    float y;
-    memcpy(&y, &bits, sizeof y);
-    return y;
-}
-
-static inline uint16_t narrowed(float x, uint32_t random, Rounding rounding) {
+static inline uint32_t bits_of(float x) {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+static inline float float_of(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+static inline float widened(uint16_t x) { return float_of((uint32_t)x << 16); }
+
+static inline uint16_t narrowed(float x) { return (uint16_t)(bits_of(x) >> 16); }
+
+/* The nearest number that bfloat16 has, or one of its two neighbours at random; infinity and NaN stay what they are. */
+static inline float rounded(float x, uint32_t random, Rounding rounding) {
+    uint32_t bits = bits_of(x);
     uint32_t raise = (random & rounding.random) + ((0x7fffU + (bits >> 16 & 1U)) & rounding.nearest);
     uint32_t special = (bits & 0x7fffffU) != 0 ? 0x400000U : 0; /* a NaN must not become infinite, nor infinity a NaN */
-    return (uint16_t)(((bits & 0x7f800000U) == 0x7f800000U ? bits | special : bits + raise) >> 16);
+    return float_of(((bits & 0x7f800000U) == 0x7f800000U ? bits | special : bits + raise) & 0xffff0000U);
 }
 
 #endif

@@ -5,7 +5,7 @@
 
 COMBINATIONS(LOOPS)
 
-typedef void (*FN(Loop))(Block, REAL *, const FN(Constants) *);
+typedef void (*FN(Loop))(FN(Block), REAL *, const FN(Constants) *);
 
 static FN(Loop) FN(choose)(const Options *o) {
 #define ROW(name, p, m, v, random) {p, m, v, random, {FN(name##_shared), FN(name##_own), FN(name##_raw), FN(name##_published)}},
@@ -63,29 +63,41 @@ static FN(Constants) FN(constants)(const Table *table, const Options *o, int64_t
     return c;
 }
 
-static void *FN(at)(void *const *column, int64_t t, int64_t at, int32_t dtype) {
+/* A block of one tensor as REAL: where it lies, or where it is stored in bfloat16 widened into `buffer`. */
+static REAL *FN(open)(void *const *column, int64_t t, int64_t at, int32_t dtype, REAL *buffer, int n) {
     if (column == NULL) return NULL;
-    return (char *)column[t] + at * (dtype == BFLOAT16 ? (int64_t)sizeof(uint16_t) : (int64_t)sizeof(REAL));
+    if (dtype != BFLOAT16) return (REAL *)column[t] + at;
+    FN(widen)(buffer, (const uint16_t *)column[t] + at, n);
+    return buffer;
+}
+
+static void FN(close)(void *const *column, int64_t t, int64_t at, int32_t dtype, const REAL *buffer, int n) {
+    if (column != NULL && dtype == BFLOAT16) FN(narrow)((uint16_t *)column[t] + at, buffer, n);
 }
 
 /* Returns the sum of sqrt(v). */
 static double FN(chunk)(const Table *table, const Options *o, int64_t t, int64_t begin, int64_t end) {
-    REAL root[BLOCK];
+    REAL root[BLOCK], param[BLOCK], grad[BLOCK], exp_avg[BLOCK], exp_avg_sq[BLOCK], exp_avg_grad[BLOCK];
     const FN(Constants) c = FN(constants)(table, o, t);
     const FN(Loop) loop = FN(choose)(o);
     double sum = 0;
     for (int64_t at = begin; at < end; at += BLOCK) {
-        Block block = {
-            .param = FN(at)(table->param, t, at, o->param_dtype),
-            .exp_avg = FN(at)(table->exp_avg, t, at, o->exp_avg_dtype),
-            .exp_avg_sq = FN(at)(table->exp_avg_sq, t, at, o->exp_avg_sq_dtype),
-            .exp_avg_grad = FN(at)(table->exp_avg_grad, t, at, o->exp_avg_dtype),
-            .grad = FN(at)(table->grad, t, at, o->param_dtype),
+        const int n = end - at < BLOCK ? (int)(end - at) : BLOCK;
+        FN(Block) block = {
+            .param = FN(open)(table->param, t, at, o->param_dtype, param, n),
+            .exp_avg = FN(open)(table->exp_avg, t, at, o->exp_avg_dtype, exp_avg, n),
+            .exp_avg_sq = FN(open)(table->exp_avg_sq, t, at, o->exp_avg_sq_dtype, exp_avg_sq, n),
+            .exp_avg_grad = FN(open)(table->exp_avg_grad, t, at, o->exp_avg_dtype, exp_avg_grad, n),
+            .grad = FN(open)(table->grad, t, at, o->param_dtype, grad, n),
             .at = (uint32_t)at,
-            .n = end - at < BLOCK ? (int)(end - at) : BLOCK,
+            .n = n,
         };
         loop(block, root, &c);
-        sum += FN(sum)(root, block.n);
+        sum += FN(sum)(root, n);
+        FN(close)(table->param, t, at, o->param_dtype, param, n);
+        FN(close)(table->exp_avg, t, at, o->exp_avg_dtype, exp_avg, n);
+        FN(close)(table->exp_avg_sq, t, at, o->exp_avg_sq_dtype, exp_avg_sq, n);
+        FN(close)(table->exp_avg_grad, t, at, o->exp_avg_dtype, exp_avg_grad, n);
     }
     return sum;
 }

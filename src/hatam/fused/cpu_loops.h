@@ -16,20 +16,20 @@ typedef struct {
     Rounding round_param, round_state;
 } FN(Constants);
 
+/* A block of the tensors of one parameter, widened where they are stored in bfloat16. */
+typedef struct {
+    REAL *param, *exp_avg, *exp_avg_sq, *exp_avg_grad;
+    const REAL *grad;
+    uint32_t at; /* place of the first element in its tensor */
+    int n;
+} FN(Block);
+
 /* A NaN in x stays one. */
 static inline REAL FN(at_most)(REAL x, REAL most) { return most <= x ? most : x; }
 
-/* The compiler knows `type` where these are inlined, and only one of the branches is left. */
-INLINE REAL FN(load)(const void *x, int i, const int type) {
-    return type == BFLOAT16 ? (REAL)widened(((const uint16_t *)x)[i]) : ((const REAL *)x)[i];
-}
-
-/* Returns what was stored: whatever a later step reads again has to be computed with as it will be read. */
-INLINE REAL FN(store)(void *x, int i, const int type, REAL value, uint32_t random, Rounding rounding) {
-    if (type != BFLOAT16) return ((REAL *)x)[i] = value;
-    uint16_t rounded = narrowed((float)value, random, rounding);
-    ((uint16_t *)x)[i] = rounded;
-    return (REAL)widened(rounded);
+/* Stores a number as it will be read again, and returns that: what later steps undo has to be computed from it. */
+INLINE REAL FN(store)(REAL *x, const int type, REAL value, uint32_t random, Rounding rounding) {
+    return *x = type == BFLOAT16 ? (REAL)rounded((float)value, random, rounding) : value;
 }
 
 INLINE uint32_t FN(draw)(uint32_t at, int i, uint32_t key, const int wanted) {
@@ -37,18 +37,18 @@ INLINE uint32_t FN(draw)(uint32_t at, int i, uint32_t key, const int wanted) {
 }
 
 /* AdamW on z = w + d with the gradient taken at w; then w is displaced from z again. */
-INLINE void FN(decoupled)(Block b, REAL *root, const FN(Constants) *c, const Types t) {
+INLINE void FN(decoupled)(FN(Block) b, REAL *root, const FN(Constants) *c, const Types t) {
     const FN(Constants) k = *c;
     SIMD for (int i = 0; i < b.n; i++) {
-        REAL w = FN(load)(b.param, i, t.param), g = FN(load)(b.grad, i, t.param) * k.grad_factor;
-        REAL m = FN(load)(b.exp_avg, i, t.exp_avg), v = FN(load)(b.exp_avg_sq, i, t.exp_avg_sq);
-        REAL e = t.own_e ? FN(load)(b.exp_avg_grad, i, t.exp_avg) : m;
+        REAL w = b.param[i], g = b.grad[i] * k.grad_factor;
+        REAL m = b.exp_avg[i], v = b.exp_avg_sq[i];
+        REAL e = t.own_e ? b.exp_avg_grad[i] : m;
         uint32_t for_state = FN(draw)(b.at, i, k.key, t.random && t.exp_avg == BFLOAT16);
         uint32_t for_param = FN(draw)(b.at, i, k.key_of_param, t.random && t.param == BFLOAT16);
 
         /* h before and now; one division serves both, since this loop waits for the divider longer than for memory */
         REAL h_before = SQRT(v) * k.h_factor_before + k.eps;
-        v = FN(store)(b.exp_avg_sq, i, t.exp_avg_sq, v * k.beta2 + k.rate2 * (g * g), for_param >> 16, k.round_state);
+        v = FN(store)(b.exp_avg_sq + i, t.exp_avg_sq, v * k.beta2 + k.rate2 * (g * g), for_param >> 16, k.round_state);
         root[i] = SQRT(v);
         REAL h = root[i] * k.h_factor + k.eps, inv_both = 1 / (h_before * h);
         REAL inv_h_before = h * inv_both, inv_h = h_before * inv_both;
@@ -59,38 +59,47 @@ INLINE void FN(decoupled)(Block b, REAL *root, const FN(Constants) *c, const Typ
 
         /* z <- z - lr (m / h + wd z) */
         if (t.own_e)
-            e = FN(store)(b.exp_avg_grad, i, t.exp_avg, e + k.rate_c * (g - e), for_state >> 16, k.round_state);
-        m = FN(store)(b.exp_avg, i, t.exp_avg, m + k.rate1 * (g - m), for_state, k.round_state);
+            e = FN(store)(b.exp_avg_grad + i, t.exp_avg, e + k.rate_c * (g - e), for_state >> 16, k.round_state);
+        m = FN(store)(b.exp_avg + i, t.exp_avg, m + k.rate1 * (g - m), for_state, k.round_state);
         z = z * k.keep - k.step_size * m * inv_h;
 
         /* w = z - d_t */
         s_over_h = FN(at_most)(k.cap * inv_h, k.inv_mean);
-        FN(store)(b.param, i, t.param, k.radius != 0 ? z - k.radius * (t.own_e ? e : m) * s_over_h : z, for_param, k.round_param);
+        FN(store)(b.param + i, t.param, k.radius != 0 ? z - k.radius * (t.own_e ? e : m) * s_over_h : z, for_param, k.round_param);
     }
 }
 
 /* AdamW on the corrected gradient; "raw" builds v from the gradient itself. */
-INLINE void FN(corrected)(Block b, REAL *root, const FN(Constants) *c, const Types t) {
+INLINE void FN(corrected)(FN(Block) b, REAL *root, const FN(Constants) *c, const Types t) {
     const FN(Constants) k = *c;
     SIMD for (int i = 0; i < b.n; i++) {
-        REAL w = FN(load)(b.param, i, t.param), g = FN(load)(b.grad, i, t.param) * k.grad_factor;
-        REAL m = FN(load)(b.exp_avg, i, t.exp_avg), v = FN(load)(b.exp_avg_sq, i, t.exp_avg_sq);
-        REAL e = FN(load)(b.exp_avg_grad, i, t.exp_avg);
+        REAL w = b.param[i], g = b.grad[i] * k.grad_factor;
+        REAL m = b.exp_avg[i], v = b.exp_avg_sq[i];
+        REAL e = b.exp_avg_grad[i];
         uint32_t for_state = FN(draw)(b.at, i, k.key, t.random && t.exp_avg == BFLOAT16);
         uint32_t for_param = FN(draw)(b.at, i, k.key_of_param, t.random && t.param == BFLOAT16);
 
         /* g^ = g + gamma S c, c = (1 - beta_c)(g - e), S from v_{t-1} */
         REAL s = FN(at_most)((SQRT(v) * k.h_factor_before + k.eps) * k.slope + k.level, k.cap);
         REAL corrected = g + k.gain * (s * (g - e));
-        FN(store)(b.exp_avg_grad, i, t.exp_avg, e + k.rate_c * (g - e), for_state >> 16, k.round_state);
+        FN(store)(b.exp_avg_grad + i, t.exp_avg, e + k.rate_c * (g - e), for_state >> 16, k.round_state);
 
         /* w <- w - lr (m / h + wd w) */
         REAL for_v = t.raw ? g : corrected;
-        m = FN(store)(b.exp_avg, i, t.exp_avg, m + k.rate1 * (corrected - m), for_state, k.round_state);
-        v = FN(store)(b.exp_avg_sq, i, t.exp_avg_sq, v * k.beta2 + k.rate2 * (for_v * for_v), for_param >> 16, k.round_state);
+        m = FN(store)(b.exp_avg + i, t.exp_avg, m + k.rate1 * (corrected - m), for_state, k.round_state);
+        v = FN(store)(b.exp_avg_sq + i, t.exp_avg_sq, v * k.beta2 + k.rate2 * (for_v * for_v), for_param >> 16, k.round_state);
         root[i] = SQRT(v);
-        FN(store)(b.param, i, t.param, w * k.keep - k.step_size * m / (root[i] * k.h_factor + k.eps), for_param, k.round_param);
+        FN(store)(b.param + i, t.param, w * k.keep - k.step_size * m / (root[i] * k.h_factor + k.eps), for_param, k.round_param);
     }
+}
+
+CLONES static void FN(widen)(REAL *restrict y, const uint16_t *restrict x, int n) {
+    for (int i = 0; i < n; i++) y[i] = widened(x[i]);
+}
+
+/* Of numbers that are rounded already. */
+CLONES static void FN(narrow)(uint16_t *restrict y, const REAL *restrict x, int n) {
+    for (int i = 0; i < n; i++) y[i] = narrowed((float)x[i]);
 }
 
 /* In 16 lanes whatever the processor has. */
@@ -107,15 +116,15 @@ CLONES static double FN(sum)(const REAL *x, int n) {
 
 /* The four loops of one combination of types. */
 #define LOOPS(name, p, m, v, random)                                                                             \
-    CLONES static void FN(name##_shared)(Block b, REAL *root, const FN(Constants) * c) {                         \
+    CLONES static void FN(name##_shared)(FN(Block) b, REAL *root, const FN(Constants) * c) {                         \
         FN(decoupled)(b, root, c, (Types){p, m, v, random, 0, 0});                                               \
     }                                                                                                            \
-    CLONES static void FN(name##_own)(Block b, REAL *root, const FN(Constants) * c) {                            \
+    CLONES static void FN(name##_own)(FN(Block) b, REAL *root, const FN(Constants) * c) {                            \
         FN(decoupled)(b, root, c, (Types){p, m, v, random, 1, 0});                                               \
     }                                                                                                            \
-    CLONES static void FN(name##_raw)(Block b, REAL *root, const FN(Constants) * c) {                            \
+    CLONES static void FN(name##_raw)(FN(Block) b, REAL *root, const FN(Constants) * c) {                            \
         FN(corrected)(b, root, c, (Types){p, m, v, random, 1, 1});                                               \
     }                                                                                                            \
-    CLONES static void FN(name##_published)(Block b, REAL *root, const FN(Constants) * c) {                      \
+    CLONES static void FN(name##_published)(FN(Block) b, REAL *root, const FN(Constants) * c) {                      \
         FN(corrected)(b, root, c, (Types){p, m, v, random, 1, 0});                                               \
     }
