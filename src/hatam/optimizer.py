@@ -190,7 +190,7 @@ class HATAM(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._refuse_sparse()
+        options.check_gradients(self.param_groups)
         amp = {key: getattr(self, key) for key in ("grad_scale", "found_inf") if hasattr(self, key)}
         found_inf = amp.get("found_inf")
         if found_inf is not None and not fused.skips_by_itself(self.param_groups):
@@ -268,9 +268,9 @@ class HATAM(Optimizer):
 
         torch.compile runs a method of this name as it is and traces only the lists that it fills.
         """
-        params.extend(p for p in group["params"] if p.grad is not None)
+        params.extend([p for p in group["params"] if p.grad is not None])
+        grads.extend([cast(Tensor, p.grad) for p in params])
         for p in params:
-            grads.append(cast(Tensor, p.grad))
             state = self.state[p]
             if "step" not in state:
                 on_device = group["capturable"] or group["fused"]  # else on the CPU: reading it waits for nothing
@@ -284,20 +284,8 @@ class HATAM(Optimizer):
         states = [self.state[p] for p in params]
         if group["gamma"] != 0 or any(len(state) > len(ADAMW_STATE) for state in states):
             FORMS[group["form"]].prepare(states, params, options.resolve(group, group["lr_peak"]))
-        for state in states:
-            for key, column in zip(STATE, columns, strict=True):
-                if key in state:
-                    column.append(state[key])
-
-    def _refuse_sparse(self) -> None:
-        for i, group in enumerate(self.param_groups):
-            for j, p in enumerate(group["params"]):
-                if p.grad is not None and p.grad.is_sparse:
-                    name = group["param_names"][j] if "param_names" in group else f"number {j} of group {i}"
-                    raise RuntimeError(
-                        f"the gradient of parameter {name} is sparse, which HATAM does not support: use "
-                        "sparse=False in its embedding, or give it a torch.optim.SparseAdam of its own"
-                    )
+        for key, column in zip(STATE, columns, strict=True):
+            column.extend([state[key] for state in states if key in state])
 
     def _refuse_while_straightened(self, what: str) -> None:
         if self._straightened:

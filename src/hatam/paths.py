@@ -114,7 +114,7 @@ def run_form(
     params: list[Tensor], grads: list[Tensor], state: Columns, group: dict[str, Any], o: Options, numbers: list[int]
 ) -> None:
     """Run the group's form: in a fused kernel what it takes, the rest on another path."""
-    if any(p.is_complex() for p in params):
+    if any(map(torch.is_complex, params)):
         params, grads = [real(p) for p in params], [real(g) for g in grads]
         state = {key: [real(x) for x in column] for key, column in state.items()}
     devices = fused.chosen(group)

@@ -7,7 +7,9 @@ subclasses, parameters that are not dense or share memory, rare dtypes) gets the
 from __future__ import annotations
 
 import logging
-from functools import cache
+from array import array
+from collections.abc import Iterable
+from functools import cache, lru_cache
 from itertools import pairwise
 from types import ModuleType
 from typing import Any
@@ -71,34 +73,52 @@ def split(
     devices: tuple[str, ...], params: list[Tensor], grads: list[Tensor], state: Columns, o: Options
 ) -> tuple[list[list[int]], list[int]]:
     """The places of the tensors that a kernel takes, in batches of one device and of the same types; and all others."""
-    columns = [params, grads, *state.values()]
-    kinds = zip(
-        [p.device for p in params],
-        *([(type(x), x.dtype, x.get_device()) for x in column] for column in columns),
-        strict=True,
-    )
-    batches: dict[Any, list[int]] = {}
-    for i, kind in enumerate(kinds):
-        batches.setdefault(kind, []).append(i)
+    moments = [state[key] for key in MOMENTS if key in state]
     taken, others = [], []
-    for (device, *kind), places in batches.items():
+    for (device, *kind), places in by_kind(params, [grads, *state.values()]).items():
         plain = all(of in (Tensor, Parameter) and on == kind[0][2] for of, _, on in kind)
         dtypes = dict(zip(("param", "grad", *state), (dtype for _, dtype, _ in kind), strict=True))
         there = device.type in devices and at_hand(device.type)
         if not (plain and there and KERNELS[device.type].takes(dtypes, o)):
             others += places
             continue
-        fits = [i for i in places if dense(params[i], [state[key][i] for key in MOMENTS if key in state])]
+        columns = [[column[i] for i in places] for column in (params, *moments)]
+        if all(all(map(Tensor.is_contiguous, column)) for column in columns):
+            taken.append(places)
+            continue
+        fits = [i for i, p, *ms in zip(places, *columns, strict=True) if dense(p, ms)]
         others += sorted(set(places) - set(fits))
         taken.append(fits)
-    written = [
-        xs[i] for xs in (params, *(state[key] for key in MOMENTS if key in state)) for fits in taken for i in fits
-    ]
+    written = [column[i] for column in (params, *moments) for fits in taken for i in fits]
     left = [params[i] for i in others if taken and type(params[i]) in (Tensor, Parameter)]
     return ([], list(range(len(params)))) if overlap(written, left) else (taken, others)
 
 
-def dense(param: Tensor, moments: list[Tensor]) -> bool:
+def by_kind(params: list[Tensor], columns: list[list[Tensor]]) -> dict[Any, list[int]]:
+    """The places by the device of the parameter, and by type, dtype and device of what stands in each column."""
+    columns = [params, *columns]
+    heads = [kind(column[0]) for column in columns]
+    if len({p.device for p in params}) == 1 and all(
+        # The usual case, sooner seen by column than by row.
+        set(map(type, column)) == {of} and {x.dtype for x in column} == {dtype} and set(map(on_device, column)) == {on}
+        for column, (of, dtype, on) in zip(columns, heads, strict=True)
+    ):
+        return {(params[0].device, *heads): list(range(len(params)))}
+    batches: dict[Any, list[int]] = {}
+    for i, row in enumerate(zip(*columns, strict=True)):
+        batches.setdefault((params[i].device, *map(kind, row)), []).append(i)
+    return batches
+
+
+def kind(x: Tensor) -> tuple[type, torch.dtype, int]:
+    """What a kernel wants to know of a tensor."""
+    return type(x), x.dtype, on_device(x)
+
+
+on_device = Tensor.get_device
+
+
+def dense(param: Tensor, moments: Iterable[Tensor]) -> bool:
     """Whether parameter and state lie in memory alike and without holes, so that they can be walked as one line."""
     if param.is_contiguous():
         return all(x.is_contiguous() for x in moments)
@@ -108,11 +128,18 @@ def dense(param: Tensor, moments: list[Tensor]) -> bool:
 
 def overlap(dense: list[Tensor], others: list[Tensor]) -> bool:
     """Whether any two tensors may share memory, so that the order of the updates matters."""
-    spans = [(x.data_ptr(), x.numel() * x.element_size()) for x in dense]
+    starts = array("Q", map(Tensor.data_ptr, (*dense, *others)))
+    sizes = array("Q", [x.nbytes for x in dense])
     for x in others:
         last = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
-        spans.append((x.data_ptr(), (last + 1) * x.element_size() if x.numel() else 0))
-    spans.sort()
+        sizes.append((last + 1) * x.element_size() if x.numel() else 0)
+    return collide(starts.tobytes(), sizes.tobytes())
+
+
+@lru_cache(maxsize=32)
+def collide(starts: bytes, sizes: bytes) -> bool:
+    """Whether any two spans of memory meet. The same ones are asked for at every step."""
+    spans = sorted(zip(array("Q", starts), array("Q", sizes), strict=True))
     return any(start + size > following for (start, size), (following, _) in pairwise(spans))
 
 
@@ -126,13 +153,19 @@ def step(
 ) -> list[int]:
     """One step of the tensors that a kernel takes on these types of device; returns the places of the others."""
     batches, others = split(devices, params, grads, state, o)
-    for batch in batches:
-        if batch:
-            aligned = [like(grads[i], params[i]) for i in batch]
-            chosen_state = {key: [column[i] for i in batch] for key, column in state.items()}
-            kernel = KERNELS[params[batch[0]].device.type]
-            kernel.step([params[i] for i in batch], aligned, chosen_state, [numbers[i] for i in batch], o)
+    for batch in filter(None, batches):
+        ps, gs, ns = [params[i] for i in batch], [grads[i] for i in batch], [numbers[i] for i in batch]
+        columns = {key: [column[i] for i in batch] for key, column in state.items()}
+        KERNELS[ps[0].device.type].step(ps, aligned(gs, ps), columns, ns, o)
     return others
+
+
+def aligned(grads: list[Tensor], params: list[Tensor]) -> list[Tensor]:
+    """The gradients in their parameters' layouts."""
+    plain = all(map(Tensor.is_contiguous, grads)) and all(map(Tensor.is_contiguous, params))
+    if plain and not (any(map(Tensor.is_neg, grads)) or any(map(Tensor._is_zerotensor, grads))):
+        return grads
+    return [like(g, p) for g, p in zip(grads, params, strict=True)]
 
 
 def like(grad: Tensor, param: Tensor) -> Tensor:

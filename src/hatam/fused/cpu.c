@@ -22,11 +22,11 @@
 #define INLINE __attribute__((always_inline)) static inline
 #define SIMD _Pragma("omp simd")
 
-enum { BLOCK = 1024, CHUNK = 65536 };
+enum { BLOCK = 1024, CHUNK = 32 * BLOCK };
 
 /* What the compiler makes a loop of its own for. */
 typedef struct {
-    int param, exp_avg, exp_avg_sq, random, own_e, raw;
+    int param, exp_avg, exp_avg_sq, random_state, random_param, own_e, raw;
 } Types;
 
 static double scalar(const void *x, int32_t dtype) { return dtype == FLOAT64 ? *(const double *)x : *(const float *)x; }
@@ -41,15 +41,18 @@ static void set_scalar(void *x, int32_t dtype, double value) {
 /* A mean of eps is that of v = 0: nothing is known of sharpness yet, and S = 0. */
 static double known_mean(double mean, const Options *o) { return mean > o->no_gradient_yet ? mean : INFINITY; }
 
-/* param and gradient, m and e, v; and whether random numbers are drawn, which a loop can also leave unused. */
-#define FLOAT_COMBINATIONS(ROW)                \
-    ROW(plain, FLOAT32, FLOAT32, FLOAT32, 0)   \
-    ROW(narrow_state, FLOAT32, BFLOAT16, FLOAT32, 1) \
-    ROW(narrow, BFLOAT16, BFLOAT16, BFLOAT16, 0) \
-    ROW(narrow_random, BFLOAT16, BFLOAT16, BFLOAT16, 1) \
-    ROW(wide_state, BFLOAT16, FLOAT32, FLOAT32, 1) \
-    ROW(wide_v, BFLOAT16, BFLOAT16, FLOAT32, 1)
-#define DOUBLE_COMBINATIONS(ROW) ROW(plain, FLOAT64, FLOAT64, FLOAT64, 0)
+/* The types of parameter and gradient, of m and e, of v; and whether state and parameter are rounded at random. */
+#define FLOAT_COMBINATIONS(ROW)                                  \
+    ROW(plain, FLOAT32, FLOAT32, FLOAT32, 0, 0)                  \
+    ROW(narrow_state, FLOAT32, BFLOAT16, FLOAT32, 0, 0)          \
+    ROW(narrow_state_random, FLOAT32, BFLOAT16, FLOAT32, 1, 0)   \
+    ROW(narrow, BFLOAT16, BFLOAT16, BFLOAT16, 0, 0)              \
+    ROW(narrow_random, BFLOAT16, BFLOAT16, BFLOAT16, 1, 1)       \
+    ROW(wide_state, BFLOAT16, FLOAT32, FLOAT32, 0, 0)            \
+    ROW(wide_state_random, BFLOAT16, FLOAT32, FLOAT32, 0, 1)     \
+    ROW(wide_v, BFLOAT16, BFLOAT16, FLOAT32, 1, 0)               \
+    ROW(wide_v_random, BFLOAT16, BFLOAT16, FLOAT32, 1, 1)
+#define DOUBLE_COMBINATIONS(ROW) ROW(plain, FLOAT64, FLOAT64, FLOAT64, 0, 0)
 
 #define REAL float
 #define FN(name) name##_float

@@ -97,8 +97,8 @@ def step(
 ) -> None:
     """One step of tensors that :func:`takes` accepts; each column has one dtype and each row one dense layout."""
     columns = {"param": params, "grad": grads, **state}
-    held = {key: array("Q", [x.data_ptr() for x in xs]) for key, xs in columns.items()}
-    held["numel"] = array("q", [p.numel() for p in params])
+    held = {key: array("Q", map(Tensor.data_ptr, xs)) for key, xs in columns.items()}
+    held["numel"] = array("q", map(Tensor.numel, params))
     held["number"] = array("I", numbers)
     table = _Table(tensors=len(params), **{key: column.buffer_info()[0] for key, column in held.items()})
     options = _options({key: column[0].dtype for key, column in columns.items()}, o)

@@ -5,13 +5,6 @@
 #include <stdint.h>
 #include <string.h>
 
-/* How one tensor is rounded: its bits are raised by a random number, or by half a unit for the nearest, and cut. */
-typedef struct {
-    uint32_t random, nearest; /* masks, one of which is 0 */
-} Rounding;
-
-static const Rounding TO_NEAREST = {0, 0xffffffffU}, AT_RANDOM = {0xffffU, 0};
-
 /* A permutation of the 32-bit numbers that scatters them: "lowbias32", found by C. Wellons' hash prospector. */
 static inline uint32_t scatter(uint32_t x) {
     x ^= x >> 16;
@@ -44,12 +37,12 @@ static inline float widened(uint16_t x) { return float_of((uint32_t)x << 16); }
 
 static inline uint16_t narrowed(float x) { return (uint16_t)(bits_of(x) >> 16); }
 
-/* The nearest number that bfloat16 has, or one of its two neighbours at random; infinity and NaN stay what they are. */
-static inline float rounded(float x, uint32_t random, Rounding rounding) {
-    uint32_t bits = bits_of(x);
-    uint32_t raise = (random & rounding.random) + ((0x7fffU + (bits >> 16 & 1U)) & rounding.nearest);
-    uint32_t special = (bits & 0x7fffffU) != 0 ? 0x400000U : 0; /* a NaN must not become infinite, nor infinity a NaN */
-    return float_of(((bits & 0x7f800000U) == 0x7f800000U ? bits | special : bits + raise) & 0xffff0000U);
+/* The nearest number that bfloat16 has, or at random one of its two neighbours: up with the probability of the part that
+ * is cut off. Infinity and NaN stay what they are.
+ */
+static inline float rounded(float x, uint32_t random, const int at_random) {
+    uint32_t bits = bits_of(x), raise = at_random ? random & 0xffffU : 0x7fffU + (bits >> 16 & 1U);
+    return x - x == 0 ? float_of((bits + raise) & 0xffff0000U) : x + x; /* x + x: a quiet NaN, which outlives the cut */
 }
 
 #endif

@@ -8,18 +8,20 @@ COMBINATIONS(LOOPS)
 typedef void (*FN(Loop))(FN(Block), REAL *, const FN(Constants) *);
 
 static FN(Loop) FN(choose)(const Options *o) {
-#define ROW(name, p, m, v, random) {p, m, v, random, {FN(name##_shared), FN(name##_own), FN(name##_raw), FN(name##_published)}},
+#define ROW(name, p, m, v, state, param) \
+    {p, m, v, state, param, {FN(name##_shared), FN(name##_own), FN(name##_raw), FN(name##_published)}},
     static const struct {
-        int param, exp_avg, exp_avg_sq, random;
+        int param, exp_avg, exp_avg_sq, random_state, random_param;
         FN(Loop) loops[4];
     } rows[] = {COMBINATIONS(ROW)};
 #undef ROW
     if (o->loop < RAW && o->eps < LEAST_EPS) return NULL; /* h_before h must be a normal number */
     const int random_state = o->round_state && (o->exp_avg_dtype == BFLOAT16 || o->exp_avg_sq_dtype == BFLOAT16);
-    const int random = random_state || (o->round_param && o->param_dtype == BFLOAT16);
+    const int random_param = o->round_param && o->param_dtype == BFLOAT16;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
-        if (rows[i].param == o->param_dtype && rows[i].exp_avg == o->exp_avg_dtype && rows[i].exp_avg_sq == o->exp_avg_sq_dtype &&
-            rows[i].random >= random)
+        if (rows[i].param == o->param_dtype && rows[i].exp_avg == o->exp_avg_dtype &&
+            rows[i].exp_avg_sq == o->exp_avg_sq_dtype && rows[i].random_state == random_state &&
+            rows[i].random_param == random_param)
             return rows[i].loops[o->loop];
     return NULL;
 }
@@ -42,8 +44,6 @@ static FN(Constants) FN(constants)(const Table *table, const Options *o, int64_t
         .cap = (REAL)o->cap,
         .key = key,
         .key_of_param = ~key,
-        .round_param = o->round_param ? AT_RANDOM : TO_NEAREST,
-        .round_state = o->round_state ? AT_RANDOM : TO_NEAREST,
     };
     if (o->loop >= RAW) {
         c.gain = (REAL)(o->gamma * (1 - o->beta_c));
@@ -77,10 +77,9 @@ static void FN(close)(void *const *column, int64_t t, int64_t at, int32_t dtype,
 
 /* Returns the sum of sqrt(v). */
 static double FN(chunk)(const Table *table, const Options *o, int64_t t, int64_t begin, int64_t end) {
-    REAL root[BLOCK], param[BLOCK], grad[BLOCK], exp_avg[BLOCK], exp_avg_sq[BLOCK], exp_avg_grad[BLOCK];
+    REAL roots[BLOCK] = {0}, param[BLOCK], grad[BLOCK], exp_avg[BLOCK], exp_avg_sq[BLOCK], exp_avg_grad[BLOCK];
     const FN(Constants) c = FN(constants)(table, o, t);
     const FN(Loop) loop = FN(choose)(o);
-    double sum = 0;
     for (int64_t at = begin; at < end; at += BLOCK) {
         const int n = end - at < BLOCK ? (int)(end - at) : BLOCK;
         FN(Block) block = {
@@ -92,12 +91,15 @@ static double FN(chunk)(const Table *table, const Options *o, int64_t t, int64_t
             .at = (uint32_t)at,
             .n = n,
         };
-        loop(block, root, &c);
-        sum += FN(sum)(root, n);
+        loop(block, roots, &c);
         FN(close)(table->param, t, at, o->param_dtype, param, n);
         FN(close)(table->exp_avg, t, at, o->exp_avg_dtype, exp_avg, n);
         FN(close)(table->exp_avg_sq, t, at, o->exp_avg_sq_dtype, exp_avg_sq, n);
         FN(close)(table->exp_avg_grad, t, at, o->exp_avg_dtype, exp_avg_grad, n);
     }
+    double lanes[16] = {0}, sum = 0;
+    for (int i = 0; i < BLOCK; i += 16)
+        for (int j = 0; j < 16; j++) lanes[j] += roots[i + j];
+    for (int j = 0; j < 16; j++) sum += lanes[j];
     return sum;
 }

@@ -1,8 +1,8 @@
 /* The update of a block of elements in arithmetic of type REAL: hatam/update.py, in one loop per form.
  *
  * Included once for float and once for double. One loop, not one for each line of the equations, since arithmetic has
- * to overlap with memory. No operation depends on the width of the vectors (contraction is off, sums have lanes of
- * their own), so that every processor and every number of threads gives the same bits.
+ * to overlap with memory. No operation depends on the width of the vectors (contraction is off, each place in a block
+ * has a sum of its own), so that every processor and every number of threads gives the same bits.
  */
 
 typedef struct {
@@ -13,7 +13,6 @@ typedef struct {
     REAL cap;                                                     /* S / h = min(cap / h, 1 / mean) */
     REAL gain, slope, level;                                      /* gamma (1 - beta_c) S, S = min(slope h + level, cap) */
     uint32_t key, key_of_param;
-    Rounding round_param, round_state;
 } FN(Constants);
 
 /* A block of the tensors of one parameter, widened where they are stored in bfloat16. */
@@ -28,8 +27,8 @@ typedef struct {
 static inline REAL FN(at_most)(REAL x, REAL most) { return most <= x ? most : x; }
 
 /* Stores a number as it will be read again, and returns that: what later steps undo has to be computed from it. */
-INLINE REAL FN(store)(REAL *x, const int type, REAL value, uint32_t random, Rounding rounding) {
-    return *x = type == BFLOAT16 ? (REAL)rounded((float)value, random, rounding) : value;
+INLINE REAL FN(store)(REAL *x, const int type, REAL value, uint32_t random, const int at_random) {
+    return *x = type == BFLOAT16 ? (REAL)rounded((float)value, random, at_random) : value;
 }
 
 INLINE uint32_t FN(draw)(uint32_t at, int i, uint32_t key, const int wanted) {
@@ -37,20 +36,19 @@ INLINE uint32_t FN(draw)(uint32_t at, int i, uint32_t key, const int wanted) {
 }
 
 /* AdamW on z = w + d with the gradient taken at w; then w is displaced from z again. */
-INLINE void FN(decoupled)(FN(Block) b, REAL *root, const FN(Constants) *c, const Types t) {
+INLINE void FN(decoupled)(FN(Block) b, REAL *restrict roots, const FN(Constants) *c, const Types t) {
     const FN(Constants) k = *c;
     SIMD for (int i = 0; i < b.n; i++) {
         REAL w = b.param[i], g = b.grad[i] * k.grad_factor;
         REAL m = b.exp_avg[i], v = b.exp_avg_sq[i];
         REAL e = t.own_e ? b.exp_avg_grad[i] : m;
-        uint32_t for_state = FN(draw)(b.at, i, k.key, t.random && t.exp_avg == BFLOAT16);
-        uint32_t for_param = FN(draw)(b.at, i, k.key_of_param, t.random && t.param == BFLOAT16);
+        uint32_t for_state = FN(draw)(b.at, i, k.key, t.random_state && t.exp_avg == BFLOAT16);
+        uint32_t for_param = FN(draw)(b.at, i, k.key_of_param, t.random_param || (t.random_state && t.exp_avg_sq == BFLOAT16));
 
         /* h before and now; one division serves both, since this loop waits for the divider longer than for memory */
         REAL h_before = SQRT(v) * k.h_factor_before + k.eps;
-        v = FN(store)(b.exp_avg_sq + i, t.exp_avg_sq, v * k.beta2 + k.rate2 * (g * g), for_param >> 16, k.round_state);
-        root[i] = SQRT(v);
-        REAL h = root[i] * k.h_factor + k.eps, inv_both = 1 / (h_before * h);
+        v = FN(store)(b.exp_avg_sq + i, t.exp_avg_sq, v * k.beta2 + k.rate2 * (g * g), for_param >> 16, t.random_state);
+        REAL root = SQRT(v), h = root * k.h_factor + k.eps, inv_both = 1 / (h_before * h);
         REAL inv_h_before = h * inv_both, inv_h = h_before * inv_both;
 
         /* z = w + d_{t-1}, d = rho S e / h */
@@ -59,37 +57,39 @@ INLINE void FN(decoupled)(FN(Block) b, REAL *root, const FN(Constants) *c, const
 
         /* z <- z - lr (m / h + wd z) */
         if (t.own_e)
-            e = FN(store)(b.exp_avg_grad + i, t.exp_avg, e + k.rate_c * (g - e), for_state >> 16, k.round_state);
-        m = FN(store)(b.exp_avg + i, t.exp_avg, m + k.rate1 * (g - m), for_state, k.round_state);
+            e = FN(store)(b.exp_avg_grad + i, t.exp_avg, e + k.rate_c * (g - e), for_state >> 16, t.random_state);
+        m = FN(store)(b.exp_avg + i, t.exp_avg, m + k.rate1 * (g - m), for_state, t.random_state);
         z = z * k.keep - k.step_size * m * inv_h;
 
         /* w = z - d_t */
+        roots[i] += root;
         s_over_h = FN(at_most)(k.cap * inv_h, k.inv_mean);
-        FN(store)(b.param + i, t.param, k.radius != 0 ? z - k.radius * (t.own_e ? e : m) * s_over_h : z, for_param, k.round_param);
+        FN(store)(b.param + i, t.param, k.radius != 0 ? z - k.radius * (t.own_e ? e : m) * s_over_h : z, for_param, t.random_param);
     }
 }
 
 /* AdamW on the corrected gradient; "raw" builds v from the gradient itself. */
-INLINE void FN(corrected)(FN(Block) b, REAL *root, const FN(Constants) *c, const Types t) {
+INLINE void FN(corrected)(FN(Block) b, REAL *restrict roots, const FN(Constants) *c, const Types t) {
     const FN(Constants) k = *c;
     SIMD for (int i = 0; i < b.n; i++) {
         REAL w = b.param[i], g = b.grad[i] * k.grad_factor;
         REAL m = b.exp_avg[i], v = b.exp_avg_sq[i];
         REAL e = b.exp_avg_grad[i];
-        uint32_t for_state = FN(draw)(b.at, i, k.key, t.random && t.exp_avg == BFLOAT16);
-        uint32_t for_param = FN(draw)(b.at, i, k.key_of_param, t.random && t.param == BFLOAT16);
+        uint32_t for_state = FN(draw)(b.at, i, k.key, t.random_state && t.exp_avg == BFLOAT16);
+        uint32_t for_param = FN(draw)(b.at, i, k.key_of_param, t.random_param || (t.random_state && t.exp_avg_sq == BFLOAT16));
 
         /* g^ = g + gamma S c, c = (1 - beta_c)(g - e), S from v_{t-1} */
         REAL s = FN(at_most)((SQRT(v) * k.h_factor_before + k.eps) * k.slope + k.level, k.cap);
         REAL corrected = g + k.gain * (s * (g - e));
-        FN(store)(b.exp_avg_grad + i, t.exp_avg, e + k.rate_c * (g - e), for_state >> 16, k.round_state);
+        FN(store)(b.exp_avg_grad + i, t.exp_avg, e + k.rate_c * (g - e), for_state >> 16, t.random_state);
 
         /* w <- w - lr (m / h + wd w) */
         REAL for_v = t.raw ? g : corrected;
-        m = FN(store)(b.exp_avg + i, t.exp_avg, m + k.rate1 * (corrected - m), for_state, k.round_state);
-        v = FN(store)(b.exp_avg_sq + i, t.exp_avg_sq, v * k.beta2 + k.rate2 * (for_v * for_v), for_param >> 16, k.round_state);
-        root[i] = SQRT(v);
-        FN(store)(b.param + i, t.param, w * k.keep - k.step_size * m / (root[i] * k.h_factor + k.eps), for_param, k.round_param);
+        m = FN(store)(b.exp_avg + i, t.exp_avg, m + k.rate1 * (corrected - m), for_state, t.random_state);
+        v = FN(store)(b.exp_avg_sq + i, t.exp_avg_sq, v * k.beta2 + k.rate2 * (for_v * for_v), for_param >> 16, t.random_state);
+        REAL root = SQRT(v);
+        roots[i] += root;
+        FN(store)(b.param + i, t.param, w * k.keep - k.step_size * m / (root * k.h_factor + k.eps), for_param, t.random_param);
     }
 }
 
@@ -102,29 +102,17 @@ CLONES static void FN(narrow)(uint16_t *restrict y, const REAL *restrict x, int 
     for (int i = 0; i < n; i++) y[i] = narrowed((float)x[i]);
 }
 
-/* In 16 lanes whatever the processor has. */
-CLONES static double FN(sum)(const REAL *x, int n) {
-    REAL lanes[16] = {0};
-    double total = 0;
-    int i = 0;
-    for (; i + 16 <= n; i += 16)
-        for (int j = 0; j < 16; j++) lanes[j] += x[i + j];
-    for (; i < n; i++) total += x[i];
-    for (int j = 0; j < 16; j++) total += lanes[j];
-    return total;
-}
-
 /* The four loops of one combination of types. */
-#define LOOPS(name, p, m, v, random)                                                                             \
-    CLONES static void FN(name##_shared)(FN(Block) b, REAL *root, const FN(Constants) * c) {                         \
-        FN(decoupled)(b, root, c, (Types){p, m, v, random, 0, 0});                                               \
+#define LOOPS(name, p, m, v, state, param)                                                                       \
+    CLONES static void FN(name##_shared)(FN(Block) b, REAL *restrict roots, const FN(Constants) * c) {                     \
+        FN(decoupled)(b, roots, c, (Types){p, m, v, state, param, 0, 0});                                         \
     }                                                                                                            \
-    CLONES static void FN(name##_own)(FN(Block) b, REAL *root, const FN(Constants) * c) {                            \
-        FN(decoupled)(b, root, c, (Types){p, m, v, random, 1, 0});                                               \
+    CLONES static void FN(name##_own)(FN(Block) b, REAL *restrict roots, const FN(Constants) * c) {                        \
+        FN(decoupled)(b, roots, c, (Types){p, m, v, state, param, 1, 0});                                         \
     }                                                                                                            \
-    CLONES static void FN(name##_raw)(FN(Block) b, REAL *root, const FN(Constants) * c) {                            \
-        FN(corrected)(b, root, c, (Types){p, m, v, random, 1, 1});                                               \
+    CLONES static void FN(name##_raw)(FN(Block) b, REAL *restrict roots, const FN(Constants) * c) {                        \
+        FN(corrected)(b, roots, c, (Types){p, m, v, state, param, 1, 1});                                         \
     }                                                                                                            \
-    CLONES static void FN(name##_published)(FN(Block) b, REAL *root, const FN(Constants) * c) {                      \
-        FN(corrected)(b, root, c, (Types){p, m, v, random, 1, 0});                                               \
+    CLONES static void FN(name##_published)(FN(Block) b, REAL *restrict roots, const FN(Constants) * c) {                  \
+        FN(corrected)(b, roots, c, (Types){p, m, v, state, param, 1, 0});                                         \
     }
