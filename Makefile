@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit format study-records readme gpu-check clean
+.PHONY: help demo test lint types unit format study-records readme gpu-check step-cost sanitize clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-16s %s\n", $$1, $$2}'
@@ -50,6 +50,17 @@ readme: $(VENV)/bench ## render the tables of README and docs from the committed
 
 gpu-check: ## on a machine with a GPU and torch, in its own Python: is the GPU kernel right, and how fast
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu_check.py
+
+step-cost: $(VENV)/bench ## time and memory of a step against torch's AdamW: record, plot and table; on a quiet machine
+	$(BIN)/python benchmarks/step_cost.py
+
+# Python is not built with the sanitizer, so it comes first by LD_PRELOAD, and Python's own leaks are no concern here.
+sanitize: $(VENV)/dev ## the CPU kernel's tests under AddressSanitizer and UBSan
+	cc -O1 -g -std=c11 -shared -fPIC -ffp-contract=off -DHATAM_ONE_TARGET -fsanitize=address,undefined \
+		-fno-sanitize-recover=undefined -o src/hatam/fused/_cpu.so src/hatam/fused/cpu.c -lm
+	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+		$(BIN)/python -m pytest -q -x -p no:cacheprovider tests/test_fused.py tests/test_fused_layouts.py tests/test_rounding.py \
+		-k "not temporaries"; status=$$?; rm src/hatam/fused/_cpu.so; $(PIP) -e . --no-deps; exit $$status
 
 clean: ## remove what was built; records stay
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info
