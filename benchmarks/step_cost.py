@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import subprocess
 import sys
@@ -94,7 +95,7 @@ def chosen(shape: str) -> list[str]:
 
 
 def timed(shape: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds of a step of every contender in every round, in an order that rotates."""
+    """Seconds of a step of every contender in every round, in an order drawn anew."""
     params = parameters(shape)
     optimizers = {name: CONTENDERS[name](params) for name in chosen(shape)}
     names = list(optimizers)
@@ -102,8 +103,9 @@ def timed(shape: str, rounds: int) -> dict[str, list[float]]:
         for _ in range(3):
             optimizer.step()
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for i in range(rounds):
-        for name in names[i % len(names) :] + names[: i % len(names)]:
+    order = random.Random(0)
+    for _ in range(rounds):
+        for name in order.sample(names, len(names)):  # nobody always comes after the same one
             start = time.perf_counter()
             optimizers[name].step()
             seconds[name].append(time.perf_counter() - start)
