@@ -1,7 +1,7 @@
 """What a whole training step costs with HATAM, with AdamW and with SAM: forward, backward and update.
 
-Every contender trains a copy of the same model on the same batches, in an order drawn anew in every round; a ratio is that of one turn
-to AdamW's in the same round.
+Every contender trains a copy of the same model on the same batch, in an order drawn anew in every round; a ratio is
+that of one turn to AdamW's in the same round.
 
     python benchmarks/training_cost.py             measure, write the record, fill in the table
     python benchmarks/training_cost.py --render    fill in from the record alone
