@@ -16,7 +16,9 @@ from torch import Tensor
 
 from hatam import PUBLISHED_FORM
 from hatam.fused import cpu
+from hatam.fused.batches import Batch
 from hatam.storage import is_quantized
+from hatam.update import Options
 
 # The machine is shared and slow at times: no deadline. The same examples every run: a failure can be repeated.
 settings.register_profile("hatam", deadline=None, derandomize=True, max_examples=15, database=None)
@@ -64,9 +66,9 @@ def kernel_calls() -> Iterator[list[int]]:
     taken: list[int] = []
     step = cpu.step
 
-    def counted(params: list[Tensor], *rest: Any) -> None:
-        taken.append(len(params))
-        step(params, *rest)
+    def counted(batch: Batch, o: Options) -> None:
+        taken.append(len(batch.params))
+        step(batch, o)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, "step", counted)

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from hatam import HATAM, fused
 from hatam.fused import cpu, gpu
+from hatam.fused.batches import Batch, batch
+from hatam.update import Options
 
 # The interpreter of Triton 3.6 makes numpy warn of a loop's bounds.
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
@@ -55,9 +57,9 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     step = gpu.step
 
-    def counted(params: list[Tensor], *rest: Any) -> None:
-        counts.append(len(params))
-        step(params, *rest)
+    def counted(batch: Batch, o: Options) -> None:
+        counts.append(len(batch.params))
+        step(batch, o)
 
     monkeypatch.setattr(gpu, "step", counted)
     return counts
@@ -247,8 +249,9 @@ def test_what_is_not_aligned_is_known_to_be() -> None:
     """Only where every address is a multiple of 16 may the kernel read 16 bytes at a time."""
     whole, part = torch.zeros(64), torch.zeros(65)[1:]
     for x, aligned in ((whole, True), (part, False)):
-        columns = {"param": [x], "grad": [whole], "exp_avg": [whole], "exp_avg_sq": [whole], "step": [torch.zeros(())]}
-        assert gpu.tables(gpu.listed(columns, [0]), 1, x.device).aligned == aligned
+        columns = {"param": [x], "exp_avg": [whole], "exp_avg_sq": [whole], "step": [torch.zeros(())]}
+        one = batch(columns, [whole], [0], None, [0])
+        assert gpu.tables(gpu.listed(one), 1, x.device).aligned == aligned
 
 
 def test_the_number_of_launches_is_constant(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,9 +279,9 @@ def test_the_mean_of_a_tensor_of_many_chunks() -> None:
     k, chunks, beta2 = gpu.kernels(), 2500, 0.9
     step, mean = torch.tensor(3.0), torch.tensor(math.inf)
     sums = torch.rand(chunks, dtype=torch.float64)
-    row = torch.zeros(1, k.COLUMNS.value, dtype=torch.int64)
-    row[0, k.STEP.value], row[0, k.DENOM_MEAN.value] = step.data_ptr(), mean.data_ptr()
-    row[0, k.NUMEL.value] = numel = chunks * gpu.CHUNK - 5
+    row = torch.zeros(1, k.words.COLUMNS.value, dtype=torch.int64)
+    row[0, k.words.STEP.value], row[0, k.words.DENOM_MEAN.value] = step.data_ptr(), mean.data_ptr()
+    row[0, k.words.NUMEL.value] = numel = chunks * gpu.CHUNK - 5
     k.finish[(1,)](
         row, sums, None, log_beta2=math.log(beta2), eps=1e-8, no_gradient_yet=1e-8,
         STEP_TYPE=k.tl.float32, SCALAR_TYPE=k.tl.float32, CHUNK=gpu.CHUNK, WIDTH=1024,

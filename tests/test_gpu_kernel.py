@@ -72,9 +72,27 @@ def test_a_capture_without_a_step_before_it_is_refused(monkeypatch: Any) -> None
         gpu.tables(b"", 3, torch.device("cuda", 0))
 
 
-def test_none_leaves_the_gpu_to_foreach() -> None:
-    """The GPU kernel has not been measured."""
+def test_none_takes_every_kernel() -> None:
+    """Unless something else was asked for; captured steps belong to the GPU's."""
     group = HATAM([torch.zeros(1)], 0.01).param_groups[0]
-    assert fused.chosen(group) == ("cpu",)
-    assert fused.chosen({**group, "fused": True}) == ("cpu", "cuda")
-    assert fused.chosen({**group, "fused": False}) == ()
+    assert fused.chosen(group) == fused.chosen({**group, "fused": True}) == ("cpu", "cuda")
+    assert fused.chosen({**group, "capturable": True}) == ("cuda",)
+    for other in ({"fused": False}, {"foreach": False}, {"foreach": True}, {"differentiable": True}):
+        assert fused.chosen({**group, **other}) == ()
+
+
+def test_where_triton_cannot_compile_there_is_no_kernel(monkeypatch: Any) -> None:
+    """Said before anything has moved, and why."""
+
+    class Refuses:
+        def __getitem__(self, grid: Any) -> Any:
+            raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu.kernels(), "nothing", Refuses())
+    gpu.missing.cache_clear()
+    try:
+        assert "there is no fused GPU kernel: Triton cannot compile" in fused.refusal({"cuda"})
+        assert "Failed to find C compiler" in gpu.missing()
+    finally:
+        gpu.missing.cache_clear()

@@ -17,6 +17,7 @@ from torch.optim.optimizer import (
 
 from . import fused, narrow, options, paths
 from .forms import FORMS, real
+from .fused.batches import Division
 from .storage import SCALARS, new_moment, restore_dtypes
 from .update import State
 
@@ -62,9 +63,9 @@ class HATAM(Optimizer):
         foreach: use the multi-tensor path. None chooses as torch does.
         capturable: keep all state on the device, for CUDA graphs.
         differentiable: let autograd through the step.
-        fused: use the compiled kernel, one pass over memory. None uses it for CPU parameters where it was built, and
-            else ``foreach``. True also uses the Triton kernel for CUDA parameters, which None does not do yet: its
-            speed has not been measured on a GPU. With True the step also undoes a GradScaler's loss scale.
+        fused: use the compiled kernels, one pass over memory: on the CPU the one built with the package, on CUDA the
+            Triton one. None uses them where they are at hand, and else ``foreach``; True refuses where they are not,
+            and the step then also undoes a GradScaler's loss scale.
         state_dtype: in what m and e are kept: ``torch.bfloat16`` with stochastic rounding (v is float32 then),
             ``torch.float32``, or "8bit" (m, v and e; needs torchao). None means the parameter's own dtype, as in torch.
         bf16_stochastic_round: round bfloat16 parameters and their state at random, so that small updates are not lost.
@@ -137,6 +138,7 @@ class HATAM(Optimizer):
             "lr_peak": 0.0,
         }
         options.check(defaults)
+        self._divisions: dict[int, Division] = {}
         super().__init__(options.listed(params), defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -157,6 +159,7 @@ class HATAM(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Fill in what an AdamW checkpoint lacks; its state gets HATAM's entries at the next step."""
         super().__setstate__(state)
+        self._divisions = {}  # holds on to the tensors of the last step
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
@@ -165,10 +168,13 @@ class HATAM(Optimizer):
         """Load the optimizer's state, as torch does, but leave every state tensor in the dtype that it was saved in."""
         self._refuse_while_straightened("load_state_dict()")
         super().load_state_dict(state_dict)
-        params = [p for group in self.param_groups for p in group["params"]]
+        params = [(group, p) for group in self.param_groups for p in group["params"]]
         saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        for param, saved_id in zip(params, saved_ids, strict=True):
-            restore_dtypes(self.state[param], state_dict["state"].get(saved_id, {}), param)
+        for (group, param), saved_id in zip(params, saved_ids, strict=True):
+            state = self.state[param]
+            if "step" in state:
+                state["step"] = state["step"].to(param.device if fused.counts_on_device(group, param) else "cpu")
+            restore_dtypes(state, state_dict["state"].get(saved_id, {}), param)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -214,7 +220,7 @@ class HATAM(Optimizer):
             if is_adamw:
                 paths.run_adamw(params, grads, kept, group, o, numbers, **amp)
             else:
-                paths.run_form(params, grads, kept, group, o, numbers)
+                paths.run_form(params, grads, kept, group, o, numbers, self._divisions)
         return loss
 
     @property
@@ -273,7 +279,7 @@ class HATAM(Optimizer):
         for p in params:
             state = self.state[p]
             if "step" not in state:
-                on_device = group["capturable"] or group["fused"]  # else on the CPU: reading it waits for nothing
+                on_device = fused.counts_on_device(group, p)
                 state["step"] = torch.zeros(
                     (),
                     dtype=torch.float32 if on_device else _get_scalar_dtype(),

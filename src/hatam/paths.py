@@ -11,7 +11,7 @@ from torch.optim.optimizer import Optimizer, _default_to_fused_or_foreach
 
 from . import fused, narrow, update
 from .forms import FORMS, real
-from .fused import Columns
+from .fused.batches import Columns, Division, dense, like
 from .update import Options, Scalar, State, kept
 
 
@@ -81,8 +81,8 @@ def run_adamw(
     use_fused, maximize = group["fused"], group["maximize"]
     if use_fused and not torch.compiler.is_compiling():
         moments = zip(state["exp_avg"], state["exp_avg_sq"], strict=True)
-        if all(p.is_floating_point() and fused.dense(p, [m, v]) for p, (m, v) in zip(params, moments, strict=True)):
-            grads = [fused.like(g, p) for g, p in zip(grads, params, strict=True)]  # torch's kernel walks raw memory
+        if all(p.is_floating_point() and dense(p, [m, v]) for p, (m, v) in zip(params, moments, strict=True)):
+            grads = [like(g, p) for g, p in zip(grads, params, strict=True)]  # torch's kernel walks raw memory
         elif skipped(o):
             return
         else:
@@ -111,7 +111,13 @@ def run_adamw(
 
 
 def run_form(
-    params: list[Tensor], grads: list[Tensor], state: Columns, group: dict[str, Any], o: Options, numbers: list[int]
+    params: list[Tensor],
+    grads: list[Tensor],
+    state: Columns,
+    group: dict[str, Any],
+    o: Options,
+    numbers: list[int],
+    divisions: dict[int, Division],
 ) -> None:
     """Run the group's form: in a fused kernel what it takes, the rest on another path."""
     if any(map(torch.is_complex, params)):
@@ -119,10 +125,12 @@ def run_form(
         state = {key: [real(x) for x in column] for key, column in state.items()}
     devices = fused.chosen(group)
     if devices:
-        rest = fused.step(devices, params, grads, state, numbers, o)
+        rest = fused.step(devices, params, grads, state, numbers, o, divisions)
+        if not rest:
+            return
         params, grads, numbers = [params[i] for i in rest], [grads[i] for i in rest], [numbers[i] for i in rest]
         state = {key: [column[i] for i in rest] for key, column in state.items()}
-    if params and not skipped(o):
+    if not skipped(o):
         run_unfused(params, scaled(grads, o), rows(state), group, o, numbers)
 
 

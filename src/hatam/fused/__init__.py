@@ -7,22 +7,16 @@ subclasses, parameters that are not dense or share memory, rare dtypes) gets the
 from __future__ import annotations
 
 import logging
-from array import array
-from collections.abc import Iterable
-from functools import cache, lru_cache
-from itertools import pairwise
+from functools import cache
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
-from ..storage import MOMENTS
 from ..update import Options
 from . import cpu, gpu
-
-Columns = dict[str, list[Tensor]]
+from .batches import PLAIN, Columns, Division, batch, divide, kinds, located
 
 KERNELS: dict[str, ModuleType] = {"cpu": cpu, "cuda": gpu}
 """By the type of device. Each has ``missing()``, ``takes(dtypes, options)`` and ``step(...)``."""
@@ -30,16 +24,26 @@ NAMES = {"cpu": "CPU", "cuda": "GPU"}
 
 
 def chosen(group: dict[str, Any]) -> tuple[str, ...]:
-    """The types of device whose tensors go to a kernel: by ``fused`` itself, or for None where that is known to pay.
+    """The types of device whose tensors go to a kernel: by ``fused``; for None, where nothing else was asked for.
 
-    None means the CPU alone: the GPU kernel's speed has not been measured yet.
+    None reaches every kernel that is there, for each is several times as fast as any other path (docs/speed.md).
     """
     if torch.compiler.is_compiling():
         return ()  # the compiler fuses by itself
     if group["fused"] is not None:
         return tuple(KERNELS) if group["fused"] else ()
-    other_path = group["foreach"] is not None or group["capturable"] or group["differentiable"]
-    return () if other_path else ("cpu",)
+    if group["foreach"] is not None or group["differentiable"]:
+        return ()
+    return ("cuda",) if group["capturable"] else tuple(KERNELS)
+
+
+def counts_on_device(group: dict[str, Any], param: Tensor) -> bool:
+    """Whether ``step`` must lie beside the parameter: on the CPU, else, where reading it waits for nothing."""
+    if group["capturable"] or group["fused"]:
+        return True
+    device = param.device.type
+    taken = type(param) in PLAIN and param.dtype in gpu.DTYPES and group["state_dtype"] != "8bit"
+    return not param.is_cpu and taken and group["gamma"] != 0 and device in chosen(group) and at_hand(device)
 
 
 @cache
@@ -69,80 +73,6 @@ def skips_by_itself(groups: list[dict[str, Any]]) -> bool:
     return on_gpu and all(group["fused"] for group in groups) and not torch.compiler.is_compiling()
 
 
-def split(
-    devices: tuple[str, ...], params: list[Tensor], grads: list[Tensor], state: Columns, o: Options
-) -> tuple[list[list[int]], list[int]]:
-    """The places of the tensors that a kernel takes, in batches of one device and of the same types; and all others."""
-    moments = [state[key] for key in MOMENTS if key in state]
-    taken, others = [], []
-    for (device, *kind), places in by_kind(params, [grads, *state.values()]).items():
-        plain = all(of in (Tensor, Parameter) and on == kind[0][2] for of, _, on in kind)
-        dtypes = dict(zip(("param", "grad", *state), (dtype for _, dtype, _ in kind), strict=True))
-        there = device.type in devices and at_hand(device.type)
-        if not (plain and there and KERNELS[device.type].takes(dtypes, o)):
-            others += places
-            continue
-        columns = [[column[i] for i in places] for column in (params, *moments)]
-        if all(all(map(Tensor.is_contiguous, column)) for column in columns):
-            taken.append(places)
-            continue
-        fits = [i for i, p, *ms in zip(places, *columns, strict=True) if dense(p, ms)]
-        others += sorted(set(places) - set(fits))
-        taken.append(fits)
-    written = [column[i] for column in (params, *moments) for fits in taken for i in fits]
-    left = [params[i] for i in others if taken and type(params[i]) in (Tensor, Parameter)]
-    return ([], list(range(len(params)))) if overlap(written, left) else (taken, others)
-
-
-def by_kind(params: list[Tensor], columns: list[list[Tensor]]) -> dict[Any, list[int]]:
-    """The places by the device of the parameter, and by type, dtype and device of what stands in each column."""
-    columns = [params, *columns]
-    heads = [kind(column[0]) for column in columns]
-    if len({p.device for p in params}) == 1 and all(
-        # The usual case, sooner seen by column than by row.
-        set(map(type, column)) == {of} and {x.dtype for x in column} == {dtype} and set(map(on_device, column)) == {on}
-        for column, (of, dtype, on) in zip(columns, heads, strict=True)
-    ):
-        return {(params[0].device, *heads): list(range(len(params)))}
-    batches: dict[Any, list[int]] = {}
-    for i, row in enumerate(zip(*columns, strict=True)):
-        batches.setdefault((params[i].device, *map(kind, row)), []).append(i)
-    return batches
-
-
-def kind(x: Tensor) -> tuple[type, torch.dtype, int]:
-    """What a kernel wants to know of a tensor."""
-    return type(x), x.dtype, on_device(x)
-
-
-on_device = Tensor.get_device
-
-
-def dense(param: Tensor, moments: Iterable[Tensor]) -> bool:
-    """Whether parameter and state lie in memory alike and without holes, so that they can be walked as one line."""
-    if param.is_contiguous():
-        return all(x.is_contiguous() for x in moments)
-    stride = param.stride()
-    return torch.empty_like(param).stride() == stride and all(x.stride() == stride for x in moments)
-
-
-def overlap(dense: list[Tensor], others: list[Tensor]) -> bool:
-    """Whether any two tensors may share memory, so that the order of the updates matters."""
-    starts = array("Q", map(Tensor.data_ptr, (*dense, *others)))
-    sizes = array("Q", [x.nbytes for x in dense])
-    for x in others:
-        last = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
-        sizes.append((last + 1) * x.element_size() if x.numel() else 0)
-    return collide(starts.tobytes(), sizes.tobytes())
-
-
-@lru_cache(maxsize=32)
-def collide(starts: bytes, sizes: bytes) -> bool:
-    """Whether any two spans of memory meet. The same ones are asked for at every step."""
-    spans = sorted(zip(array("Q", starts), array("Q", sizes), strict=True))
-    return any(start + size > following for (start, size), (following, _) in pairwise(spans))
-
-
 def step(
     devices: tuple[str, ...],
     params: list[Tensor],
@@ -150,27 +80,24 @@ def step(
     state: Columns,
     numbers: list[int],
     o: Options,
+    memory: dict[int, Division],
 ) -> list[int]:
-    """One step of the tensors that a kernel takes on these types of device; returns the places of the others."""
-    batches, others = split(devices, params, grads, state, o)
-    for batch in filter(None, batches):
-        ps, gs, ns = [params[i] for i in batch], [grads[i] for i in batch], [numbers[i] for i in batch]
-        columns = {key: [column[i] for i in batch] for key, column in state.items()}
-        KERNELS[ps[0].device.type].step(ps, aligned(gs, ps), columns, ns, o)
-    return others
+    """One step of the tensors that a kernel takes on these types of device; returns the places of the others.
 
+    ``memory`` has, by the number of its first parameter, how a group was divided at its last step.
+    """
 
-def aligned(grads: list[Tensor], params: list[Tensor]) -> list[Tensor]:
-    """The gradients in their parameters' layouts."""
-    plain = all(map(Tensor.is_contiguous, grads)) and all(map(Tensor.is_contiguous, params))
-    if plain and not (any(map(Tensor.is_neg, grads)) or any(map(Tensor._is_zerotensor, grads))):
-        return grads
-    return [like(g, p) for g, p in zip(grads, params, strict=True)]
+    def takes(device: torch.device, dtypes: dict[str, torch.dtype]) -> bool:
+        return device.type in devices and at_hand(device.type) and KERNELS[device.type].takes(dtypes, o)
 
-
-def like(grad: Tensor, param: Tensor) -> Tensor:
-    """The gradient in its parameter's layout, with its values in memory: not negated by a bit, nor zero by a key."""
-    alike = grad.stride() == param.stride() or (grad.is_contiguous() and param.is_contiguous())
-    if alike and not (grad.is_neg() or grad._is_zerotensor()):
-        return grad
-    return torch.empty_like(param, dtype=grad.dtype).copy_(grad)
+    columns = {"param": params, **state}
+    at, last = located(columns), memory.get(numbers[0])
+    tensors = (kinds(params), kinds(grads), all(map(Tensor.is_contiguous, params)))
+    asked = (devices, o.form, o.modulator, o.eps, o.round_param, o.round_state, *tensors)
+    if last is None or not last.holds(asked, columns, at):
+        divided = divide({"param": params, "grad": grads, **state}, takes)
+        last = memory[numbers[0]] = Division(*divided, asked, columns, at)
+    for places in last.batches:
+        one = batch(columns, grads, numbers, at, places)
+        KERNELS[one.params[0].device.type].step(one, o)
+    return last.others

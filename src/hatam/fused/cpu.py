@@ -14,10 +14,10 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ..storage import MOMENTS, SCALARS
 from ..update import NO_GRADIENT_YET, Options
+from .batches import Batch
 
 LAYOUT = 1  # of cpu.h
 LIBRARY = Path(__file__).with_name("_cpu.so")
@@ -92,19 +92,16 @@ def takes(dtypes: dict[str, torch.dtype], o: Options) -> bool:
     return alike and len(scalars) <= 1 and bool(library().hatam_takes(ctypes.byref(_options(dtypes, o))))
 
 
-def step(
-    params: list[Tensor], grads: list[Tensor], state: dict[str, list[Tensor]], numbers: list[int], o: Options
-) -> None:
-    """One step of tensors that :func:`takes` accepts; each column has one dtype and each row one dense layout."""
-    columns = {"param": params, "grad": grads, **state}
-    held = {key: array("Q", map(Tensor.data_ptr, xs)) for key, xs in columns.items()}
-    held["numel"] = array("q", map(Tensor.numel, params))
-    held["number"] = array("I", numbers)
-    table = _Table(tensors=len(params), **{key: column.buffer_info()[0] for key, column in held.items()})
-    options = _options({key: column[0].dtype for key, column in columns.items()}, o)
+def step(batch: Batch, o: Options) -> None:
+    """One step of tensors that :func:`takes` accepts."""
+    held = {**batch.at, "number": array("I", batch.numbers)}
+    table = _Table(tensors=len(batch.params), **{key: column.buffer_info()[0] for key, column in held.items()})
+    options = _options(batch.dtypes, o)
     if not library().hatam_step(ctypes.byref(table), ctypes.byref(options), torch_threads()):
-        raise MemoryError(f"the fused CPU kernel got no memory for a table of {len(params)} tensors; nothing has moved")
-    torch.autograd.graph.increment_version(params)
+        raise MemoryError(
+            f"the fused CPU kernel got no memory for a table of {len(batch.params)} tensors; nothing has moved"
+        )
+    torch.autograd.graph.increment_version(batch.params)
 
 
 def _options(dtypes: dict[str, torch.dtype], o: Options) -> _Options:

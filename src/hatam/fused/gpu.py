@@ -26,8 +26,8 @@ from torch import Tensor
 
 from ..storage import MOMENTS, SCALARS
 from ..update import NO_GRADIENT_YET, Options, Scalar
+from .batches import Batch
 
-SKIPS_ON_DEVICE = True  # reads found_inf itself
 CHUNK = 2048  # elements per program: 8 for each of 256 threads
 WARPS = 8
 LANES = 128  # tensors per program of `prepare`
@@ -42,6 +42,7 @@ COMBINATIONS = {
     (torch.float64, torch.float64, torch.float64),
 }
 """Parameter and gradient, m and e, v."""
+DTYPES = {param for param, _, _ in COMBINATIONS} | {torch.complex64, torch.complex128}  # that as pairs of real numbers
 
 
 @cache
@@ -54,10 +55,19 @@ def load() -> ModuleType | str:
     return gpu_kernels
 
 
+@cache
 def missing() -> str | None:
-    """In words why there is no kernel, or None where there is one."""
+    """In words why there is no kernel, or None where there is one. On a GPU, Triton has to compile something first."""
     kernels = load()
-    return kernels if isinstance(kernels, str) else None
+    if isinstance(kernels, str):
+        return kernels
+    if torch.cuda.is_available():
+        try:
+            kernels.nothing[(1,)](0)
+        except Exception as error:  # of whatever Triton needs: a GPU that it supports, a C compiler, Python's headers
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            return f"Triton cannot compile for this GPU ({reason[0]}); it needs a C compiler and a GPU that it supports"
+    return None
 
 
 def kernels() -> Any:
@@ -76,16 +86,13 @@ def takes(dtypes: dict[str, torch.dtype], o: Options) -> bool:
     return alike and known and (dtypes["param"], dtypes["exp_avg"], dtypes["exp_avg_sq"]) in COMBINATIONS
 
 
-def step(
-    params: list[Tensor], grads: list[Tensor], state: dict[str, list[Tensor]], numbers: list[int], o: Options
-) -> None:
-    """One step of tensors that :func:`takes` accepts, all on one device; as of :func:`hatam.fused.cpu.step`."""
-    device = params[0].device
-    columns = {"param": params, "grad": grads, **state}
+def step(batch: Batch, o: Options) -> None:
+    """One step of tensors that :func:`takes` accepts; as of :func:`hatam.fused.cpu.step`."""
+    device = batch.params[0].device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        table = tables(listed(columns, numbers), len(params), device)
-        launch(table, {key: column[0].dtype for key, column in columns.items()}, o)
-    torch.autograd.graph.increment_version(params)
+        table = tables(listed(batch), len(batch.params), device)
+        launch(table, batch.dtypes, o)
+    torch.autograd.graph.increment_version(batch.params)
 
 
 # Tables -------------------------------------------------------------------------------------------------------------
@@ -100,14 +107,11 @@ class Tables(NamedTuple):
     source: Tensor  # of rows, on the host: must outlive the copy, which may be part of a graph
 
 
-def listed(columns: dict[str, list[Tensor]], numbers: list[int]) -> bytes:
+def listed(batch: Batch) -> bytes:
     """The table column by column, as a key to what is on the device already."""
-    column = array("q")
-    for key in ADDRESSES:
-        column.extend([x.data_ptr() for x in columns[key]] if key in columns else [0] * len(numbers))
-    column.extend([p.numel() for p in columns["param"]])
-    column.extend(numbers)
-    return column.tobytes()
+    absent = array("Q", bytes(8 * len(batch.params)))
+    columns = [batch.at.get(key, absent) for key in (*ADDRESSES, "numel")]
+    return b"".join([*columns, array("Q", batch.numbers)])
 
 
 def tables(listing: bytes, tensors: int, device: torch.device) -> Tables:
@@ -170,7 +174,8 @@ def launch(table: Tables, dtypes: dict[str, torch.dtype], o: Options) -> None:
     k, device = kernels(), table.rows.device
     tensors, chunks = len(table.rows), len(table.chunks)
     double, relative = dtypes["param"] == torch.float64, o.modulator.needs_mean
-    constants = torch.empty(tensors, k.CONSTANTS.value, dtype=torch.float64 if double else torch.float32, device=device)
+    precision = torch.float64 if double else torch.float32
+    constants = torch.empty(tensors, k.words.CONSTANTS.value, dtype=precision, device=device)
     keys = torch.empty(tensors, dtype=torch.int32, device=device)
     sums = torch.empty(chunks, dtype=torch.float64, device=device) if relative else None
     found_inf = None if o.found_inf is None else o.found_inf.to(device, non_blocking=True)
