@@ -25,6 +25,7 @@ RECORD = ROOT / "results/gpu/gpu.json"
 if "--interpret" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"  # Triton asks at its import
 
+import gpu_hosts  # noqa: E402
 import gpu_right  # noqa: E402
 import torch  # noqa: E402
 
@@ -105,7 +106,8 @@ def main() -> int:
     device, out = "cpu" if options.interpret else "cuda", options.out or RECORD
     fused.KERNELS[device] = gpu
     record: dict[str, Any] = {**environment(options.interpret), "checks": {}, "failures": {}}
-    for name, test in gpu_right.checks(device).items():
+    tests = gpu_right.checks(device) | (gpu_hosts.checks() if device == "cuda" else {})
+    for name, test in tests.items():
         _, failure = attempt(lambda test=test: of_the_kernel(test))
         record["checks"][name] = failure is None
         record["failures"] |= {name: failure} if failure else {}

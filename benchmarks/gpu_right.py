@@ -1,4 +1,4 @@
-"""What must be right of the GPU kernel, on the device or in Triton's interpreter: the first half of gpu_check.py."""
+"""What must be right of the GPU kernel, on the device or in Triton's interpreter: part one of gpu_check.py."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def lr_of(step: int, steps: int) -> float:
     return LR * min((step + 1) / 2, 0.5 * (1 + math.cos(math.pi * (step + 1) / steps)))
 
 
-def train(optimizer: HATAM, params: Params, grads: Grads) -> None:
+def train(optimizer: torch.optim.Optimizer, params: Params, grads: Grads) -> None:
     """One step for every list of gradients."""
     for i, row in enumerate(grads):
         optimizer.param_groups[0]["lr"] = lr_of(i, len(grads))
@@ -79,7 +79,7 @@ def train(optimizer: HATAM, params: Params, grads: Grads) -> None:
         optimizer.step()
 
 
-def bits(optimizer: HATAM) -> list[bytes]:
+def bits(optimizer: torch.optim.Optimizer) -> list[bytes]:
     """All that a step may move."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     moved = [*params, *(x for p in params for x in optimizer.state[p].values())]
@@ -168,55 +168,22 @@ def two_runs_are_equal(device: str, kind: str) -> None:
     require(runs[0] == runs[1], "two runs differ")
 
 
-def a_step_waits_for_nothing(device: str, kind: str) -> None:
-    """Neither with new gradients, nor a scaler, nor lr as a tensor, nor many groups; after the first steps."""
-    params = parameters(device, torch.float32)
-    for lr in (LR, torch.tensor(LR, device=device)):
-        optimizer = HATAM([{"params": [p]} for p in params], lr, fused=True, **KINDS[kind])
-        optimizer.grad_scale, optimizer.found_inf = torch.ones((), device=device), torch.zeros((), device=device)
+def none_is_the_kernel(device: str, kind: str) -> None:
+    """fused=None, also on what plain AdamW's foreach path left behind, has the bits of fused=True."""
+    ends = []
+    for use_kernel in (None, True):
+        params = parameters(device, torch.float32)
+        first = torch.optim.AdamW(params, LR, foreach=True)
         rows = gradients(params, 6)
-        for i, row in enumerate(rows):
-            for p, g in zip(params, row, strict=True):
-                p.grad = g
-            torch.cuda.set_sync_debug_mode("error" if i > 1 else "default")
-            try:
-                optimizer.step()
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-
-
-def a_graph_replays_eager_steps(device: str, kind: str) -> None:
-    """Bit for bit, with lr that changes."""
-    params, others = parameters(device, torch.float32), parameters(device, torch.float32)
-    lr, other_lr = torch.tensor(LR, device=device), torch.tensor(LR, device=device)
-    optimizer = HATAM(params, lr, fused=True, capturable=True, **KINDS[kind])
-    plain = HATAM(others, other_lr, fused=True, capturable=True, **KINDS[kind])
-    rows = gradients(params, 9)
-    for p, q in zip(params, others, strict=True):
-        p.grad, q.grad = torch.zeros_like(p), torch.zeros_like(q)
-
-    def feed(i: int) -> None:
-        for x, ps in ((lr, params), (other_lr, others)):
-            x.fill_(lr_of(i, len(rows)))
-            for p, g in zip(ps, rows[i], strict=True):
-                p.grad.copy_(g)
-
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for i in range(3):
-            feed(i)
-            optimizer.step()
-            plain.step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        optimizer.step()
-    for i in range(3, len(rows)):
-        feed(i)
-        graph.replay()
-        plain.step()
-        require(bits(optimizer) == bits(plain), f"the replay of step {i + 1} differs from the eager step")
+        train(first, params, rows[:2])
+        optimizer = HATAM(params, LR, fused=use_kernel, **KINDS[kind])
+        optimizer.load_state_dict(first.state_dict())
+        train(optimizer, params, rows[2:])
+        fresh = parameters(device, torch.float32)
+        other = HATAM(fresh, LR, fused=use_kernel, **KINDS[kind])
+        train(other, fresh, rows)
+        ends.append(bits(optimizer) + bits(other))
+    require(ends[0] == ends[1], "fused=None and fused=True differ")
 
 
 # All of it ------------------------------------------------------------------------------------------------------------
@@ -235,9 +202,12 @@ def checks(device: str) -> dict[str, Callable[[], None]]:
                 )(storage, kind, modulator)
         if not cpu.missing():
             tests[f"CPU kernel: {storage}"] = (lambda s: lambda: has_the_bits_of_the_cpu_kernel(device, s))(storage)
-    general = [skipped_steps_move_nothing, two_runs_are_equal]
-    for test in general + ([a_step_waits_for_nothing, a_graph_replays_eager_steps] if on_gpu else []):
-        for kind in KINDS:
-            name = test.__name__.replace("_", " ")
-            tests[f"{name}: {kind}"] = (lambda t, k: lambda: t(device, k))(test, kind)
+    for test in (skipped_steps_move_nothing, two_runs_are_equal, none_is_the_kernel):
+        tests |= of_every_kind(test, device)
     return tests
+
+
+def of_every_kind(test: Callable[[str, str], None], device: str) -> dict[str, Callable[[], None]]:
+    """A test by name, once for each form."""
+    name = test.__name__.replace("_", " ")
+    return {f"{name}: {kind}": (lambda k: lambda: test(device, k))(kind) for kind in KINDS}

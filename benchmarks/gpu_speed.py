@@ -1,4 +1,6 @@
-"""How long a step takes on a GPU, and what memory: the second half of gpu_check.py.
+"""How long a step takes on a GPU, and what memory: part three of gpu_check.py.
+
+First the step of the optimizer alone, then whole training steps: forward, backward and update.
 
 Every contender is paired with torch's fused AdamW on the same parameters and gradients: they take turns, so that a slow
 moment harms both alike, and a ratio is that of the two turns of one round. Only these two hold state at a time.
@@ -11,7 +13,9 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+import models
 import torch
+from torch import Tensor
 
 from hatam import HATAM
 
@@ -20,6 +24,8 @@ Shapes = list[tuple[int, ...]]
 
 STEPS = 10  # of one turn
 WARM_UP = 3  # turns
+SECONDS = 8  # of one comparison, after which there are no more rounds than the least
+LEAST = 5
 BF16 = torch.bfloat16
 
 
@@ -92,6 +98,18 @@ def memory_of_a_step(optimizer: torch.optim.Optimizer) -> dict[str, int]:
     return {"state_bytes": settled - before, "temporary_bytes": torch.cuda.max_memory_allocated() - settled}
 
 
+def in_turns(work: Callable[[], Any], reference: Callable[[], Any], rounds: int) -> list[tuple[float, float]]:
+    """Milliseconds of both, in pairs; neither always comes after the other."""
+    pairs, spent = [], 0.0
+    for i in range(WARM_UP + rounds):
+        took = {one: milliseconds(one, STEPS) for one in ((work, reference) if i % 2 else (reference, work))}
+        pairs.append((took[work], took[reference]))
+        spent += STEPS * sum(took.values()) / 1000
+        if spent > SECONDS and len(pairs) >= WARM_UP + LEAST:
+            break
+    return pairs[WARM_UP:]
+
+
 def compare(model: str, contender: str, rounds: int) -> dict[str, Any]:
     """One contender's step beside the reference's."""
     gc.collect()
@@ -104,12 +122,7 @@ def compare(model: str, contender: str, rounds: int) -> dict[str, Any]:
     optimizer, reference = make(params), CONTENDERS[REFERENCE][0](params)
     memory = memory_of_a_step(optimizer)
     reference.step()
-    pairs = []
-    for i in range(WARM_UP + rounds):
-        turns = [optimizer, reference] if i % 2 else [reference, optimizer]
-        took = {id(one): milliseconds(one.step, STEPS) for one in turns}
-        pairs.append((took[id(optimizer)], took[id(reference)]))
-    pairs = pairs[WARM_UP:]
+    pairs = in_turns(optimizer.step, reference.step, rounds)
     count = sum(p.numel() for p in params)
     times = [own for own, _ in pairs]
     return {
@@ -118,11 +131,54 @@ def compare(model: str, contender: str, rounds: int) -> dict[str, Any]:
         "contender": contender,
         "parameters": count,
         "tensors": len(params),
+        "n": len(pairs),
         "ms": spread(times),
         "ratio_to_adamw_fused": spread([own / other for own, other in pairs]),
         "gb_per_s": spread([bytes_moved * count / t / 1e6 for t in times]) if bytes_moved else None,
         **memory,
     }
+
+
+TRAINED: dict[str, tuple[Callable[[], torch.nn.Module], tuple[int, ...]]] = {
+    "transformer, 3 M, batch 32 x 64": (lambda: models.Transformer(256, 4), (32, 64)),
+    "transformer, 86 M, batch 8 x 512": (lambda: models.Transformer(768, 12, 12, 512), (8, 512)),
+    "conv net, 0.2 M, batch 128": (models.conv_net, (128, 3, 32, 32)),
+}
+
+
+def train(name: str, rounds: int) -> dict[str, Any]:
+    """A training step in bfloat16 autocast with HATAM's defaults beside one with torch's fused AdamW."""
+    make_model, shape = TRAINED[name]
+    turns = []
+    for make in (CONTENDERS[REFERENCE][0], HATAM):
+        torch.manual_seed(0)
+        model = make_model().cuda()
+        text = len(shape) == 2
+        x = torch.randint(256, shape, device="cuda") if text else torch.randn(shape, device="cuda")
+        y = torch.randint(256, shape, device="cuda") if text else torch.randint(10, shape[:1], device="cuda")
+        turns.append(training_step(model, make(list(model.parameters())), x, y))
+    pairs = in_turns(turns[1], turns[0], rounds)
+    return {
+        "part": "training",
+        "model": name,
+        "n": len(pairs),
+        "ms": spread([own for own, _ in pairs]),
+        "adamw_ms": spread([other for _, other in pairs]),
+        "ratio_to_adamw_fused": spread([own / other for own, other in pairs]),
+    }
+
+
+def training_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Callable[[], None]:
+    """What is timed."""
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = torch.nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+
+    return step
 
 
 def parts(rounds: int) -> dict[str, Callable[[], dict[str, Any]]]:
@@ -131,4 +187,6 @@ def parts(rounds: int) -> dict[str, Callable[[], dict[str, Any]]]:
     for model in MODELS:
         for contender in CONTENDERS:
             tasks[f"{model}: {contender}"] = (lambda *of: lambda: compare(*of, rounds))(model, contender)
+    for name in TRAINED:
+        tasks[f"training: {name}"] = (lambda of: lambda: train(of, rounds))(name)
     return tasks
