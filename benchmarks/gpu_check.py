@@ -1,8 +1,8 @@
 """Is the GPU kernel right, and how fast is it? For a machine with a CUDA GPU, torch and Triton; nothing is installed.
 
-    make gpu-check                                       everything, into results/gpu/gpu.json
-    python benchmarks/gpu_check.py --skip-speed --out f  what is right alone
-    python benchmarks/gpu_check.py --interpret --out f   a few checks in Triton's interpreter, without a GPU
+    make gpu-check                                       everything, into results/gpu/checks.json and speed.json
+    python benchmarks/gpu_check.py --skip-speed          what is right alone
+    python benchmarks/gpu_check.py --interpret --out d   a few checks in Triton's interpreter, without a GPU
 
 A part that fails is recorded and the next one goes on. The exit status is 1 where anything was not right.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-RECORD = ROOT / "results/gpu/gpu.json"
+RECORDS = ROOT / "results/gpu"
 if "--interpret" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"  # Triton asks at its import
 
@@ -58,7 +58,7 @@ def git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def environment(interpret: bool) -> dict[str, Any]:
+def environment(interpret: bool, commit: str | None) -> dict[str, Any]:
     """Where the record comes from."""
     import triton
 
@@ -68,8 +68,8 @@ def environment(interpret: bool) -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": triton.__version__,
         "python": sys.version.split()[0],
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": None if changes is None else bool(changes),
+        "commit": commit or git("rev-parse", "HEAD"),
+        "modified": None if commit or changes is None else bool(changes),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
@@ -91,7 +91,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--interpret", action="store_true", help="a few checks in Triton's interpreter; needs --out")
     parser.add_argument("--skip-speed", action="store_true", help="check only")
     parser.add_argument("--rounds", type=int, default=30, help="of the timing (default 30)")
-    parser.add_argument("--out", type=Path, help=f"the record (default {RECORD.relative_to(ROOT)})")
+    parser.add_argument("--commit", help="of a source tree that is no checkout")
+    parser.add_argument("--out", type=Path, help=f"folder of the records (default {RECORDS.relative_to(ROOT)})")
     options = parser.parse_args()
     if options.interpret and options.out is None:
         parser.error("--interpret needs --out: what the interpreter does is no result")
@@ -103,29 +104,34 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Check, time, and write the record after every part."""
     options = arguments()
-    device, out = "cpu" if options.interpret else "cuda", options.out or RECORD
+    device, out = "cpu" if options.interpret else "cuda", options.out or RECORDS
+    where = environment(options.interpret, options.commit)
     fused.KERNELS[device] = gpu
-    record: dict[str, Any] = {**environment(options.interpret), "checks": {}, "failures": {}}
-    tests = gpu_right.checks(device) | (gpu_hosts.checks() if device == "cuda" else {})
-    for name, test in tests.items():
+    checks: dict[str, bool] = {}
+    failures: dict[str, str] = {}
+    for name, test in (gpu_right.checks(device) | (gpu_hosts.checks() if device == "cuda" else {})).items():
         _, failure = attempt(lambda test=test: of_the_kernel(test))
-        record["checks"][name] = failure is None
-        record["failures"] |= {name: failure} if failure else {}
+        checks[name] = failure is None
+        failures |= {name: failure} if failure else {}
         print(f"{'ok  ' if failure is None else 'FAIL'}  {name}", flush=True)
-    write(out, record)
-    right = all(record["checks"].values())
+    write(out / "checks.json", {**where, "checks": checks, "failures": failures})
+    print(f"{sum(checks.values())} of {len(checks)} checks are right; see {out}")
     if device == "cuda" and not options.skip_speed:
-        import gpu_speed
+        time_all(out / "speed.json", where, options.rounds)
+    return 0 if all(checks.values()) else 1
 
-        record |= {"n": options.rounds, "speed": []}
-        for name, part in gpu_speed.parts(options.rounds).items():
-            result, failure = attempt(part)
-            record["failures"] |= {name: failure} if failure else {}
-            record["speed"] += [result] if result else []
-            print(json.dumps(result) if result else f"FAIL  {name}", flush=True)
-            write(out, record)
-    print(f"{sum(record['checks'].values())} of {len(record['checks'])} checks are right; see {out}")
-    return 0 if right else 1
+
+def time_all(out: Path, where: dict[str, Any], rounds: int) -> None:
+    """The speed of every model and contender; the record is written after each."""
+    import gpu_speed
+
+    record: dict[str, Any] = {**where, "speed": [], "failures": {}}
+    for name, part in gpu_speed.parts(rounds).items():
+        result, failure = attempt(part)
+        record["failures"] |= {name: failure} if failure else {}
+        record["speed"] += [result] if result else []
+        print(json.dumps(result) if result else f"FAIL  {name}", flush=True)
+        write(out, record)
 
 
 if __name__ == "__main__":

@@ -47,16 +47,6 @@ def denominators(exp_avg_sqs: Tensors, steps: list[Scalar], o: Options) -> Tenso
     return hs
 
 
-def count_(steps: Tensors) -> None:
-    """t ← t + 1. One by one where torch.compile traces this: its own multi-tensor kernel for a GPU wrote the new steps
-    before others had read the old ones (torch 2.11)."""
-    if torch.compiler.is_compiling():
-        for step in steps:
-            step.add_(1)
-    else:
-        torch._foreach_add_(steps, 1)
-
-
 def moments_(exp_avgs: Tensors, exp_avg_sqs: Tensors, grads_m: Tensors, grads_v: Tensors, o: Options) -> None:
     """m ← β1 m + (1 − β1) g_m and v ← β2 v + (1 − β2) g_v²."""
     torch._foreach_lerp_(exp_avgs, grads_m, 1 - o.beta1)
@@ -109,7 +99,7 @@ def decoupled_(params: Tensors, grads: Tensors, states: list[State], o: Options)
     del hs
 
     # z ← z − lr (m̂ / h + wd z)
-    count_(column(states, "step"))
+    torch._foreach_add_(column(states, "step"), 1)
     steps = numbers(states, "step", o)
     if own:
         torch._foreach_lerp_([e for e, _ in own], [g for _, g in own], 1 - o.beta_c)
@@ -138,7 +128,7 @@ def corrected_(params: Tensors, grads: Tensors, states: list[State], o: Options,
     corrected = corrected_gradients(grads, states, hs, o)
 
     # w ← w − lr (m̂ / h + wd w)
-    count_(column(states, "step"))
+    torch._foreach_add_(column(states, "step"), 1)
     steps = numbers(states, "step", o)
     moments_(ms, vs, corrected, grads if raw else corrected, o)
     del hs, corrected

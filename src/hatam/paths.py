@@ -142,10 +142,15 @@ def run_unfused(
     o: Options,
     numbers: list[int],
 ) -> None:
-    """One tensor at a time, or all tensors of a device and dtype together; one by one what needs wider arithmetic."""
+    """One tensor at a time, or all tensors of a device and dtype together; one by one what needs wider arithmetic.
+
+    Where torch.compile traces this it is one at a time: the compiler fuses by itself.
+    """
     form = FORMS[o.form]
     foreach = group["foreach"]
-    if foreach is None:
+    if torch.compiler.is_compiling():
+        foreach = False  # for a GPU, torch 2.11's inductor writes in a multi-tensor kernel what others have yet to read
+    elif foreach is None:
         _, foreach = _default_to_fused_or_foreach(params, group["differentiable"], use_fused=False)
         foreach = foreach and (group["capturable"] or not isinstance(group["lr"], Tensor))
     together = []
