@@ -51,7 +51,7 @@ readme: $(VENV)/bench ## render the tables of README and docs from the committed
 gpu-check: ## on a machine with a GPU and torch, in its own Python: is the GPU kernel right, and how fast
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu_check.py
 
-step-cost: $(VENV)/bench ## time and memory of a step against torch's AdamW: record, plot and table; on a quiet machine
+step-cost: $(VENV)/dev ## time and memory of a step against torch's AdamW: record, plot and table; on a quiet machine
 	$(BIN)/python benchmarks/step_cost.py
 
 # Python is not built with the sanitizer, so it comes first by LD_PRELOAD, and Python's own leaks are no concern here.
