@@ -43,10 +43,11 @@ study-records: $(VENV)/bench ## the committed records of the comparison: 16 seed
 		$(BIN)/hatam compare --task $$task --seeds 16 --first-seed 100 --records results/compare --out docs/figures || exit; done
 	$(BIN)/hatam compare --task mnist1d-mlp --contender hatam:gamma=7 --seeds 16 --first-seed 100 --records results/compare --out runs
 
-readme: $(VENV)/bench ## render the tables of README and docs from the committed records
+readme: $(VENV)/dev ## render tables and plots of README and docs from the committed records
 	$(BIN)/hatam table results/compare --update README.md --plots docs/figures
 	$(BIN)/hatam table results/compare --update docs/results.md
-	$(BIN)/python benchmarks/feedback.py --render
+	for script in feedback step_cost training_cost small_state; do $(BIN)/python benchmarks/$$script.py --render || exit; done
+	$(BIN)/python benchmarks/gpu_table.py
 
 gpu-check: ## on a machine with a GPU and torch, in its own Python: is the GPU kernel right, and how fast
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu_check.py

@@ -222,8 +222,8 @@ def bandwidth(record: dict[str, Any]) -> str:
     each = "; ".join(f"{name} {MOVED[name]} B, {speed / 1e9:.0f} GB/s" for name, speed in speeds.items())
     return (
         f"Bytes moved per parameter, and how fast on 25 M parameters: {each}. The same machine copies at "
-        f"{machine['copy'] / 1e9:.0f} GB/s, which also has to fetch what it overwrites, and changes numbers in place at "
-        f"{machine['in place'] / 1e9:.0f} GB/s. Threads: {record['environment']['threads']}."
+        f"{machine['copy'] / 1e9:.0f} GB/s, which also has to fetch what it overwrites, and changes numbers in place "
+        f"at {machine['in place'] / 1e9:.0f} GB/s. Threads: {record['environment']['threads']}."
     )
 
 

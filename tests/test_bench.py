@@ -23,6 +23,7 @@ from hatam.bench.contenders import CONTENDERS, parse
 from hatam.bench.sharpness import largest_eigenvalue
 from hatam.bench.stats import estimate, paired
 from hatam.bench.tasks import Data, Split, Task, all_tasks
+from hatam.bench.trainers import Gradient, Losses
 from hatam.bench.training import schedule, train
 
 ROOT = Path(__file__).parent.parent
@@ -75,7 +76,7 @@ def test_sam_takes_its_gradient_at_distance_rho() -> None:
     _, model, trainer = build("sam:rho=0.5")
     before = [p.detach().clone() for p in model.parameters()]
     x, y = make_batch()
-    trainer.backward(x, y)
+    trainer.answer(Gradient(x, y))
     gradient = [p.grad.clone() for p in model.parameters()]
     trainer.optimizer.first_step()
     moved = [p.detach() - b for p, b in zip(model.parameters(), before, strict=True)]
@@ -85,7 +86,7 @@ def test_sam_takes_its_gradient_at_distance_rho() -> None:
     for m, g in zip(moved, gradient, strict=True):
         torch.testing.assert_close(m, scale * g, rtol=1e-3, atol=1e-6)
     # The base optimizer steps from the exact start, along the gradient of the perturbed point.
-    trainer.backward(x, y)
+    trainer.answer(Gradient(x, y))
     at_perturbed = [p.grad.clone() for p in model.parameters()]
     expected = [torch.nn.Parameter(b.clone()) for b in before]
     for p, g in zip(expected, at_perturbed, strict=True):
@@ -102,13 +103,14 @@ def test_ksam_uses_the_hardest_samples_alone() -> None:
     losses = task.loss(model(x), y)
     hardest = set(losses.topk(8).indices.tolist())
     seen: list[set[int]] = []
-    backward = trainer.backward
+    answer = trainer.answer
 
-    def spy(xs: torch.Tensor, ys: torch.Tensor) -> torch.Tensor:
-        seen.append({int((x == row).all(1).nonzero()) for row in xs})
-        return backward(xs, ys)
+    def spy(request: Gradient | Losses) -> torch.Tensor:
+        if isinstance(request, Gradient):
+            seen.append({int((x == row).all(1).nonzero()) for row in request.x})
+        return answer(request)
 
-    trainer.backward = spy
+    trainer.answer = spy
     trainer.step(x, y)
     assert seen == [hardest, hardest]
     assert trainer.samples_differentiated == 16

@@ -21,7 +21,10 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Run:
-    """What is run: everything that decides the outcome, apart from the code and the machine."""
+    """What is run: everything that decides the outcome, apart from the code and the machine.
+
+    A run whose purpose is "tune" reads the validation data alone; only "final" ones read the test data, once.
+    """
 
     task: str
     label: str
@@ -31,10 +34,13 @@ class Run:
     steps: int
     batch_size: int
     warmup: float
+    purpose: str = "final"
 
     def path(self, root: Path) -> Path:
         """Where its record lies. The name of the folder tells the options apart."""
         what = {key: value for key, value in jsonable(asdict(self)).items() if key not in ("seed", "label")}
+        if self.purpose == "final":
+            del what["purpose"]
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]
         return root / self.task / f"{self.contender}-{digest}" / f"{self.seed}.json"
 

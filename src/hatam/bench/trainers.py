@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from pytorch_optimizer import SAM
@@ -12,6 +13,28 @@ from torch import Tensor, nn
 from hatam import HATAM
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Gradient(NamedTuple):
+    """Asks for the gradient of the mean loss of these samples, in ``.grad``; answered with that loss."""
+
+    x: Tensor
+    y: Tensor
+
+
+class Losses(NamedTuple):
+    """Asks for the loss of each of these samples, without gradient; answered with them."""
+
+    x: Tensor
+    y: Tensor
+
+
+Step = Generator[Gradient | Losses, Tensor, Tensor]
+"""One training step: asks for what it needs of the model, and returns the loss on the batch.
+
+That way a contender's step is written once, whoever answers: :meth:`Trainer.step` for one model, or
+:mod:`hatam.bench.batched` for many models at a time.
+"""
 
 
 class Trainer:
@@ -27,18 +50,32 @@ class Trainer:
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.samples_differentiated = 0
 
-    def step(self, x: Tensor, y: Tensor) -> Tensor:
-        """Train on one batch; returns the loss at the weights at which the gradient was taken."""
-        loss = self.backward(x, y)
+    def steps(self, x: Tensor, y: Tensor) -> Step:
+        """What one step on a batch asks for and does."""
+        loss = yield Gradient(x, y)
         self.optimizer.step()
         return loss
 
-    def backward(self, x: Tensor, y: Tensor) -> Tensor:
-        """The gradient of the mean loss, counted: a contender's cost is measured, not declared."""
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        """Train on one batch; returns the loss at the weights at which the gradient was taken."""
+        running = self.steps(x, y)
+        answer: Any = None
+        try:
+            while True:
+                answer = self.answer(running.send(answer))
+        except StopIteration as end:
+            loss: Tensor = end.value
+            return loss
+
+    def answer(self, request: Gradient | Losses) -> Tensor:
+        """The gradients are counted: a contender's cost is measured, not declared."""
+        if isinstance(request, Losses):
+            with torch.no_grad():
+                return self.loss(self.model(request.x), request.y)
         self.optimizer.zero_grad()
-        loss = self.loss(self.model(x), y).mean()
+        loss = self.loss(self.model(request.x), request.y).mean()
         loss.backward()  # type: ignore[no-untyped-call]
-        self.samples_differentiated += len(x)
+        self.samples_differentiated += len(request.x)
         return loss.detach()
 
     def evaluation(self) -> AbstractContextManager[None]:
@@ -60,10 +97,10 @@ class SAMTrainer(Trainer):
 
     optimizer: SAM
 
-    def step(self, x: Tensor, y: Tensor) -> Tensor:
-        loss = self.backward(x, y)
+    def steps(self, x: Tensor, y: Tensor) -> Step:
+        loss = yield Gradient(x, y)
         self.optimizer.first_step()
-        self.backward(x, y)
+        yield Gradient(x, y)
         self.optimizer.second_step()
         return loss
 
@@ -81,11 +118,10 @@ class KSAMTrainer(SAMTrainer):
             raise ValueError(f"k_fraction={k_fraction!r} is out of range: it must be in (0, 1]; 1 is SAM")
         self.k_fraction = k_fraction
 
-    def step(self, x: Tensor, y: Tensor) -> Tensor:
-        with torch.no_grad():
-            losses = self.loss(self.model(x), y)
+    def steps(self, x: Tensor, y: Tensor) -> Step:
+        losses = yield Losses(x, y)
         hardest = losses.topk(max(1, round(self.k_fraction * len(x))), sorted=False).indices
-        super().step(x[hardest], y[hardest])
+        yield from super().steps(x[hardest], y[hardest])
         return losses.mean()
 
 

@@ -15,7 +15,7 @@ from . import records
 from .contenders import CONTENDERS
 from .records import Run
 from .sharpness import largest_eigenvalue
-from .tasks import Split, Task
+from .tasks import Data, Split, Task
 from .trainers import Trainer
 
 CURVE_POINTS = 20
@@ -45,7 +45,7 @@ def train(task: Task, run: Run, progress: Progress = lambda steps: None) -> dict
             "environment": records.environment(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             "curve": curve,
-            "result": _result(task, model, data.train, data.test, diverged=not math.isfinite(curve[-1]["train_loss"])),
+            "result": _result(task, run, model, data, curve[-1]),
             "time": {"step_median_s": median(step_times), "steps_s": sum(step_times)},
             "gradients_per_step": trainer.samples_differentiated / (len(step_times) * run.batch_size),
         }
@@ -97,15 +97,23 @@ def evaluate(task: Task, model: nn.Module, split: Split) -> float:
     return float(score)
 
 
-def _result(task: Task, model: nn.Module, train: Split, test: Split, *, diverged: bool) -> dict[str, Any]:
+def _result(task: Task, run: Run, model: nn.Module, data: Data, end: dict[str, float]) -> dict[str, Any]:
+    diverged = not math.isfinite(end["train_loss"])
+    result = {"status": "diverged" if diverged else "ok", "validation": end["validation"]}
+    if run.purpose == "tune":
+        return result
     with torch.no_grad():
-        train_loss = float(task.loss(model(train.x), train.y).mean())
+        train_loss = float(task.loss(model(data.train.x), data.train.y).mean())
     return {
-        "status": "diverged" if diverged else "ok",
-        "test": evaluate(task, model, test),
-        "train": evaluate(task, model, train),
+        **result,
+        "test": evaluate(task, model, data.test),
+        "train": evaluate(task, model, data.train),
         "train_loss": train_loss,
-        "hessian_lambda_max": math.nan if diverged else largest_eigenvalue(model, task, train),
+        "hessian_lambda_max": math.nan if diverged else largest_eigenvalue(model, task, data.train),
+        "shifts": {
+            shift.name: {str(severity): evaluate(task, model, shift.split(severity)) for severity in shift.severities}
+            for shift in task.shifts
+        },
     }
 
 

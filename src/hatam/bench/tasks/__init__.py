@@ -31,6 +31,21 @@ class Data(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Shift:
+    """One way in which the world may differ from the data of the training, graded in severity.
+
+    Attributes:
+        name: what changes, for instance "noise".
+        severities: from mild to severe, in a unit of its own.
+        split: the test data at a severity; deterministic.
+    """
+
+    name: str
+    severities: tuple[float, ...]
+    split: Callable[[float], Split]
+
+
+@dataclass(frozen=True)
 class Task:
     """A data set, a model, a loss, a metric and a budget.
 
@@ -42,9 +57,12 @@ class Task:
         loss: ``loss(outputs, targets)`` gives one loss per sample, shape ``(n,)``.
         metric: ``metric(outputs, targets)`` gives one score per sample, shape ``(n,)``, whose mean is reported.
         metric_name: what the mean of the metric is called.
+        higher_is_better: of the metric.
         steps: optimization steps of a run.
         batch_size: samples of a step, drawn without replacement within an epoch.
         warmup: share of the steps over which lr rises linearly; then it falls to 0 along a cosine.
+        shifts: test data as the world may change it.
+        missing: in words what is needed and not there, such as a data set in a local folder; None where all is there.
     """
 
     name: str
@@ -57,6 +75,9 @@ class Task:
     steps: int
     batch_size: int
     warmup: float = 0.05
+    higher_is_better: bool = True
+    shifts: tuple[Shift, ...] = ()
+    missing: Callable[[], str | None] = lambda: None
 
 
 @cache

@@ -1,0 +1,67 @@
+"""Fills in the tables of docs/speed.md from the records of ``make gpu-check``.
+
+python benchmarks/gpu_table.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hatam.bench import report
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDS = ROOT / "results/gpu"
+
+
+def ratio(result: dict[str, Any]) -> str:
+    """The median with its quartiles."""
+    spread = result["ratio_to_adamw_fused"]
+    return f"{spread['median']:.2f} ({spread['q1']:.2f}–{spread['q3']:.2f})"
+
+
+def steps(speed: list[dict[str, Any]]) -> list[str]:
+    """A row for every contender, a column for every model."""
+    results = {(one["contender"], one["model"]): one for one in speed if one["part"] == "step"}
+    contenders, models = (list(dict.fromkeys(key[i] for key in results)) for i in range(2))
+    rows = [f"| step time / AdamW fused | {' | '.join(models)} |", "|---|" + "---:|" * len(models)]
+    for contender in contenders:
+        rows.append(f"| {contender} | {' | '.join(ratio(results[contender, model]) for model in models)} |")
+    last = [f"{results[contenders[0], model]['ms']['median']:.2f}" for model in models]
+    return [*rows, f"| {contenders[0]}, ms | {' | '.join(last)} |"]
+
+
+def trainings(speed: list[dict[str, Any]]) -> list[str]:
+    """A row for every model that was trained."""
+    rows = ["| training step, bfloat16 autocast | HATAM / AdamW fused | AdamW fused, ms | n |", "|---|---:|---:|---:|"]
+    for one in speed:
+        if one["part"] == "training":
+            rows.append(f"| {one['model']} | {ratio(one)} | {one['adamw_ms']['median']:.1f} | {one['n']} |")
+    return rows
+
+
+def text(records: Path = RECORDS) -> str:
+    """Both tables, and where they come from."""
+    speed, checks = (json.loads((records / f"{name}.json").read_text(encoding="utf-8")) for name in ("speed", "checks"))
+    n = sorted({one["n"] for one in speed["speed"] if one["part"] == "step"})
+    copy = next(one["gb_per_s"]["median"] for one in speed["speed"] if one["part"] == "copy")
+    fastest = max(
+        (one for one in speed["speed"] if one.get("contender") == "HATAM fused"), key=lambda one: one["parameters"]
+    )
+    about = (
+        f"{speed['device']}, torch {speed['torch']}, Triton {speed['triton']}; n = {n[0]} to {n[-1]} rounds; "
+        f"{sum(checks['checks'].values())} of {len(checks['checks'])} checks right. On {fastest['model']} "
+        f"parameters the kernel moves {fastest['gb_per_s']['median']:,.0f} GB/s, where a copy moves {copy:,.0f}."
+    )
+    return "\n".join([about, "", *steps(speed["speed"]), "", *trainings(speed["speed"])])
+
+
+def main() -> None:
+    """Fill in."""
+    page = ROOT / "docs/speed.md"
+    page.write_text(report.replace_between(page.read_text(encoding="utf-8"), "gpu", text()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""The tables of docs/speed.md are those of the committed records, to the letter."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hatam.bench import report
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def of_record(name: str) -> Callable[[Any], str]:
+    """The table that a script draws from its one record."""
+    record = ROOT / f"results/step_cost/{name}.json"
+    return lambda script: script.table(json.loads(record.read_text(encoding="utf-8")))
+
+
+# The marker in the page, the script in benchmarks/, and how that draws the table.
+TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "step-cost": ("step_cost", of_record("step_cost")),
+    "training-cost": ("training_cost", of_record("training_cost")),
+    "small-state": ("small_state", lambda script: script.table(ROOT / "results/small_state", 8)),
+    "gpu": ("gpu_table", lambda script: script.text()),
+}
+
+
+@pytest.mark.parametrize("marker", TABLES)
+def test_speed_tables(marker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    name, draw = TABLES[marker]
+    page = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
+    assert report.replace_between(page, marker, draw(importlib.import_module(name))) == page
