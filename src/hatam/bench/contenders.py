@@ -18,6 +18,7 @@ from torch import nn
 
 from hatam import HATAM
 
+from .tasks import all_tasks
 from .trainers import MSAM, HATAMTrainer, KSAMTrainer, Loss, MSAMTrainer, SAMTrainer, Trainer
 
 Options = dict[str, Any]
@@ -180,7 +181,9 @@ def parse(spec: str, task: str) -> tuple[Contender, Options]:
     """
     name, _, changes = spec.partition(":")
     contender = CONTENDERS[known(name, CONTENDERS, "contender")]
-    options = {**contender.options, **contender.by_task.get(task, {})}
+    of_task = all_tasks()[task].options if task in all_tasks() else {}
+    shared = {key: value for key, value in of_task.items() if key in contender.options}
+    options = {**contender.options, **shared, **contender.by_task.get(task, {})}
     for change in filter(None, changes.split(",")):
         key, equals, text = change.partition("=")
         if not equals:

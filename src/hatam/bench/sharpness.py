@@ -33,7 +33,9 @@ def largest_eigenvalue(model: nn.Module, task: Task, split: Split, samples: int 
 
         params = [p for p in model.parameters() if p.requires_grad]
         data = [(split.x[:samples], split.y[:samples])]
+        model.eval()  # a batch norm would otherwise learn from being measured
         hessian = HessianLinearOperator(model, _MeanLoss(task), params, data, check_deterministic=False)
         start = np.random.default_rng(0).standard_normal(hessian.shape[0]).astype(np.float32)  # same weights, same λ
         (eigenvalue,) = eigsh(hessian.to_scipy(), k=1, which="LA", tol=1e-2, return_eigenvectors=False, v0=start)
+        model.train()
     return float(eigenvalue)

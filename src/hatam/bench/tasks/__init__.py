@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -62,6 +62,8 @@ class Task:
         batch_size: samples of a step, drawn without replacement within an epoch.
         warmup: share of the steps over which lr rises linearly; then it falls to 0 along a cosine.
         shifts: test data as the world may change it.
+        options: defaults of every contender that differ on this task, such as lr; a contender's own for the task win.
+        sharpness_samples: training samples on which λ_max is measured, the first ones; 0: it is not, for its cost.
         missing: in words what is needed and not there, such as a data set in a local folder; None where all is there.
     """
 
@@ -77,6 +79,8 @@ class Task:
     warmup: float = 0.05
     higher_is_better: bool = True
     shifts: tuple[Shift, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    sharpness_samples: int = 1000
     missing: Callable[[], str | None] = lambda: None
 
 
