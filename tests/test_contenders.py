@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 
@@ -11,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from hatam.bench import schedules
+from hatam.bench.cli import make_run
 from hatam.bench.contenders import CONTENDERS, parse
 from hatam.bench.sam import ASAM
-from hatam.bench.trainers import Trainer
+from hatam.bench.tasks import all_tasks
+from hatam.bench.trainers import Gradient, Losses, Trainer
+from hatam.bench.training import train
 
 STEPS = 6
 Rule = Callable[[Tensor, Callable[[Tensor, int], Tensor], dict[str, float], Callable[[int], float]], Iterator[Tensor]]
@@ -27,14 +31,14 @@ def _float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def make_model() -> nn.Linear:
+def make_model(outputs: int = 2) -> nn.Linear:
     torch.manual_seed(1)
-    return nn.Linear(3, 2)
+    return nn.Linear(3, outputs)
 
 
-def make_batch(step: int) -> tuple[Tensor, Tensor]:
+def make_batch(step: int, outputs: int = 2) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(step)
-    return torch.randn(8, 3, generator=generator), torch.randn(8, 2, generator=generator)
+    return torch.randn(8, 3, generator=generator), torch.randn(8, outputs, generator=generator)
 
 
 def squares(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -59,8 +63,8 @@ def factor(name: str, t: int) -> float:
     return min(1.0, t / 2) if name == "schedule-free" else 1 / t
 
 
-def build(name: str, **changed: object) -> tuple[nn.Linear, Trainer, dict[str, object]]:
-    model = make_model()
+def build(name: str, outputs: int = 2, **changed: object) -> tuple[nn.Linear, Trainer, dict[str, object]]:
+    model = make_model(outputs)
     contender, options = parse(name, "none")
     options |= changed
     return model, contender.train(model, squares, options), options
@@ -69,7 +73,7 @@ def build(name: str, **changed: object) -> tuple[nn.Linear, Trainer, dict[str, o
 def step(trainer: Trainer, t: int, lr: float) -> None:
     for group in trainer.optimizer.param_groups:
         group["lr"] = lr
-    trainer.step(*make_batch(t))
+    trainer.step(*make_batch(t, getattr(trainer.model, "out_features", 2)))
 
 
 # The papers' rules. t counts from 1; o holds the options.
@@ -263,9 +267,9 @@ def test_multi_tensor_path_is_the_same(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["adamw-ema", "schedule-free", "msam", "hatam"])
 def test_evaluation_restores_exactly_and_changes_no_training(name: str) -> None:
-    torch.set_default_dtype(torch.float32)  # in which a way there and back would not be exact
-    model, trainer, options = build(name)
-    undisturbed, other, _ = build(name)
+    torch.set_default_dtype(torch.float32)
+    model, trainer, options = build(name, outputs=2000)  # for some of so many weights the way back is inexact
+    undisturbed, other, _ = build(name, outputs=2000)
     for t in range(1, STEPS + 1):
         step(trainer, t, float(options["lr"]))
         step(other, t, float(options["lr"]))
@@ -275,6 +279,30 @@ def test_evaluation_restores_exactly_and_changes_no_training(name: str) -> None:
             raise KeyboardInterrupt
         assert torch.equal(flat(model), before)
         assert torch.equal(flat(undisturbed), before)
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_gradients_may_stay_in_one_place(name: str) -> None:
+    """Whoever answers a trainer's requests may write every gradient over the one before, and no trainer may mind."""
+    (model, trainer, _), (other, alone, _) = build(name), build(name)
+    places = [torch.zeros_like(p) for p in model.parameters()]
+    for p, place in zip(model.parameters(), places, strict=True):
+        p.grad = place
+
+    def answer(request: Gradient | Losses) -> Tensor:
+        losses = squares(model(request.x), request.y)
+        if isinstance(request, Losses):
+            return losses.detach()
+        for place, g in zip(places, torch.autograd.grad(losses.mean(), list(model.parameters())), strict=True):
+            place.copy_(g)
+        return losses.mean().detach()
+
+    trainer.answer = answer
+    for t in range(1, STEPS + 1):
+        step(trainer, t, 0.01)
+        step(alone, t, 0.01)
+    assert not torch.equal(flat(model), flat(make_model()))
+    torch.testing.assert_close(flat(model), flat(other))
 
 
 def test_average_covers_buffers() -> None:
@@ -306,6 +334,23 @@ def adaptive_sam(w: nn.Parameter) -> torch.optim.Optimizer:
     from pytorch_optimizer import SAM
 
     return SAM([w], torch.optim.SGD, rho=0.7, adaptive=True)
+
+
+def test_a_run_follows_its_trainers_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_default_dtype(torch.float32)
+    seen: list[float] = []
+    step = Trainer.step
+
+    def spy(self: Trainer, x: Tensor, y: Tensor) -> Tensor:
+        seen.append(self.optimizer.param_groups[0]["lr"])
+        return step(self, x, y)
+
+    monkeypatch.setattr(Trainer, "step", spy)
+    task = all_tasks()["mnist1d-mlp"]
+    for spec in ("schedule-free:lr=1.0", "adamw:lr=1.0"):
+        train(task, dataclasses.replace(make_run(task, spec, 0, 40), purpose="tune"))
+    assert seen[:40] == [0.5, *[1.0] * 39]
+    assert seen[40:] == [schedules.cosine(t, 40, task.warmup) for t in range(40)]
 
 
 def test_schedule_free_keeps_its_lr() -> None:
