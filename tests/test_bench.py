@@ -17,14 +17,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from hatam.bench import records, report, runner
+from hatam.bench import records, report, runner, schedules
 from hatam.bench.cli import app, make_run
 from hatam.bench.contenders import CONTENDERS, parse
 from hatam.bench.sharpness import largest_eigenvalue
 from hatam.bench.stats import estimate, paired
 from hatam.bench.tasks import Data, Split, Task, all_tasks
 from hatam.bench.trainers import Gradient, Losses
-from hatam.bench.training import schedule, train
+from hatam.bench.training import train
 
 ROOT = Path(__file__).parent.parent
 
@@ -59,6 +59,8 @@ def weights_after(spec: str, steps: int = 5) -> torch.Tensor:
         ("atam:gamma=0", "adamw"),
         ("adamw-no-momentum", "adamw:beta1=0.0"),
         ("k-sam:k_fraction=1,rho=0.5", "sam"),
+        ("asam:rho=0", "adamw"),
+        ("adamw-ema:decay=0", "adamw"),
     ],
 )
 def test_limits_of_contenders(spec: str, same: str) -> None:
@@ -146,7 +148,7 @@ def test_published_train_split_is_the_generators_own() -> None:
 
 
 def test_schedule_rises_and_ends_at_zero() -> None:
-    factors = [schedule(step, 100, 0.05) for step in range(100)]
+    factors = [schedules.cosine(step, 100, 0.05) for step in range(100)]
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert all(a > b for a, b in itertools.pairwise(factors[4:]))
     assert factors[-1] == 0

@@ -62,7 +62,7 @@ def _steps(
     losses: list[Tensor] = []
     for step in range(1, run.steps + 1):
         for group in trainer.optimizer.param_groups:
-            group["lr"] = run.options["lr"] * schedule(step - 1, run.steps, run.warmup)
+            group["lr"] = run.options["lr"] * trainer.schedule(step - 1, run.steps, run.warmup)
         chosen = next(batches)
         x, y = train.x[chosen], train.y[chosen]
         before = time.perf_counter()
@@ -78,14 +78,6 @@ def _steps(
             if not math.isfinite(mean_loss):
                 break
     return curve, step_times
-
-
-def schedule(step: int, steps: int, warmup: float) -> float:
-    """Factor on lr at a step counted from 0: linear warm-up, then a cosine to exactly 0 at the last step."""
-    rising = max(1, round(warmup * steps))
-    if step < rising:
-        return (step + 1) / rising
-    return (1 + math.cos(math.pi * (step - rising + 1) / (steps - rising))) / 2
 
 
 def evaluate(task: Task, model: nn.Module, split: Split) -> float:
