@@ -133,7 +133,7 @@ def test_msam_is_displaced_by_rho_along_the_momentum() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "nearest"), [("hatm", "hatam"), ("hatam:gama=1", "gamma"), ("sam:roh=1", "rho"), ("adam", "adamw")]
+    ("spec", "nearest"), [("hatm", "hatam"), ("hatam:gama=1", "gamma"), ("sam:roh=1", "rho"), ("adamww", "adamw")]
 )
 def test_unknown_names_are_answered_with_the_nearest(spec: str, nearest: str) -> None:
     with pytest.raises(ValueError, match=f"Did you mean '{nearest}'"):
