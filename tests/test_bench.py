@@ -20,7 +20,6 @@ from typer.testing import CliRunner
 from hatam.bench import records, report, runner, schedules
 from hatam.bench.cli import app, make_run
 from hatam.bench.contenders import CONTENDERS, parse
-from hatam.bench.sharpness import largest_eigenvalue
 from hatam.bench.stats import estimate, paired
 from hatam.bench.tasks import Data, Split, Task, all_tasks
 from hatam.bench.trainers import Gradient, Losses
@@ -152,19 +151,6 @@ def test_schedule_rises_and_ends_at_zero() -> None:
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert all(a > b for a, b in itertools.pairwise(factors[4:]))
     assert factors[-1] == 0
-
-
-def test_lambda_max_is_that_of_the_dense_hessian() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(50, 4, generator=generator), torch.randint(3, (50,), generator=generator)
-    task = all_tasks()["mnist1d-mlp"]
-    torch.manual_seed(0)
-    model = torch.nn.Linear(4, 3)
-    flat = torch.cat([p.detach().flatten() for p in model.parameters()])
-    dense = torch.autograd.functional.hessian(lambda w: task.loss(x @ w[:12].view(3, 4).T + w[12:], y).mean(), flat)
-    assert largest_eigenvalue(model, task, Split(x, y)) == pytest.approx(
-        float(torch.linalg.eigvalsh(dense)[-1]), rel=1e-2
-    )
 
 
 def test_a_run_is_reproducible_and_diverging_is_a_result() -> None:

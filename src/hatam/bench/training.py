@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from . import records
 from .contenders import CONTENDERS
 from .records import Run
-from .sharpness import largest_eigenvalue
+from .sharpness import KEYS, measure
 from .tasks import Data, Split, Task
 from .trainers import Trainer
 
@@ -96,12 +96,14 @@ def _result(task: Task, run: Run, model: nn.Module, data: Data, end: dict[str, f
         return result
     with torch.no_grad():
         train_loss = float(task.loss(model(data.train.x), data.train.y).mean())
+    sharpness = dict.fromkeys(KEYS, math.nan) if diverged else measure(model, task, data.train)
     return {
         **result,
         "test": evaluate(task, model, data.test),
         "train": evaluate(task, model, data.train),
         "train_loss": train_loss,
-        "hessian_lambda_max": math.nan if diverged else largest_eigenvalue(model, task, data.train),
+        "hessian_lambda_max": sharpness["lambda_max"],
+        "sharpness": sharpness,
         "shifts": {
             shift.name: {str(severity): evaluate(task, model, shift.split(severity)) for severity in shift.severities}
             for shift in task.shifts
