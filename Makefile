@@ -60,7 +60,7 @@ sanitize: $(VENV)/dev ## the CPU kernel's tests under AddressSanitizer and UBSan
 	cc -O1 -g -std=c11 -shared -fPIC -ffp-contract=off -DHATAM_ONE_TARGET -fsanitize=address,undefined \
 		-fno-sanitize-recover=undefined -o src/hatam/fused/_cpu.so src/hatam/fused/cpu.c -lm
 	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-		$(BIN)/python -m pytest -q -x -p no:cacheprovider tests/test_fused.py tests/test_fused_layouts.py tests/test_rounding.py \
+		$(BIN)/python -m pytest -q -x -p no:cacheprovider tests/test_fused.py tests/test_fused_layouts.py tests/test_fused_memory.py tests/test_rounding.py \
 		-k "not temporaries"; status=$$?; rm src/hatam/fused/_cpu.so; $(PIP) -e . --no-deps; exit $$status
 
 clean: ## remove what was built; records stay

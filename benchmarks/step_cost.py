@@ -10,6 +10,7 @@ AdamW's in the same round, so that a slow moment of the machine harms all alike.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import random
 import statistics
@@ -137,6 +138,7 @@ def memory(shape: str, name: str) -> dict[str, float]:
     optimizer = CONTENDERS[name](params)
     for _ in range(2):
         optimizer.step()
+    ctypes.CDLL(None).malloc_trim(0)  # else the temporaries of these steps may still be held, and hide the next ones
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = status("VmRSS")
     optimizer.step()
@@ -231,15 +233,18 @@ def draw(record: dict[str, Any], stem: Path) -> None:
     """Ratios by shape, one line a contender."""
     with plt.rc_context({"svg.hashsalt": "hatam-step-cost", "font.size": 10}):
         figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
+        colours = plt.colormaps["tab20"].colors
         for i, name in enumerate(CONTENDERS):
             shapes = [key for key, shape in record["shapes"].items() if name in shape["seconds"]]
             spread = [quartiles(ratios(record["shapes"][key]["seconds"], name)) for key in shapes]
             middle = [m for _, m, _ in spread]
             errors = [[m - low for low, m, _ in spread], [high - m for _, m, high in spread]]
             marker, width = ("o", 2.0) if name.startswith("HATAM") else ("s", 1.0)
-            axes.errorbar(shapes, middle, errors, label=name, marker=marker, linewidth=width, color=f"C{i % 10}")
+            shapes = [key.replace(", ", "\n") for key in shapes]
+            axes.errorbar(shapes, middle, errors, label=name, marker=marker, linewidth=width, color=colours[i])
         axes.set(yscale="log", ylabel=f"step time / {REFERENCE}")
         axes.axhline(1, color="#555555", linewidth=0.8, linestyle=":")
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.grid(which="both", axis="y", color="#dddddd", linewidth=0.6)
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         for suffix, metadata in ((".png", {}), (".svg", {"Date": None})):

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from hatam import HATAM
 from hatam.bench import records, report
-from hatam.bench.trainers import SAMTrainer, Trainer
+from hatam.bench.sam import SAMTrainer
+from hatam.bench.trainers import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = "AdamW fused"

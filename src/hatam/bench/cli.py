@@ -12,9 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from . import records, report, runner
-from .contenders import CONTENDERS, known, parse
+from .contenders import CONTENDERS, parse
 from .records import Run
-from .tasks import Task, all_tasks
+from .tasks import Task, all_tasks, find, source
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,7 +37,9 @@ def main() -> None:
 
 @app.command()
 def compare(
-    task: Annotated[str, typer.Option(help="What to train, see 'hatam tasks'.")] = "mnist1d-mlp",
+    task: Annotated[
+        str, typer.Option(help="One of 'hatam tasks', or your own: ./file.py:TASK or module:TASK.")
+    ] = "mnist1d-mlp",
     contender: Annotated[
         list[str] | None,
         typer.Option(help="NAME or NAME:option=value,…; give it once per contender. Default: all of them."),
@@ -56,7 +58,7 @@ def compare(
 
     Example: hatam compare --task mnist1d-conv --contender adamw --contender hatam:gamma=2 --seeds 8
     """
-    chosen = all_tasks()[known(task, all_tasks(), "task")]
+    chosen = find(task)
     if missing := chosen.missing():
         raise ValueError(f"the task {task!r} cannot run: {missing}")
     runs = [
@@ -124,7 +126,17 @@ def contenders() -> None:
 def make_run(task: Task, spec: str, seed: int, steps: int | None = None) -> Run:
     """A run of ``spec`` with the task's budget."""
     contender, options = parse(spec, task.name)
-    return Run(task.name, spec, contender.name, options, seed, steps or task.steps, task.batch_size, task.warmup)
+    return Run(
+        task.name,
+        spec,
+        contender.name,
+        options,
+        seed,
+        steps or task.steps,
+        task.batch_size,
+        task.warmup,
+        source=source(task.name),
+    )
 
 
 def _run_with_progress(task: Task, runs: list[Run], root: Path, jobs: int) -> list[tuple[Run, str]]:

@@ -8,20 +8,13 @@ from __future__ import annotations
 import ast
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from pytorch_optimizer import SAM
-from torch import nn
-
-from hatam import HATAM
-
-from .tasks import all_tasks
-from .trainers import MSAM, HATAMTrainer, KSAMTrainer, Loss, MSAMTrainer, SAMTrainer, Trainer
-
-Options = dict[str, Any]
+from . import builders
+from .builders import Options, Train
+from .tasks import all_tasks, find
 
 ADAMW_OPTIONS: Options = {"lr": 0.03, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.15}
 
@@ -42,39 +35,9 @@ class Contender:
     name: str
     summary: str
     source: str
-    train: Callable[[nn.Module, Loss, Options], Trainer]
+    train: Train
     options: Options
     by_task: Mapping[str, Options] = field(default_factory=dict)
-
-
-def adamw_arguments(options: Options) -> dict[str, Any]:
-    """torch's names for the options that all contenders share; the others pass as they are."""
-    rest = {key: value for key, value in options.items() if key not in ("beta1", "beta2")}
-    return {**rest, "betas": (options["beta1"], options["beta2"])}
-
-
-def train_adamw(model: nn.Module, loss: Loss, options: Options) -> Trainer:
-    return Trainer(model, loss, torch.optim.AdamW(model.parameters(), fused=True, **adamw_arguments(options)))
-
-
-def train_hatam(model: nn.Module, loss: Loss, options: Options) -> Trainer:
-    return HATAMTrainer(model, loss, HATAM(model.parameters(), **adamw_arguments(options)))
-
-
-def train_sam(model: nn.Module, loss: Loss, options: Options) -> Trainer:
-    return SAMTrainer(model, loss, SAM(model.parameters(), torch.optim.AdamW, fused=True, **adamw_arguments(options)))
-
-
-def train_ksam(model: nn.Module, loss: Loss, options: Options) -> Trainer:
-    arguments = adamw_arguments(options)
-    k_fraction = arguments.pop("k_fraction")
-    return KSAMTrainer(
-        model, loss, SAM(model.parameters(), torch.optim.AdamW, fused=True, **arguments), k_fraction=k_fraction
-    )
-
-
-def train_msam(model: nn.Module, loss: Loss, options: Options) -> Trainer:
-    return MSAMTrainer(model, loss, MSAM(model.parameters(), fused=True, **adamw_arguments(options)))
 
 
 def hatam_options(form: str, **changed: Any) -> Options:
@@ -96,27 +59,34 @@ SEED_DOCUMENT = "the source document"
 CONTENDERS: dict[str, Contender] = {
     contender.name: contender
     for contender in (
-        Contender("adamw", "AdamW", "arXiv 1711.05101", train_adamw, ADAMW_OPTIONS),
+        Contender("adamw", "AdamW", "arXiv 1711.05101", builders.adamw, ADAMW_OPTIONS),
         Contender(
             "adamw-no-momentum",
             "AdamW at β1 = 0, its better setting on the MLPs",
             "arXiv 1711.05101",
-            train_adamw,
+            builders.adamw,
             {**ADAMW_OPTIONS, "beta1": 0.0},
         ),
         Contender(
             "sam",
             "SAM on AdamW, at β1 = 0 on the MLPs",
             "arXiv 2010.01412",
-            train_sam,
+            builders.sam,
             {**ADAMW_OPTIONS, "beta1": 0.0, "rho": 0.5},
             by_task={"mnist1d-conv": {"beta1": 0.9, "rho": 0.05}},
+        ),
+        Contender(
+            "asam",
+            "adaptive SAM on AdamW: the perturbation scales with the weights",
+            "arXiv 2102.11600",
+            builders.asam,
+            {**ADAMW_OPTIONS, "rho": 0.5, "eta": 0.01},
         ),
         Contender(
             "k-sam",
             "SAM on the half of the batch with the highest losses",
             "arXiv 2210.12864",
-            train_ksam,
+            builders.k_sam,
             {**ADAMW_OPTIONS, "beta1": 0.0, "rho": 0.2, "k_fraction": 0.5},
             by_task={"mnist1d-conv": {"beta1": 0.9, "rho": 0.05}},
         ),
@@ -124,43 +94,99 @@ CONTENDERS: dict[str, Contender] = {
             "msam",
             "probing with the momentum, at w − ρ m / ‖m‖",
             "arXiv 2401.12033",
-            train_msam,
+            builders.msam,
             {**ADAMW_OPTIONS, "rho": 2.0},
             by_task={"mnist1d-conv": {"rho": 0.3}},
+        ),
+        Contender(
+            "adamw-ema",
+            "AdamW, evaluated at the exponential moving average of its weights",
+            "arXiv 1803.05407",
+            builders.adamw_ema,
+            {**ADAMW_OPTIONS, "decay": 0.99},
+        ),
+        Contender(
+            "schedule-free",
+            "Schedule-Free AdamW: lr stays up, evaluated at an average of the weights",
+            "arXiv 2405.15682",
+            builders.schedule_free,
+            ADAMW_OPTIONS,
+        ),
+        Contender(
+            "sgd",
+            "SGD with Nesterov's momentum; weight decay is in the gradient",
+            "torch.optim.SGD",
+            builders.sgd,
+            {"lr": 0.3, "momentum": 0.9, "weight_decay": 5e-4},
+        ),
+        Contender(
+            "nadam",
+            "Adam with Nesterov's momentum, weight decay decoupled",
+            "OpenReview OM0jvwB8jIp57ZJjtNEZ",
+            builders.nadam,
+            {**ADAMW_OPTIONS, "momentum_decay": 4e-3},
+        ),
+        Contender(
+            "adabelief",
+            "v from the gradient's distance to its mean",
+            "arXiv 2010.07468",
+            builders.adabelief,
+            {**ADAMW_OPTIONS, "eps": 1e-16},
+        ),
+        Contender(
+            "adan",
+            "Nesterov's momentum by the moving average of gradient differences",
+            "arXiv 2208.06677",
+            builders.adan,
+            {"lr": 0.03, "beta1": 0.98, "beta2": 0.92, "beta3": 0.99, "eps": 1e-8, "weight_decay": 0.15},
+        ),
+        Contender(
+            "mars",
+            "MARS-AdamW, approximate: gradients corrected by their last difference",
+            "arXiv 2411.10438",
+            builders.mars,
+            {**ADAMW_OPTIONS, "gamma": 0.025},
+        ),
+        Contender(
+            "lion",
+            "the sign of an interpolated momentum",
+            "arXiv 2302.06675",
+            builders.lion,
+            {"lr": 0.003, "beta1": 0.9, "beta2": 0.99, "weight_decay": 1.5},
         ),
         Contender(
             "atam",
             "isotropic straightening of the trajectory, ĝ = g + γ c",
             SEED_DOCUMENT,
-            train_hatam,
+            builders.hatam,
             hatam_options("published", modulator="uniform"),
         ),
         Contender(
             "atam-decoupled",
             "isotropic straightening with a radius that outlives lr",
             SEED_DOCUMENT,
-            train_hatam,
+            builders.hatam,
             hatam_options("decoupled", modulator="uniform", gamma=3.0),
         ),
         Contender(
             "hatam-published",
             "HATAM, the source document's pseudocode",
             SEED_DOCUMENT,
-            train_hatam,
+            builders.hatam,
             hatam_options("published"),
         ),
         Contender(
             "hatam-raw",
             "HATAM with v from the raw gradient and a cap",
             SEED_DOCUMENT,
-            train_hatam,
+            builders.hatam,
             hatam_options("raw"),
         ),
         Contender(
             "hatam",
             "HATAM, decoupled",
             SEED_DOCUMENT,
-            train_hatam,
+            builders.hatam,
             hatam_options("decoupled"),
             by_task={"mnist1d-mlp-plain": {"gamma": 7.0}, "mnist1d-conv": {"gamma": 2.0}},
         ),
@@ -181,7 +207,7 @@ def parse(spec: str, task: str) -> tuple[Contender, Options]:
     """
     name, _, changes = spec.partition(":")
     contender = CONTENDERS[known(name, CONTENDERS, "contender")]
-    of_task = all_tasks()[task].options if task in all_tasks() else {}
+    of_task = find(task).options if task in all_tasks() or ":" in task else {}
     shared = {key: value for key, value in of_task.items() if key in contender.options}
     options = {**contender.options, **shared, **contender.by_task.get(task, {})}
     for change in filter(None, changes.split(",")):

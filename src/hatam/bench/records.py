@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import tempfile
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ class Run:
     """What is run: everything that decides the outcome, apart from the code and the machine.
 
     A run whose purpose is "tune" reads the validation data alone; only "final" ones read the test data, once.
+    ``source`` is a digest of code of the user's own that decides the outcome too.
     """
 
     task: str
@@ -35,14 +37,27 @@ class Run:
     batch_size: int
     warmup: float
     purpose: str = "final"
+    source: str = ""
 
     def path(self, root: Path) -> Path:
         """Where its record lies. The name of the folder tells the options apart."""
         what = {key: value for key, value in jsonable(asdict(self)).items() if key not in ("seed", "label")}
         if self.purpose == "final":
             del what["purpose"]
+        if not self.source:
+            del what["source"]
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]
-        return root / self.task / f"{self.contender}-{digest}" / f"{self.seed}.json"
+        return root / file_name(self.task) / f"{file_name(self.contender)}-{digest}" / f"{self.seed}.json"
+
+
+def file_name(name: str) -> str:
+    """A name as that of a file or folder: what is neither letter, digit, ``_``, ``.`` nor ``-`` becomes ``-``.
+
+    Example:
+        >>> file_name("../my task.py:TASK")
+        'my-task.py-TASK'
+    """
+    return re.sub(r"[^\w.-]+", "-", name)[-100:].strip(".-") or "_"
 
 
 def jsonable(value: Any) -> Any:
@@ -85,6 +100,7 @@ def read(path: Path) -> dict[str, Any]:
         _ = record["run"]["seed"], record["result"]["status"], record["time"]["step_median_s"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a record of schema {SCHEMA} ({error}); remove it and run again") from error
+    record["run"] = {"purpose": "final", "source": "", **record["run"]}  # older records lack these
     return record  # type: ignore[no-any-return]
 
 

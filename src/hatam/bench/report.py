@@ -16,6 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from .contenders import CONTENDERS
+from .records import file_name
 from .stats import Difference, Estimate, estimate, paired
 
 BASELINE = "adamw"
@@ -146,7 +147,7 @@ def draw(task: str, table: Sequence[Row], out: Path) -> list[Path]:
     cost.set(xlabel="measured time per step, AdamW = 1", ylabel="test, mean and 95% interval", title="quality and cost")
     cost.margins(x=0.25)
     out.mkdir(parents=True, exist_ok=True)
-    paths = [out / f"{task}.{kind}" for kind in ("png", "svg")]
+    paths = [out / f"{file_name(task)}.{kind}" for kind in ("png", "svg")]
     with mpl.rc_context({"svg.hashsalt": task}):
         figure.savefig(paths[0], dpi=120)
         figure.savefig(paths[1], metadata={"Date": None})

@@ -7,6 +7,7 @@ import os
 import queue
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -17,9 +18,10 @@ import torch
 
 from . import records
 from .records import Run
-from .tasks import all_tasks
-from .training import train
+from .tasks import find
+from .training import Progress, train
 
+Work = Callable[[Run, Progress], dict[str, Any]]  # does a run and returns its record
 Report = Callable[[Run, int], None]  # told the steps that a run made since the last report
 
 _queue: Any = None  # in a worker: where progress goes
@@ -30,8 +32,24 @@ def missing(runs: Sequence[Run], root: Path) -> list[Run]:
     return [run for run in runs if not (run.path(root).exists() and records.read(run.path(root)))]
 
 
-def run_all(runs: Sequence[Run], root: Path, jobs: int, report: Report) -> list[tuple[Run, str]]:
+class RunError(Exception):
+    """A run raised: what, and where, in words."""
+
+
+def run_task(run: Run, progress: Progress) -> dict[str, Any]:
+    """The work of a run on a :class:`hatam.bench.tasks.Task`."""
+    return train(find(run.task), run, progress)
+
+
+def run_all(runs: Sequence[Run], root: Path, jobs: int, report: Report, work: Work = run_task) -> list[tuple[Run, str]]:
     """Do runs in ``jobs`` processes of one thread each.
+
+    Args:
+        runs: what to do.
+        root: folder of the records.
+        jobs: number of processes.
+        report: told of the progress.
+        work: does one of them; it must be picklable.
 
     Returns:
         the runs that raised, with their errors; the others are not held up by them.
@@ -44,7 +62,7 @@ def run_all(runs: Sequence[Run], root: Path, jobs: int, report: Report) -> list[
     progress = context.Queue()
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(progress,))
     try:
-        pending = {pool.submit(_work, index, run, root): run for index, run in enumerate(runs)}
+        pending = {pool.submit(_work, work, index, run, root): run for index, run in enumerate(runs)}
         failed = _collect(pending, runs, progress, report)
         pool.shutdown()
         return failed
@@ -80,7 +98,7 @@ def _collect(
             if isinstance(error, BrokenProcessPool):
                 raise error
             if error is not None:
-                failed.append((run, f"{type(error).__name__}: {error}"))
+                failed.append((run, str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"))
     return failed
 
 
@@ -100,6 +118,20 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(index: int, run: Run, root: Path) -> None:
-    record = train(all_tasks()[run.task], run, lambda steps: _queue.put((index, steps)))
+def _work(work: Work, index: int, run: Run, root: Path) -> None:
+    do(work, run, root, lambda steps: _queue.put((index, steps)))
+
+
+def do(work: Work, run: Run, root: Path, progress: Progress) -> None:
+    """Do one run and write its record.
+
+    Raises:
+        RunError: it raised; the message says what and where.
+    """
+    try:
+        record = work(run, progress)
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)[-3:]
+        where = " > ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames)
+        raise RunError(f"{type(error).__name__}: {error} (at {where})") from error
     records.write(run.path(root), record)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from . import records
 from .contenders import CONTENDERS
 from .records import Run
-from .sharpness import largest_eigenvalue
+from .sharpness import KEYS, measure
 from .tasks import Data, Split, Task
 from .trainers import Trainer
 
@@ -64,7 +64,7 @@ def _steps(
     losses: list[Tensor] = []
     for step in range(1, run.steps + 1):
         for group in trainer.optimizer.param_groups:
-            group["lr"] = run.options["lr"] * schedule(step - 1, run.steps, run.warmup)
+            group["lr"] = run.options["lr"] * trainer.schedule(step - 1, run.steps, run.warmup)
         chosen = next(batches)
         x, y = train.x[chosen], train.y[chosen]
         before = time.perf_counter()
@@ -82,14 +82,6 @@ def _steps(
     return curve, step_times
 
 
-def schedule(step: int, steps: int, warmup: float) -> float:
-    """Factor on lr at a step counted from 0: linear warm-up, then a cosine to exactly 0 at the last step."""
-    rising = max(1, round(warmup * steps))
-    if step < rising:
-        return (step + 1) / rising
-    return (1 + math.cos(math.pi * (step - rising + 1) / (steps - rising))) / 2
-
-
 def evaluate(task: Task, model: nn.Module, split: Split) -> float:
     """The mean of the task's metric over a split."""
     return _means(model, split, task.metric)[0]
@@ -100,7 +92,7 @@ def _means(model: nn.Module, split: Split, *scores: Callable[[Tensor, Tensor], T
     values: list[list[Tensor]] = [[] for _ in scores]
     model.eval()
     with torch.no_grad():
-        for x, y in zip(split.x.split(CHUNK), split.y.split(CHUNK), strict=True):
+        for x, y in zip(torch.split(split.x, CHUNK), torch.split(split.y, CHUNK), strict=True):
             outputs = model(x)
             for score, found in zip(scores, values, strict=True):
                 found.append(score(outputs, y))
@@ -115,15 +107,15 @@ def _result(task: Task, run: Run, model: nn.Module, data: Data, end: dict[str, f
         return result
     trained = Split(data.train.x[:TRAIN_EVALUATED], data.train.y[:TRAIN_EVALUATED])
     train_score, train_loss = _means(model, trained, task.metric, task.loss)
-    unmeasured = diverged or not task.sharpness_samples
+    measured = task.sharpness and not diverged
+    sharpness = measure(model, task, data.train) if measured else dict.fromkeys(KEYS, math.nan)
     return {
         **result,
         "test": evaluate(task, model, data.test),
         "train": train_score,
         "train_loss": train_loss,
-        "hessian_lambda_max": math.nan
-        if unmeasured
-        else largest_eigenvalue(model, task, data.train, task.sharpness_samples),
+        "hessian_lambda_max": sharpness["lambda_max"],
+        "sharpness": sharpness,
         "shifts": {
             shift.name: {str(severity): evaluate(task, model, shift.split(severity)) for severity in shift.severities}
             for shift in task.shifts

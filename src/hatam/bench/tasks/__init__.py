@@ -1,15 +1,22 @@
 """Tasks: what is trained, on which data, for how long, and how it is judged. One file here is one family of tasks.
 
-A module in this package that has a list ``TASKS`` is found by itself.
+A module in this package that has a list ``TASKS`` is found by itself; a task of one's own is found by where it lies.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import importlib
+import importlib.util
+import os
 import pkgutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -63,7 +70,7 @@ class Task:
         warmup: share of the steps over which lr rises linearly; then it falls to 0 along a cosine.
         shifts: test data as the world may change it.
         options: defaults of every contender that differ on this task, such as lr; a contender's own for the task win.
-        sharpness_samples: training samples on which λ_max is measured, the first ones; 0: it is not, for its cost.
+        sharpness: whether a finished run's is measured; not where that would cost more than the run.
         missing: in words what is needed and not there, such as a data set in a local folder; None where all is there.
     """
 
@@ -80,7 +87,7 @@ class Task:
     higher_is_better: bool = True
     shifts: tuple[Shift, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
-    sharpness_samples: int = 1000
+    sharpness: bool = True
     missing: Callable[[], str | None] = lambda: None
 
 
@@ -89,3 +96,70 @@ def all_tasks() -> dict[str, Task]:
     """Every task of this package by name."""
     modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
     return {task.name: task for module in modules for task in getattr(module, "TASKS", [])}
+
+
+@cache
+def find(name: str) -> Task:
+    """A task by its name, or one of the user's own by where it lies.
+
+    Args:
+        name: of a task in this package; or ``package.module:attribute``, or ``path/to/file.py:attribute``, where the
+            attribute is a :class:`Task` or a function without arguments that gives one. The task then has this name.
+
+    Raises:
+        ValueError: there is no such task, module, file or attribute, or it is not a task.
+
+    Example:
+        >>> find("hatam.bench.tasks.mnist1d:TASKS")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: hatam.bench.tasks.mnist1d:TASKS is a list: it must be a hatam.bench.Task, or a function without ...
+    """
+    from ..contenders import known
+
+    place, colon, attribute = name.rpartition(":")
+    if not colon:
+        return all_tasks()[known(name, all_tasks(), "task")]
+    module = _module(place)
+    names = [
+        key for key, value in vars(module).items() if not key.startswith("_") and not isinstance(value, ModuleType)
+    ]
+    task = getattr(module, known(attribute, names, f"name in {place}"))
+    if callable(task):
+        task = task()
+    if not isinstance(task, Task):
+        raise ValueError(
+            f"{name} is a {type(task).__name__}: it must be a hatam.bench.Task, or a function without arguments that "
+            "gives one"
+        )
+    return dataclasses.replace(task, name=name)
+
+
+def source(name: str) -> str:
+    """A digest of the file in which a task of the user's own lies, so that a changed one is run again; else empty."""
+    place, colon, _ = name.rpartition(":")
+    file = _module(place).__file__ if colon else None
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:10] if file else ""
+
+
+@cache
+def _module(place: str) -> ModuleType:
+    """A module by name or by file. What lies beside the file, or in the current folder, can be imported from it."""
+    path = Path(place)
+    is_file = path.suffix == ".py"
+    if is_file and not path.is_file():
+        raise ValueError(f"there is no file {place!r}; the path is relative to {os.getcwd()}")
+    folder = str(path.parent.resolve()) if is_file else os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    name = path.stem if is_file else place
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        raise ValueError(
+            f"there is no module {error.name!r}; for a file give its path, as in ./my_task.py:TASK"
+        ) from None
+    if is_file and not (module.__file__ and path.samefile(module.__file__)):
+        raise ValueError(f"{place!r} has the name of another module, {module.__file__}; give the file another name")
+    return module

@@ -39,10 +39,9 @@ class Source(NamedTuple):
     classes: int
 
 
+BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
 SOURCES = {
-    "cifar10": Source(
-        "cifar-10-batches-py", tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch", b"labels", 10
-    ),
+    "cifar10": Source("cifar-10-batches-py", BATCHES, "test_batch", b"labels", 10),
     "cifar100": Source("cifar-100-python", ("train",), "test", b"fine_labels", 100),
 }
 
@@ -52,7 +51,7 @@ class ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return np.empty(0).__reduce__()[0]  # type: ignore[index]
+            return np.empty(0).__reduce__()[0]
         if module == "numpy" and name in ("ndarray", "dtype"):
             return getattr(np, name)
         raise pickle.UnpicklingError(f"the file asks for {module}.{name}, which is no part of CIFAR; get it again")
@@ -127,9 +126,9 @@ def vit(classes: int) -> nn.Module:
     """A small ViT: patches of 4 × 4, 6 layers of width 192."""
     from torchvision import models  # slow to import
 
-    model: nn.Module = models.VisionTransformer(32, 4, 6, 3, 192, 768, num_classes=classes)
+    model = models.VisionTransformer(32, 4, 6, 3, 192, 768, num_classes=classes)
     nn.init.trunc_normal_(model.heads.head.weight, std=0.02)  # torchvision's zeros would stop every gradient at first
-    return model
+    return model  # type: ignore[no-any-return]
 
 
 def _task(name: str, label: str, build: Callable[[int], nn.Module], options: dict[str, float]) -> Task:
@@ -146,7 +145,7 @@ def _task(name: str, label: str, build: Callable[[int], nn.Module], options: dic
         batch_size=128,
         shifts=tuple(Shift(s, severities, partial(shifted, name, s)) for s, (_, severities) in SHIFTS.items()),
         options=options,
-        sharpness_samples=0,
+        sharpness=False,
         missing=partial(missing, name),
     )
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from . import Data, Shift, Split, Task, corpus
 from .scores import cross_entropy, percent_correct
-from .splits import divided, kept
+from .splits import Array, divided, kept
 
 SIZES = (640, 160, 400)
 TOKENS = 24  # of a docstring, the first ones
@@ -40,7 +40,7 @@ class Classifier(nn.Module):
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )
-        self.bert = BertModel(config, add_pooling_layer=False)
+        self.bert = BertModel(config, add_pooling_layer=False)  # type: ignore[no-untyped-call]
         weights = load_file(_folder() / "model.safetensors")
         self.bert.load_state_dict({key: weights[key] for key in self.bert.state_dict()})
         self.head = nn.Linear(self.bert.config.hidden_size, classes)
@@ -108,7 +108,7 @@ def _test(name: str, texts: list[str]) -> Split:
 
 
 def _tokens(name: str, texts: list[str]) -> Tensor:
-    def made() -> dict[str, np.ndarray]:
+    def made() -> dict[str, Array]:
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(_folder() / "tokenizer.json"))
@@ -140,7 +140,7 @@ TASKS = [
         warmup=0.1,
         shifts=(Shift("typos", (0.05, 0.1, 0.2, 0.4), typos), Shift("truncation", (0.25, 0.5, 0.75), truncation)),
         options={"lr": 3e-4, "weight_decay": 0.01},
-        sharpness_samples=0,
+        sharpness=False,
         missing=missing,
     )
 ]

@@ -22,7 +22,7 @@ from .splits import Array, kept, noisy_labels
 # name: (generator seed, samples made, samples used). The published set is 5,000 samples, the first 4,000 train.
 SPLITS = {"train": (42, 5000, 4000), "validation": (43, 4000, 4000), "test": (44, 10000, 10000)}
 
-# name: (the generator's parameters that change, with their values in training; severities, the first is the training's).
+# name: (the generator's parameters that change, with their values in training; severities from the training's on).
 SHIFTS: dict[str, tuple[dict[str, float], tuple[float, ...]]] = {
     "noise": ({"corr_noise_scale": 0.25, "iid_noise_scale": 0.02}, (1, 1.5, 2, 3, 4)),
     "shear": ({"shear_scale": 0.75}, (0.75, 1, 1.5, 2, 3)),

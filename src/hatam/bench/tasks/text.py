@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from . import Data, Shift, Split, Task, corpus
 from .scores import bits, cross_entropy
-from .splits import kept
+from .splits import Array, kept
 
 CONTEXT = 64
 WINDOWS = {"validation": 256, "test": 1024, "train": 12_800}
@@ -42,7 +42,7 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
     def attention(self, x: Tensor) -> Tensor:
-        """Written out: torch's fused attention has no second derivative, which λ_max of the Hessian needs."""
+        """Written out: torch's fused attention has no second derivative, which the sharpness needs."""
         n, length, width = x.shape
         q, k, v = self.qkv(x).view(n, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         future = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
@@ -100,7 +100,7 @@ def _split(windows: Tensor) -> Split:
     return Split(windows[:, :-1], windows[:, 1:])
 
 
-def _documents() -> dict[str, np.ndarray]:
+def _documents() -> dict[str, Array]:
     """The splits take their documents in turns from one shuffled list, validation and test first."""
     documents = corpus.topics() + [text for chapter in corpus.CHAPTERS for text in corpus.docstrings(chapter)]
     random.Random(0).shuffle(documents)
@@ -113,7 +113,7 @@ def _documents() -> dict[str, np.ndarray]:
     return windows
 
 
-def _part(severity: float) -> np.ndarray:
+def _part(severity: float) -> Array:
     modules = ["encodings"] if severity == 2 else [name for names in corpus.CHAPTERS.values() for name in names]
     texts = [source.encode() for source in corpus.sources(modules)]
     random.Random(0).shuffle(texts)
@@ -121,7 +121,7 @@ def _part(severity: float) -> np.ndarray:
     return _windows(zlib.compress(text) if severity == 3 else text, SHIFTED)
 
 
-def _windows(text: bytes, count: int) -> np.ndarray:
+def _windows(text: bytes, count: int) -> Array:
     """Pieces that each begin with the last byte of the one before, in random order."""
     starts = np.random.default_rng(0).permutation(count) * CONTEXT
     return np.frombuffer(text, np.uint8)[starts[:, None] + np.arange(CONTEXT + 1)]
@@ -141,7 +141,6 @@ def _task(name: str, summary: str, data: Callable[[], Data], lr: float) -> Task:
         batch_size=32,
         shifts=(Shift("part", tuple(PARTS), part), Shift("noise", (0.01, 0.03, 0.1, 0.3), noise)),
         options={"lr": lr},
-        sharpness_samples=32,
     )
 
 

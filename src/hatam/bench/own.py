@@ -1,0 +1,239 @@
+"""Comparing optimizers in a training loop of one's own, over seeds."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import itertools
+import math
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from rich.console import Console
+from rich.progress import Progress as Bars
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from . import records, runner
+from .builders import Options
+from .contenders import parse
+from .records import Run
+from .results import Result, tabulate
+from .trainers import Trainer
+from .training import Progress
+
+MakeOptimizer: TypeAlias = Callable[[ParamsT], Optimizer]
+TrainFunction: TypeAlias = Callable[[MakeOptimizer, int], float | Mapping[str, float]]
+OwnFactory: TypeAlias = Callable[..., Optimizer]
+
+
+class Contestant(NamedTuple):
+    """A contender with its options, under the name that the table shows."""
+
+    label: str
+    name: str
+    options: Options
+    factory: OwnFactory | None  # of the user's own
+
+
+def compare(
+    train_fn: TrainFunction,
+    contenders: Iterable[str | tuple[str, OwnFactory]] = ("adamw", "hatam"),
+    seeds: int | Iterable[int] = 5,
+    *,
+    options: Mapping[str, Any] | None = None,
+    jobs: int = 1,
+    folder: str | os.PathLike[str] = "runs",
+    name: str | None = None,
+) -> Result:
+    """Train with every contender and every seed, print what each reached and what it took, and return that.
+
+    Every run is recorded in ``folder`` as it ends. A run that has a record there is not done again, unless the text of
+    ``train_fn`` has changed; what it calls is not looked at, so after a change there give another ``name`` or folder.
+    A run that raises is reported, and the others go on. A score that is NaN or infinite counts as diverged.
+
+    Args:
+        train_fn: ``train_fn(make_optimizer, seed)`` trains once and returns a score, or several by name. It gets its
+            optimizer from ``make_optimizer(params)``, an ordinary ``torch.optim.Optimizer``, and takes its scores
+            inside ``with evaluating(optimizer):``. torch's generator is seeded with ``seed`` before.
+        contenders: names as ``hatam contenders`` lists them, with options as in ``"hatam:gamma=2,lr=0.01"``, or pairs
+            ``(name, factory)`` with a ``factory(params, **options)``. The first is the one to which differences are.
+            Only those with one gradient a step: SAM and its kin own the step and need a :class:`Task`.
+        seeds: how many, or which.
+        options: of all contenders, such as ``{"lr": 1e-3}``; their defaults are those of the study. A list is a grid:
+            every contender runs with each of its values. What a contender's own text says counts more.
+        jobs: processes, of one thread each. With more than one, ``train_fn`` must be a function of a module, and a
+            script needs ``if __name__ == "__main__":`` around what it does.
+        folder: of the records.
+        name: of the comparison; by default the name of ``train_fn``.
+
+    Raises:
+        ValueError: a contender or an option is unknown, or takes more than one gradient a step.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from hatam.bench import compare, evaluating
+        >>> def train(make_optimizer, seed):
+        ...     model, x = torch.nn.Linear(2, 1), torch.ones(4, 2)
+        ...     optimizer = make_optimizer(model.parameters())
+        ...     for _ in range(3):
+        ...         optimizer.zero_grad()
+        ...         model(x).square().mean().backward()
+        ...         optimizer.step()
+        ...     with evaluating(optimizer):
+        ...         return model(x).square().mean().item()
+        >>> result = compare(train, seeds=2, options={"lr": 0.01}, folder=tempfile.mkdtemp())  # doctest: +ELLIPSIS
+        score: mean ± 95% interval...
+        >>> [row.label for row in result.rows]
+        ['adamw:lr=0.01', 'hatam:lr=0.01']
+    """
+    root = Path(folder)
+    task = name or str(getattr(train_fn, "__name__", type(train_fn).__name__))
+    contestants = [made for contender in contenders for made in _contestants(contender, options or {})]
+    labels = [contestant.label for contestant in contestants]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"contenders={labels!r} has a name twice: give each its own")
+    for contestant in contestants:  # what is wrong with one is said before all runs
+        make_optimizer(contestant, [torch.nn.Parameter(torch.zeros(1))])
+    runs = [
+        Run(task, c.label, c.name, c.options, seed, 0, 0, 0.0, source=_source(train_fn, c.factory))
+        for seed in (range(seeds) if isinstance(seeds, int) else seeds)
+        for c in contestants
+    ]
+    work = partial(_train, train_fn, {c.label: c for c in contestants})
+    failures = _run(runner.missing(runs, root), root, jobs, work)
+    failed = {id(run) for run, _ in failures}
+    read = [(run, records.read(run.path(root))) for run in runs if id(run) not in failed]
+    result = Result(tabulate(read, labels), [(run.label, run.seed, text) for run, text in failures])
+    print(result)
+    return result
+
+
+def evaluating(optimizer: Optimizer) -> AbstractContextManager[None]:
+    """Inside, the model has the weights at which its optimizer is meant to be evaluated; afterwards what it had.
+
+    For HATAM that is :meth:`hatam.HATAM.straightened`, for MSAM the undisplaced weights; for most it changes nothing.
+    """
+    own: Any = getattr(optimizer, "_evaluation", None) or getattr(optimizer, "straightened", nullcontext)
+    return own()  # type: ignore[no-any-return]
+
+
+def make_optimizer(contestant: Contestant, params: ParamsT) -> Optimizer:
+    """The optimizer of a contender that takes one gradient a step.
+
+    Raises:
+        ValueError: it takes more.
+    """
+    if contestant.factory is not None:
+        return contestant.factory(params, **contestant.options)
+    contender, _ = parse(contestant.name, "")
+    trainer = contender.train(_Parameters(params), _no_loss, contestant.options)  # type: ignore[arg-type]
+    if type(trainer).steps is not Trainer.steps:
+        raise ValueError(
+            f"{contestant.label!r} takes more than one gradient a step and so owns the step: it cannot be used through "
+            "make_optimizer. Write your problem as a hatam.bench.Task and run: hatam compare --task ./file.py:TASK"
+        )
+    trainer.optimizer._evaluation = trainer.evaluation  # type: ignore[attr-defined]
+    return trainer.optimizer
+
+
+class _Parameters:
+    """All that a contender of one gradient sees of a model."""
+
+    def __init__(self, params: ParamsT) -> None:
+        self.params = list(params)
+
+    def parameters(self) -> list[Any]:
+        return self.params
+
+
+def _no_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    raise NotImplementedError("the loss is train_fn's own")
+
+
+def _contestants(contender: str | tuple[str, OwnFactory], options: Mapping[str, Any]) -> list[Contestant]:
+    """A contender at every point of the grid that the options span."""
+    spec, factory = (contender, None) if isinstance(contender, str) else contender
+    name, _, text = spec.partition(":")
+    changes = [change for change in text.split(",") if change]
+    own = {change.partition("=")[0].strip() for change in changes}
+    axes = [
+        [(key, value) for value in (values if isinstance(values, list) else [values])]
+        for key, values in options.items()
+        if key not in own
+    ]
+    made = []
+    for point in itertools.product(*axes):
+        label = f"{name}:{','.join([*changes, *(f'{key}={value}' for key, value in point)])}".rstrip(":")
+        made.append(Contestant(label, name, dict(point) if factory else parse(label, "")[1], factory))
+    return made
+
+
+def _source(*functions: Callable[..., Any] | None) -> str:
+    """A digest of the text of functions; classes and what has no text at hand are left out."""
+    text = ""
+    for function in filter(inspect.isfunction, functions):
+        with suppress(OSError):
+            text += inspect.getsource(function)
+    return hashlib.sha256(text.encode()).hexdigest()[:10] if text else ""
+
+
+def _run(todo: Sequence[Run], root: Path, jobs: int, work: runner.Work) -> list[tuple[Run, str]]:
+    """Do the runs, here or in processes, behind a progress bar; return those that raised."""
+    if jobs > 1:
+        try:
+            pickle.dumps(work)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"jobs={jobs} needs functions that another process can import ({error}): define train_fn and factories "
+                "at the top of a module, or use jobs=1"
+            ) from None
+    failed: list[tuple[Run, str]] = []
+    with Bars(console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task("training", total=len(todo))
+        if jobs > 1 and todo:
+            return runner.run_all(todo, root, min(jobs, len(todo)), lambda run, n: bars.advance(bar, n), work)
+        for run in todo:
+            try:
+                runner.do(work, run, root, lambda n: bars.advance(bar, n))
+            except runner.RunError as error:
+                failed.append((run, str(error)))
+    return failed
+
+
+def _train(
+    train_fn: TrainFunction, contestants: Mapping[str, Contestant], run: Run, progress: Progress
+) -> dict[str, Any]:
+    """One call of ``train_fn`` and its record, which ``hatam table`` can read too."""
+    torch.manual_seed(run.seed)
+    started, before = time.time(), time.perf_counter()
+    returned = train_fn(partial(make_optimizer, contestants[run.label]), run.seed)
+    seconds = time.perf_counter() - before
+    if returned is None:
+        raise TypeError("train_fn returned None: it must return a score, or a mapping of names to scores")
+    named = returned if isinstance(returned, Mapping) else {"score": returned}
+    scores = {key: float(value) for key, value in named.items()}
+    progress(1)
+    return {
+        "schema": records.SCHEMA,
+        "run": vars(run),
+        "environment": records.environment(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "curve": [],
+        "result": {
+            "status": "ok" if all(map(math.isfinite, scores.values())) else "diverged",
+            "scores": scores,
+            "test": next(iter(scores.values())),
+            "hessian_lambda_max": math.nan,
+        },
+        "time": {"step_median_s": math.nan, "total_s": seconds},
+        "gradients_per_step": 1.0,
+    }

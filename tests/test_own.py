@@ -1,0 +1,217 @@
+"""Comparing on a problem of one's own: a training function, a task in a file, and the examples as they are shown."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hatam import HATAM
+from hatam.bench import compare, evaluating, records
+from hatam.bench.cli import make_run
+from hatam.bench.own import _contestants, make_optimizer
+from hatam.bench.stats import paired
+from hatam.bench.tasks import find
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "examples" / "own_model.py"
+
+
+def run(*arguments: str, cwd: Path) -> str:
+    done = subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def train(make_optimizer, seed: int) -> float:
+    """A quadratic; at module level, so that other processes can import it."""
+    w = torch.nn.Parameter(torch.randn(3))
+    optimizer = make_optimizer([w])
+    for _ in range(5):
+        optimizer.zero_grad()
+        w.square().sum().backward()
+        optimizer.step()
+    with evaluating(optimizer):
+        return w.square().sum().item()
+
+
+def test_the_readme_shows_the_example() -> None:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Compare on your own problem")[2]
+    shown = section.partition("```python\n")[2].partition("```")[0]
+    assert EXAMPLE.read_text(encoding="utf-8").endswith(shown)
+    assert "compare(" in shown
+
+
+def test_the_example_runs(tmp_path: Path) -> None:
+    shown = run(str(EXAMPLE), cwd=tmp_path)
+    assert shown.startswith("accuracy, %: mean ± 95% interval")
+    rows = [line.split() for line in shown.splitlines()[2:]]
+    assert [row[0] for row in rows[:3]] == ["adamw:lr=0.003", "adamw:lr=0.03", "hatam:gamma=2,lr=0.003"]
+    assert [row[1] for row in rows] == ["4"] * 8
+    assert float(rows[1][2]) > 80
+    assert len(records.read_all(tmp_path / "runs")) == 32
+
+
+def test_the_example_of_a_task_runs(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "digits.py").write_bytes((ROOT / "examples" / "own_task.py").read_bytes())
+    arguments = ["-m", "hatam.bench", "compare", "--task", "tasks/digits.py:TASK", "--seeds", "1", "--steps", "20"]
+    shown = run(*arguments, "--contender", "adamw", "--contender", "sam:rho=0.05", "--jobs", "1", cwd=tmp_path)
+    assert "sam:rho=0.05" in shown
+    written = records.read_all(tmp_path / "runs" / "tasks-digits.py-TASK")
+    assert [(r["run"]["task"], r["result"]["status"]) for r in written] == [("tasks/digits.py:TASK", "ok")] * 2
+    assert (tmp_path / "runs" / "tasks-digits.py-TASK.png").exists()
+
+
+def test_rows_are_those_of_the_returned_scores(tmp_path: Path) -> None:
+    def score(make_optimizer, seed: int) -> dict[str, float]:
+        make_optimizer([torch.nn.Parameter(torch.ones(1))])
+        return {"a": float(torch.rand(())), "b": 2.0}
+
+    result = compare(score, ["adamw", "hatam"], seeds=[3, 5, 8], folder=tmp_path)
+    assert [(row.label, row.metric) for row in result.rows] == [(c, m) for m in "ab" for c in ("adamw", "hatam")]
+    first, second = result.rows[:2]
+    assert first.scores == {seed: float(torch.manual_seed(seed) and torch.rand(())) for seed in (3, 5, 8)}
+    assert first.difference is None
+    assert second.difference == paired(second.scores, first.scores)
+    assert first.relative_time == 1
+
+
+def test_a_comparison_resumes_and_a_changed_function_is_run_again(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def score(make_optimizer, seed: int) -> float:
+        calls.append(seed)
+        return seed + 0.5
+
+    compare(score, ["adamw"], seeds=2, folder=tmp_path)
+    result = compare(score, ["adamw:lr=0.03"], seeds=3, folder=tmp_path)  # the same by another name, and one more
+    assert calls == [0, 1, 2]
+    assert result.rows[0].label == "adamw:lr=0.03"
+    assert result.rows[0].scores == {0: 0.5, 1: 1.5, 2: 2.5}
+
+    def changed(make_optimizer, seed: int) -> float:
+        calls.append(seed)
+        return seed + 0.25
+
+    changed.__name__ = "score"
+    assert compare(changed, ["adamw"], seeds=1, folder=tmp_path).rows[0].scores == {0: 0.25}
+
+
+def test_what_fails_is_named_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def score(make_optimizer, seed: int) -> float:
+        if seed == 1:
+            raise KeyError("no such file")
+        return math.nan if seed == 2 else 1.0
+
+    result = compare(score, ["adamw"], seeds=4, folder=tmp_path)
+    ((label, seed, text),) = result.failures
+    assert (label, seed) == ("adamw", 1)
+    assert text.startswith("KeyError: 'no such file' (at ")
+    assert "test_own.py:" in text
+    assert text in capsys.readouterr().out
+    (row,) = result.rows
+    assert (row.diverged, row.score.n, row.score.mean) == (1, 2, 1.0)
+    assert sorted(path.name for path in tmp_path.rglob("*.json")) == ["0.json", "2.json", "3.json"]
+
+
+def test_processes_give_what_one_gives(tmp_path: Path) -> None:
+    alone = compare(train, ["adamw", ("own", HATAM)], seeds=2, folder=tmp_path / "1", options={"lr": 0.1})
+    together = compare(train, ["adamw", ("own", HATAM)], seeds=2, folder=tmp_path / "2", options={"lr": 0.1}, jobs=2)
+    assert [row.scores for row in alone.rows] == [row.scores for row in together.rows]
+    assert [row.label for row in together.rows] == ["adamw:lr=0.1", "own:lr=0.1"]
+
+
+def test_processes_need_what_they_can_import(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"jobs=2 needs functions .* top of a module"):
+        compare(lambda make_optimizer, seed: 0.0, folder=tmp_path, jobs=2)
+
+
+@pytest.mark.parametrize(
+    ("contenders", "message"),
+    [
+        (["adamw", "sam"], "'sam' takes more than one gradient a step .* hatam compare --task"),
+        (["k-sam"], "more than one gradient"),
+        (["adamw", "adamw"], "a name twice"),
+        (["hatm"], "Did you mean 'hatam'"),
+    ],
+)
+def test_contenders_that_cannot_be_compared_are_refused(tmp_path: Path, contenders: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compare(train, contenders, folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("contender", ["hatam:gamma=5", "msam", ("own", lambda params: HATAM(params, gamma=5))])
+def test_evaluating_gives_the_point_to_evaluate(contender) -> None:
+    w = torch.nn.Parameter(torch.ones(3))
+    optimizer = make_optimizer(_contestants(contender, {})[0], [w])
+    for _ in range(2):
+        w.grad = torch.tensor([1.0, 2.0, 3.0])
+        optimizer.step()
+    inside = optimizer.straightened if isinstance(optimizer, HATAM) else optimizer.undisplaced
+    before = w.detach().clone()
+    with inside():
+        expected = w.detach().clone()
+    with evaluating(optimizer):
+        assert torch.equal(w, expected)
+        assert not torch.allclose(w, before)
+    assert torch.equal(w, before)
+    with evaluating(torch.optim.SGD([w], lr=0.1)):
+        assert torch.equal(w, before)
+
+
+def test_options_are_a_grid_and_a_contenders_own_count_more() -> None:
+    grid = {"lr": [0.1, 0.2], "eps": 1e-6}
+    assert [c.label for c in _contestants("adamw:lr=0.5", grid)] == ["adamw:lr=0.5,eps=1e-06"]
+    made = _contestants("adamw", grid)
+    assert [(c.options["lr"], c.options["eps"]) for c in made] == [(0.1, 1e-6), (0.2, 1e-6)]
+    (group,) = make_optimizer(made[1], [torch.nn.Parameter(torch.ones(1))]).param_groups
+    assert (group["lr"], group["eps"], group["weight_decay"]) == (0.2, 1e-6, 0.15)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mnist1d-mpl", "Did you mean 'mnist1d-mlp'"),
+        ("nowhere/task.py:TASK", "there is no file 'nowhere/task.py'"),
+        ("no_such_module:TASK", "there is no module 'no_such_module'"),
+        ("hatam.bench.tasks.mnist1d:TASK", "Did you mean 'TASKS'"),
+        ("hatam.bench.tasks.mnist1d:TASKS", "is a list: it must be a hatam.bench.Task"),
+    ],
+)
+def test_a_task_that_is_not_there_is_named(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        find(name)
+
+
+def test_a_task_may_be_made_by_a_function_and_a_changed_file_is_run_again(tmp_path: Path) -> None:
+    file = tmp_path / "task_by_function.py"
+    file.write_text("from hatam.bench.tasks import all_tasks\ndef make(): return all_tasks()['mnist1d-mlp']\n")
+    task = find(f"{file}:make")
+    assert (task.name, task.steps) == (f"{file}:make", 2000)
+    before = make_run(task, "adamw", 0).path(tmp_path)
+    assert before.parts[-3].endswith("task_by_function.py-make")
+    assert make_run(task, "adamw", 0).path(tmp_path) == before
+    file.write_text(file.read_text() + "# changed\n")
+    assert make_run(task, "adamw", 0).path(tmp_path) != before
+
+
+def test_records_of_the_harnesses_own_tasks_lie_where_they_lay() -> None:
+    path = next((ROOT / "results" / "compare").rglob("*.json"))
+    old = json.loads(path.read_text(encoding="utf-8"))["run"]
+    made = make_run(find(old["task"]), old["label"], old["seed"])
+    assert made.path(Path()).parts[0] == old["task"]
+    assert records.Run(**old).path(ROOT / "results" / "compare") == path
+    assert records.read(path)["run"]["source"] == made.source == ""
+
+
+def test_importing_the_package_is_cheap() -> None:
+    code = "import sys, hatam.bench; print([m for m in sys.modules if m.startswith(('scipy', 'rich', 'hatam.bench.'))])"
+    assert run("-c", code, cwd=Path(os.curdir)).strip() == "[]"

@@ -1,0 +1,201 @@
+"""The flatness measures against dense matrices in float64, and that measuring moves nothing."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hatam.bench import sharpness
+from hatam.bench.sharpness import KEYS, Hessian, flat_gradient, measure
+from hatam.bench.tasks import Split, Task, all_tasks
+
+CLASSES = 3
+
+
+def make_task(batch_size: int = 16) -> Task:
+    return dataclasses.replace(all_tasks()["mnist1d-mlp"], batch_size=batch_size)
+
+
+def make_case(samples: int = 80) -> tuple[nn.Module, Split]:
+    """A net of 53 parameters in float64, and its data."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.BatchNorm1d(5), nn.Dropout(), nn.Linear(5, CLASSES)).double()
+    split = Split(torch.randn(samples, 4).double(), torch.randint(CLASSES, (samples,)))
+    model(split.x)  # BatchNorm's running statistics are not its start
+    return model, split
+
+
+def flat(model: nn.Module) -> Tensor:
+    return nn.utils.parameters_to_vector(model.parameters()).detach()
+
+
+def loss_at(model: nn.Module, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """The mean loss as a function of the flat weights, written without the code that is tested."""
+    names = [name for name, _ in model.named_parameters()]
+    shapes = [p.shape for p in model.parameters()]
+    pieces = w.split([shape.numel() for shape in shapes])
+    values = {name: piece.view(shape) for name, piece, shape in zip(names, pieces, shapes, strict=True)}
+    return F.cross_entropy(torch.func.functional_call(model, values, (x,)), y)
+
+
+def dense_hessian(model: nn.Module, split: Split) -> Tensor:
+    return torch.autograd.functional.hessian(lambda w: loss_at(model, w, *split), flat(model))
+
+
+def gradient_at(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    w = flat(model).requires_grad_()
+    return torch.autograd.grad(loss_at(model, w, x, y), w)[0]
+
+
+def in_order(split: Split) -> Split:
+    """The split as the measures see it."""
+    order = torch.randperm(len(split.y), generator=torch.Generator().manual_seed(0))
+    return Split(split.x[order], split.y[order])
+
+
+def batches(split: Split, size: int) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(split.x.split(size), split.y.split(size), strict=True))[: sharpness.BATCHES]
+
+
+def test_hessian_against_the_dense_one() -> None:
+    model, split = make_case()
+    measured = measure(model, make_task(), split)
+    dense = dense_hessian(model.eval(), split)
+    assert measured["lambda_max"] == pytest.approx(float(torch.linalg.eigvalsh(dense)[-1]), rel=0.01)
+    assert measured["trace"] == pytest.approx(float(dense.trace()), rel=1e-9)
+
+
+def test_preconditioned_hessian_against_the_dense_one() -> None:
+    model, split = make_case()
+    measured = measure(model, make_task(), split)
+    model.eval()
+    v = sum(gradient_at(model, x, y).square() for x, y in batches(in_order(split), 16)) / 5
+    matrix = dense_hessian(model, split) / (v.sqrt() + 1e-8).unsqueeze(1)  # P⁻¹H, which is not symmetric
+    assert measured["preconditioned_lambda_max"] == pytest.approx(
+        float(torch.linalg.eigvals(matrix).real.max()), rel=0.01
+    )
+    assert measured["preconditioned_trace"] == pytest.approx(float(matrix.trace()), rel=1e-9)
+
+
+def test_the_estimated_trace_against_the_dense_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After some training, as it is used: a few large eigenvalues and many small ones."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 20), nn.Tanh(), nn.Linear(20, CLASSES)).double()
+    split = make_case()[1]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    for _ in range(60):
+        optimizer.zero_grad()
+        F.cross_entropy(model(split.x), split.y).backward()
+        optimizer.step()
+    exact = float(dense_hessian(model, split).trace())
+    monkeypatch.setattr(sharpness, "EXACT", 0)
+    assert measure(model, make_task(), split)["trace"] == pytest.approx(exact, rel=0.05)
+
+
+@pytest.mark.parametrize(("key", "rho"), [("m_sharpness", 0.05), ("adaptive_sharpness", 0.5)])
+def test_ascent_by_hand(key: str, rho: float) -> None:
+    model, split = make_case()
+    measured = measure(model, make_task(), split)[key]
+    w, rises = flat(model.eval()), []
+    for x, y in batches(in_order(split), 10):
+        g = gradient_at(model, x, y)
+        step = g if key == "m_sharpness" else w**2 * g
+        length = g.norm() if key == "m_sharpness" else (w * g).norm()
+        rises.append(loss_at(model, w + rho * step / length, x, y) - loss_at(model, w, x, y))
+    assert measured == pytest.approx(float(torch.stack(rises).mean()), rel=1e-9)
+
+
+def test_adaptive_sharpness_does_not_see_a_rescaling() -> None:
+    """Of two layers with a ReLU between, one times 10 and the other a tenth: the same function."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, CLASSES, bias=False)).double()
+    split = make_case()[1]
+    before = measure(model, make_task(), split)
+    with torch.no_grad():
+        model[0].weight *= 10
+        model[2].weight /= 10
+    after = measure(model, make_task(), split)
+    assert after["adaptive_sharpness"] == pytest.approx(before["adaptive_sharpness"], rel=1e-9)
+    assert after["m_sharpness"] != pytest.approx(before["m_sharpness"], rel=0.1)
+
+
+def test_measuring_repeats_and_moves_nothing() -> None:
+    model, split = make_case(samples=1100)  # more than are measured
+    F.cross_entropy(model(split.x), split.y).backward()
+    before, gradients = copy.deepcopy(model.state_dict()), [p.grad.clone() for p in model.parameters()]
+    random = torch.get_rng_state()
+    first, second = (measure(model, make_task(), split) for _ in range(2))
+    assert first == second
+    assert tuple(first) == KEYS
+    assert all(math.isfinite(number) for number in first.values())
+    assert model.training
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), gradients, strict=True))
+
+
+class Attention(nn.Module):
+    """A language model's parts: tied weights, layer norm, fused attention, logits of shape (n, classes, length)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.norm = nn.Embedding(5, 4), nn.LayerNorm(4)
+        self.unused = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embedding(x)
+        h = h + F.scaled_dot_product_attention(h, h, h, is_causal=True)
+        return (self.norm(h) @ self.embedding.weight.T).transpose(1, 2)
+
+
+def test_a_language_model() -> None:
+    torch.manual_seed(0)
+    model = Attention().double()
+    x, y = torch.randint(5, (40, 30)), torch.randint(5, (40, 30))
+    task = dataclasses.replace(make_task(8), loss=lambda out, y: F.cross_entropy(out, y, reduction="none").mean(1))
+    measured = measure(model, task, Split(x, y))
+    x, y = in_order(Split(x, y))
+    chosen = Split(x[:33], y[:33])  # 33 sequences of 30 targets: at most a thousand
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        dense = dense_hessian(model, chosen)
+    assert measured["lambda_max"] == pytest.approx(float(torch.linalg.eigvalsh(dense)[-1]), rel=0.01)
+    assert measured["trace"] == pytest.approx(float(dense.trace()), rel=1e-9)
+    assert all(math.isfinite(number) for number in measured.values())
+
+
+def test_products_are_those_of_finite_differences_through_a_layer_norm() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, CLASSES)).double()
+    split, w, v = make_case()[1], flat(model), torch.randn(63).double()
+    params = list(model.parameters())
+    gradient = flat_gradient(loss_at_parameters(model, split), params, create_graph=True)
+    ahead, behind = (gradient_at_weights(model, w + t * v, split) for t in (1e-5, -1e-5))
+    torch.testing.assert_close(Hessian(gradient, params).times(v), (ahead - behind) / 2e-5, rtol=1e-6, atol=1e-8)
+
+
+def loss_at_parameters(model: nn.Module, split: Split) -> Tensor:
+    return F.cross_entropy(model(split.x), split.y)
+
+
+def gradient_at_weights(model: nn.Module, w: Tensor, split: Split) -> Tensor:
+    w = w.clone().requires_grad_()
+    return torch.autograd.grad(loss_at(model, w, *split), w)[0]
+
+
+def test_a_loss_that_is_not_finite_gives_nan() -> None:
+    model, split = make_case()
+    with torch.no_grad():
+        model[0].weight.fill_(math.nan)
+    assert all(math.isnan(number) for number in measure(model, make_task(), split).values())
+
+
+def test_a_flat_loss_is_flat() -> None:
+    model, split = make_case()
+    task = dataclasses.replace(make_task(), loss=lambda outputs, targets: 0 * outputs.sum(1) ** 2)
+    assert set(measure(model, task, split).values()) == {0.0}
