@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import multiprocessing
 import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import records
+from . import batched, records
+from .batched import Report
 from .records import Run
 from .tasks import all_tasks
 from .training import train
 
-Report = Callable[[Run, int], None]  # told the steps that a run made since the last report
+# Measured, see docs/speed.md: fewer runs gain little, more leave the cache, and a larger model is busy with arithmetic.
+FEWEST, MOST, PARAMETERS = 8, 32, 50_000
 
 _queue: Any = None  # in a worker: where progress goes
 
@@ -30,8 +36,64 @@ def missing(runs: Sequence[Run], root: Path) -> list[Run]:
     return [run for run in runs if not (run.path(root).exists() and records.read(run.path(root)))]
 
 
-def run_all(runs: Sequence[Run], root: Path, jobs: int, report: Report) -> list[tuple[Run, str]]:
+def groups(runs: Iterable[Run], jobs: int = 1) -> list[list[Run]]:
+    """Divide runs into those to be done together, for ``jobs`` processes; where that cannot be or pays not, one by one.
+
+    Args:
+        runs: of any tasks and contenders.
+        jobs: where there are enough runs, that many processes get a group each.
+    """
+    alike: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
+    for run in runs:
+        alike[tuple(getattr(run, key) for key in batched.COMMON)].append(run)
+    divided: list[list[Run]] = []
+    for some in alike.values():
+        parts = len(some)
+        if len(some) >= FEWEST and _pays(some[0]):
+            parts = max(min(jobs, len(some) // FEWEST), math.ceil(len(some) / MOST))
+        divided += [some[i::parts] for i in range(parts)]
+    return divided
+
+
+def _pays(run: Run) -> bool:
+    task = all_tasks()[run.task]
+    parameters = sum(p.numel() for p in task.model().parameters())
+    return parameters <= PARAMETERS and batched.refusal(task, run.contender) is None
+
+
+def execute(runs: Iterable[Run], progress: Report) -> Iterator[tuple[Run, dict[str, Any] | Exception]]:
+    """Do runs in this process, together where that pays; each comes as it ends, with its record or what it raised.
+
+    Where a group fails, for instance because the options of one run make no sense, its rest is done one by one.
+    """
+    for group in groups(runs):
+        todo = {id(run): run for run in group}
+        task = all_tasks()[group[0].task]
+        if len(group) > 1:
+            try:
+                for run, record in batched.as_they_end(task, group, progress):
+                    del todo[id(run)]
+                    yield run, record
+            except Exception as error:
+                logging.getLogger(__name__).info("%d runs are done one by one: %s", len(todo), error)
+        for run in todo.values():
+            try:
+                yield run, train(task, run, partial(progress, run))
+            except Exception as error:
+                yield run, error
+
+
+def run_all(
+    runs: Sequence[Run], root: Path, jobs: int, report: Report, *, batch: bool = False
+) -> list[tuple[Run, str]]:
     """Do runs in ``jobs`` processes of one thread each.
+
+    Args:
+        runs: what to run.
+        root: folder of the records.
+        jobs: number of processes.
+        report: told now and then how many steps a run made since it was last told.
+        batch: do runs of small models together where that pays; their records have no step times.
 
     Returns:
         the runs that raised, with their errors; the others are not held up by them.
@@ -44,7 +106,11 @@ def run_all(runs: Sequence[Run], root: Path, jobs: int, report: Report) -> list[
     progress = context.Queue()
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(progress,))
     try:
-        pending = {pool.submit(_work, index, run, root): run for index, run in enumerate(runs)}
+        places = {id(run): index for index, run in enumerate(runs)}
+        pending = {
+            pool.submit(_work, [(places[id(run)], run) for run in group], root)
+            for group in (groups(runs, jobs) if batch else [[run] for run in runs])
+        }
         failed = _collect(pending, runs, progress, report)
         pool.shutdown()
         return failed
@@ -64,7 +130,7 @@ def run_all(runs: Sequence[Run], root: Path, jobs: int, report: Report) -> list[
 
 
 def _collect(
-    pending: dict[Future[None], Run], runs: Sequence[Run], progress: Any, report: Report
+    pending: set[Future[dict[int, str]]], runs: Sequence[Run], progress: Any, report: Report
 ) -> list[tuple[Run, str]]:
     """Pass progress on until every run has ended; return those that raised."""
     failed: list[tuple[Run, str]] = []
@@ -75,12 +141,8 @@ def _collect(
         except queue.Empty:
             pass
         for future in [future for future in pending if future.done()]:
-            run = pending.pop(future)
-            error = future.exception()
-            if isinstance(error, BrokenProcessPool):
-                raise error
-            if error is not None:
-                failed.append((run, f"{type(error).__name__}: {error}"))
+            pending.remove(future)
+            failed += [(runs[index], error) for index, error in future.result().items()]
     return failed
 
 
@@ -100,6 +162,15 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(index: int, run: Run, root: Path) -> None:
-    record = train(all_tasks()[run.task], run, lambda steps: _queue.put((index, steps)))
-    records.write(run.path(root), record)
+def _work(group: Sequence[tuple[int, Run]], root: Path) -> dict[int, str]:
+    """Do runs and write their records; returns what went wrong, by the number of the run."""
+    places = {id(run): index for index, run in group}
+    failed: dict[int, str] = {}
+    for run, ended in execute([run for _, run in group], lambda run, steps: _queue.put((places[id(run)], steps))):
+        try:
+            if isinstance(ended, Exception):
+                raise ended
+            records.write(run.path(root), ended)
+        except Exception as error:
+            failed[places[id(run)]] = f"{type(error).__name__}: {error}"
+    return failed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from pytorch_optimizer import SAM
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from hatam import HATAM
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Request = TypeVar("Request")
+Result = TypeVar("Result")
 
 
 class Gradient(NamedTuple):
@@ -37,6 +39,17 @@ That way a contender's step is written once, whoever answers: :meth:`Trainer.ste
 """
 
 
+def answered(asking: Generator[Request, Tensor, Result], answer: Callable[[Request], Tensor]) -> Result:
+    """Run a generator to its end, answer each of its requests, and return its result."""
+    last: Any = None
+    try:
+        while True:
+            last = answer(asking.send(last))
+    except StopIteration as end:
+        result: Result = end.value
+        return result
+
+
 class Trainer:
     """One gradient of the batch's mean loss, one optimizer step.
 
@@ -58,14 +71,7 @@ class Trainer:
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """Train on one batch; returns the loss at the weights at which the gradient was taken."""
-        running = self.steps(x, y)
-        answer: Any = None
-        try:
-            while True:
-                answer = self.answer(running.send(answer))
-        except StopIteration as end:
-            loss: Tensor = end.value
-            return loss
+        return answered(self.steps(x, y), self.answer)
 
     def answer(self, request: Gradient | Losses) -> Tensor:
         """The gradients are counted: a contender's cost is measured, not declared."""
