@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from . import records, runner
+from . import execution, records, runner
 from .builders import Options
 from .contenders import parse
 from .records import Run
@@ -186,7 +186,7 @@ def _source(*functions: Callable[..., Any] | None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10] if text else ""
 
 
-def _run(todo: Sequence[Run], root: Path, jobs: int, work: runner.Work) -> list[tuple[Run, str]]:
+def _run(todo: Sequence[Run], root: Path, jobs: int, work: execution.Work) -> list[tuple[Run, str]]:
     """Do the runs, here or in processes, behind a progress bar; return those that raised."""
     if jobs > 1:
         try:
@@ -196,17 +196,11 @@ def _run(todo: Sequence[Run], root: Path, jobs: int, work: runner.Work) -> list[
                 f"jobs={jobs} needs functions that another process can import ({error}): define train_fn and factories "
                 "at the top of a module, or use jobs=1"
             ) from None
-    failed: list[tuple[Run, str]] = []
     with Bars(console=Console(stderr=True), transient=True) as bars:
         bar = bars.add_task("training", total=len(todo))
         if jobs > 1 and todo:
-            return runner.run_all(todo, root, min(jobs, len(todo)), lambda run, n: bars.advance(bar, n), work)
-        for run in todo:
-            try:
-                runner.do(work, run, root, lambda n: bars.advance(bar, n))
-            except runner.RunError as error:
-                failed.append((run, str(error)))
-    return failed
+            return runner.run_all(todo, root, min(jobs, len(todo)), lambda run, n: bars.advance(bar, n), work=work)
+        return execution.do(todo, root, lambda run, n: bars.advance(bar, n), work=work)
 
 
 def _train(

@@ -86,8 +86,8 @@ def _order(label: str) -> tuple[int, str]:
 
 
 def _row(label: str, runs: list[Record], baseline: list[Record]) -> Row:
-    base_times = {r["run"]["seed"]: r["time"]["step_median_s"] for r in baseline}
-    ratios = [r["time"]["step_median_s"] / base_times[r["run"]["seed"]] for r in runs if r["run"]["seed"] in base_times]
+    times, base_times = _step_times(runs), _step_times(baseline)
+    ratios = [times[seed] / base_times[seed] for seed in times.keys() & base_times.keys()]
     return Row(
         label=label,
         score=estimate([r["result"]["test"] for r in runs]),
@@ -98,6 +98,12 @@ def _row(label: str, runs: list[Record], baseline: list[Record]) -> Row:
         diverged=sum(r["result"]["status"] == "diverged" for r in runs),
         records=runs,
     )
+
+
+def _step_times(runs: list[Record]) -> dict[int, float]:
+    """By seed. A run that was done together with others has no step time of its own."""
+    times = {r["run"]["seed"]: r["time"]["step_median_s"] for r in runs}
+    return {seed: seconds for seed, seconds in times.items() if seconds is not None}
 
 
 def _scores(runs: list[Record]) -> dict[int, float]:

@@ -7,8 +7,7 @@ import os
 import queue
 import signal
 import threading
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -17,12 +16,9 @@ from typing import Any
 import torch
 
 from . import records
+from .batched import Report
+from .execution import Work, do, groups
 from .records import Run
-from .tasks import find
-from .training import Progress, train
-
-Work = Callable[[Run, Progress], dict[str, Any]]  # does a run and returns its record
-Report = Callable[[Run, int], None]  # told the steps that a run made since the last report
 
 _queue: Any = None  # in a worker: where progress goes
 
@@ -32,24 +28,18 @@ def missing(runs: Sequence[Run], root: Path) -> list[Run]:
     return [run for run in runs if not (run.path(root).exists() and records.read(run.path(root)))]
 
 
-class RunError(Exception):
-    """A run raised: what, and where, in words."""
-
-
-def run_task(run: Run, progress: Progress) -> dict[str, Any]:
-    """The work of a run on a :class:`hatam.bench.tasks.Task`."""
-    return train(find(run.task), run, progress)
-
-
-def run_all(runs: Sequence[Run], root: Path, jobs: int, report: Report, work: Work = run_task) -> list[tuple[Run, str]]:
+def run_all(
+    runs: Sequence[Run], root: Path, jobs: int, report: Report, *, batch: bool = False, work: Work | None = None
+) -> list[tuple[Run, str]]:
     """Do runs in ``jobs`` processes of one thread each.
 
     Args:
         runs: what to do.
         root: folder of the records.
         jobs: number of processes.
-        report: told of the progress.
-        work: does one of them; it must be picklable.
+        report: told now and then how many steps a run made since it was last told.
+        batch: do runs of small models together where that pays; their records have no step times.
+        work: does one of them, must be picklable; None trains on its task.
 
     Returns:
         the runs that raised, with their errors; the others are not held up by them.
@@ -62,7 +52,11 @@ def run_all(runs: Sequence[Run], root: Path, jobs: int, report: Report, work: Wo
     progress = context.Queue()
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(progress,))
     try:
-        pending = {pool.submit(_work, work, index, run, root): run for index, run in enumerate(runs)}
+        places = {id(run): index for index, run in enumerate(runs)}
+        pending = {
+            pool.submit(_work, [(places[id(run)], run) for run in group], root, work)
+            for group in (groups(runs, jobs) if batch else [[run] for run in runs])
+        }
         failed = _collect(pending, runs, progress, report)
         pool.shutdown()
         return failed
@@ -82,7 +76,7 @@ def run_all(runs: Sequence[Run], root: Path, jobs: int, report: Report, work: Wo
 
 
 def _collect(
-    pending: dict[Future[None], Run], runs: Sequence[Run], progress: Any, report: Report
+    pending: set[Future[dict[int, str]]], runs: Sequence[Run], progress: Any, report: Report
 ) -> list[tuple[Run, str]]:
     """Pass progress on until every run has ended; return those that raised."""
     failed: list[tuple[Run, str]] = []
@@ -93,12 +87,8 @@ def _collect(
         except queue.Empty:
             pass
         for future in [future for future in pending if future.done()]:
-            run = pending.pop(future)
-            error = future.exception()
-            if isinstance(error, BrokenProcessPool):
-                raise error
-            if error is not None:
-                failed.append((run, str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"))
+            pending.remove(future)
+            failed += [(runs[index], error) for index, error in future.result().items()]
     return failed
 
 
@@ -106,32 +96,22 @@ def _start_worker(progress: Any) -> None:
     """One thread a worker; Ctrl-C is the parent's to handle, and a worker does not outlive its parent."""
     global _queue
     _queue = progress
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """End this process when its parent has ended; blocks until then."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)
 
 
-def _work(work: Work, index: int, run: Run, root: Path) -> None:
-    do(work, run, root, lambda steps: _queue.put((index, steps)))
-
-
-def do(work: Work, run: Run, root: Path, progress: Progress) -> None:
-    """Do one run and write its record.
-
-    Raises:
-        RunError: it raised; the message says what and where.
-    """
-    try:
-        record = work(run, progress)
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)[-3:]
-        where = " > ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames)
-        raise RunError(f"{type(error).__name__}: {error} (at {where})") from error
-    records.write(run.path(root), record)
+def _work(group: Sequence[tuple[int, Run]], root: Path, work: Work | None) -> dict[int, str]:
+    """Do runs and write their records; returns what went wrong, by the number of the run."""
+    places = {id(run): index for index, run in group}
+    runs = [run for _, run in group]
+    failed = do(runs, root, lambda run, steps: _queue.put((places[id(run)], steps)), work=work)
+    return {places[id(run)]: error for run, error in failed}

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from hatam import HATAM
 from . import schedules
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Request = TypeVar("Request")
+Result = TypeVar("Result")
 
 
 class Gradient(NamedTuple):
@@ -37,6 +39,17 @@ Step = Generator[Gradient | Losses, Tensor, Tensor]
 That way a contender's step is written once, whoever answers: :meth:`Trainer.step` for one model, or
 :mod:`hatam.bench.batched` for many models at a time.
 """
+
+
+def answered(asking: Generator[Request, Tensor, Result], answer: Callable[[Request], Tensor]) -> Result:
+    """Run a generator to its end, answer each of its requests, and return its result."""
+    last: Any = None
+    try:
+        while True:
+            last = answer(asking.send(last))
+    except StopIteration as end:
+        result: Result = end.value
+        return result
 
 
 class Trainer:
@@ -65,14 +78,7 @@ class Trainer:
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """Train on one batch; returns the loss at the weights at which the gradient was taken."""
-        running = self.steps(x, y)
-        answer: Any = None
-        try:
-            while True:
-                answer = self.answer(running.send(answer))
-        except StopIteration as end:
-            loss: Tensor = end.value
-            return loss
+        return answered(self.steps(x, y), self.answer)
 
     def answer(self, request: Gradient | Losses) -> Tensor:
         """The gradients are counted: a contender's cost is measured, not declared."""

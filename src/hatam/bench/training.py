@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from statistics import median
 from typing import Any
 
@@ -16,12 +16,13 @@ from .contenders import CONTENDERS
 from .records import Run
 from .sharpness import KEYS, measure
 from .tasks import Data, Split, Task
-from .trainers import Trainer
+from .trainers import Trainer, answered
 
 CURVE_POINTS = 20
 CHUNK = 1000  # samples evaluated at a time
 TRAIN_EVALUATED = 4000  # training samples on which a finished run is evaluated, the first ones
 Progress = Callable[[int], None]
+Training = Generator[Split, Tensor, dict[str, Any]]  # asks for a step on each batch, is answered with its loss
 
 
 def train(task: Task, run: Run, progress: Progress = lambda steps: None) -> dict[str, Any]:
@@ -35,11 +36,21 @@ def train(task: Task, run: Run, progress: Progress = lambda steps: None) -> dict
         run: what to run.
         progress: told now and then how many steps were made since it was last told.
     """
+    trainer = prepare(task, run)
+    return answered(training(task, run, trainer, progress), lambda batch: trainer.step(*batch))
+
+
+def prepare(task: Task, run: Run) -> Trainer:
+    """The trainer of a run, with its model, before the first step."""
     torch.manual_seed(run.seed)
-    data, model = task.data(), task.model()
-    trainer = CONTENDERS[run.contender].train(model, task.loss, run.options)
+    return CONTENDERS[run.contender].train(task.model(), task.loss, run.options)
+
+
+def training(task: Task, run: Run, trainer: Trainer, progress: Progress) -> Training:
+    """A run but for its steps, which it asks for; see :func:`train` for the arguments."""
+    data = task.data()
     started = time.time()
-    curve, step_times = _steps(task, run, trainer, data.train, data.validation, progress)
+    curve, step_times = yield from _steps(task, run, trainer, data, progress)
     with trainer.evaluation():
         return {
             "schema": records.SCHEMA,
@@ -47,33 +58,33 @@ def train(task: Task, run: Run, progress: Progress = lambda steps: None) -> dict
             "environment": records.environment(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             "curve": curve,
-            "result": _result(task, run, model, data, curve[-1]),
+            "result": _result(task, run, trainer.model, data, curve[-1]),
             "time": {"step_median_s": median(step_times), "steps_s": sum(step_times)},
             "gradients_per_step": trainer.samples_differentiated / (len(step_times) * run.batch_size),
         }
 
 
 def _steps(
-    task: Task, run: Run, trainer: Trainer, train: Split, validation: Split, progress: Progress
-) -> tuple[list[dict[str, float]], list[float]]:
+    task: Task, run: Run, trainer: Trainer, data: Data, progress: Progress
+) -> Generator[Split, Tensor, tuple[list[dict[str, float]], list[float]]]:
     """The training loop: the curve at some 20 points, and the time of every step, evaluation left out."""
     curve: list[dict[str, float]] = []
     step_times: list[float] = []
-    batches = _batches(len(train.y), run.batch_size, run.seed)
+    batches = _batches(len(data.train.y), run.batch_size, run.seed)
     every = max(1, run.steps // CURVE_POINTS)
     losses: list[Tensor] = []
     for step in range(1, run.steps + 1):
         for group in trainer.optimizer.param_groups:
             group["lr"] = run.options["lr"] * trainer.schedule(step - 1, run.steps, run.warmup)
         chosen = next(batches)
-        x, y = train.x[chosen], train.y[chosen]
+        batch = Split(data.train.x[chosen], data.train.y[chosen])
         before = time.perf_counter()
-        losses.append(trainer.step(x, y))
+        losses.append((yield batch))
         step_times.append(time.perf_counter() - before)
         if step % every == 0 or step == run.steps:
             mean_loss = float(torch.stack(losses).mean())
             with trainer.evaluation():
-                score = evaluate(task, trainer.model, validation)
+                score = evaluate(task, trainer.model, data.validation)
             curve.append({"step": step, "train_loss": mean_loss, "validation": score})
             progress(len(losses))
             losses = []
