@@ -9,6 +9,7 @@ import ast
 import platform
 import sysconfig
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 VERSION = platform.python_version()
@@ -26,13 +27,14 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
 }
 
 
-def topics(length: int = 2000) -> list[str]:
-    """The language reference that ``help()`` shows, in pieces of ``length`` characters at most."""
+def topics() -> list[str]:
+    """The chapters of the language reference that ``help()`` shows."""
     from pydoc_data.topics import topics as texts
 
-    return [texts[key][start : start + length] for key in sorted(texts) for start in range(0, len(texts[key]), length)]
+    return [texts[key] for key in sorted(texts)]
 
 
+@cache
 def docstrings(chapter: str) -> list[str]:
     """The docstrings of a chapter, each once, in the order of their files."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

@@ -1,7 +1,7 @@
 """A byte-level language model of Python's documentation: the language reference of ``help()`` and docstrings.
 
 The text is deterministic for a version of Python (see :mod:`.corpus`) and differs a little between versions: compare
-runs of one version alone. Whole documents are assigned to a split. ``bytes`` sees its training text once, so that it
+runs of one version alone. A paragraph is in one split alone. ``bytes`` sees its training text once, so that it
 underfits; ``bytes-overfit`` sees 40 kB of it again and again.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import numpy as np
@@ -101,16 +101,27 @@ def _split(windows: Tensor) -> Split:
 
 
 def _documents() -> dict[str, Array]:
-    """The splits take their documents in turns from one shuffled list, validation and test first."""
+    """The splits take pieces of the text in turns from one shuffled list, validation and test first."""
     documents = corpus.topics() + [text for chapter in corpus.CHAPTERS for text in corpus.docstrings(chapter)]
-    random.Random(0).shuffle(documents)
-    remaining, windows = iter(documents), {}
+    pieces = list(_pieces(documents))
+    random.Random(0).shuffle(pieces)
+    remaining, windows = iter(pieces), {}
     for name, count in WINDOWS.items():
         text = b""
         while len(text) <= count * CONTEXT:
             text += next(remaining).encode() + b"\n\n"
         windows[name] = _windows(text, count)
     return windows
+
+
+def _pieces(documents: list[str], paragraphs: int = 10) -> Iterator[str]:
+    """Documents in pieces; a paragraph that several have comes once, lest training shows what the test asks."""
+    seen: set[str] = set()
+    for document in documents:
+        new = [text for text in dict.fromkeys(document.split("\n\n")) if text not in seen]
+        seen.update(new)
+        for start in range(0, len(new), paragraphs):
+            yield "\n\n".join(new[start : start + paragraphs])
 
 
 def _part(severity: float) -> Array:
