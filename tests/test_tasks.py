@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import pickle
@@ -203,6 +204,12 @@ def test_no_severity_no_corruption(corrupt: Callable[..., torch.Tensor]) -> None
     assert corrupted.max() <= 1
 
 
+def test_a_rotation_keeps_the_edges() -> None:
+    turned = corruptions.rotated(torch.ones(1, 1, 8, 8), 5)
+    assert turned[0, 0, 0].min() > 0.5
+    assert turned.min() < 1
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_shapes_of_model_loss_and_metric(name: str) -> None:
     task = task_of(name)
@@ -330,12 +337,14 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert "pip install 'hatam[bench,text]'" in str(minilm.missing())
 
 
-def test_options_of_a_task_are_defaults_of_every_contender() -> None:
+def test_options_of_a_task_are_defaults_of_every_contender(monkeypatch: pytest.MonkeyPatch) -> None:
     assert contenders.parse("adamw", "digits")[1]["lr"] == all_tasks()["digits"].options["lr"] != 0.03
     assert contenders.parse("adamw:lr=0.5", "digits")[1]["lr"] == 0.5
     assert contenders.parse("adamw", "mnist1d-mlp")[1]["lr"] == 0.03
-    for name, contender in contenders.CONTENDERS.items():
-        assert contenders.parse(name, "minilm")[1].keys() == contender.options.keys()
+    own = dataclasses.replace(all_tasks()["digits"], name="own", options={"lr": 0.1, "rho": 0.2})
+    monkeypatch.setitem(all_tasks(), "own", own)
+    assert contenders.parse("sam", "own")[1]["rho"] == 0.2
+    assert "rho" not in contenders.parse("adamw", "own")[1]
 
 
 def test_divided_keeps_the_classes_proportions() -> None:
