@@ -7,9 +7,10 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 
 from . import records
 from .records import Run
-from .tasks import all_tasks
+from .tasks import Task, all_tasks
 from .training import train
 
 Report = Callable[[Run, int], None]  # told the steps that a run made since the last report
@@ -28,6 +29,18 @@ _queue: Any = None  # in a worker: where progress goes
 def missing(runs: Sequence[Run], root: Path) -> list[Run]:
     """The runs that have no record yet. A damaged record is an error, not a reason to overwrite it."""
     return [run for run in runs if not (run.path(root).exists() and records.read(run.path(root)))]
+
+
+def execute(task: Task, runs: Sequence[Run], progress: Report = lambda run, steps: None) -> Iterator[dict[str, Any]]:
+    """Do runs of one task in this process, one after the other; their records as they come.
+
+    Args:
+        task: the task that all ``runs`` name.
+        runs: what to run.
+        progress: told now and then how many steps of a run were made since it was last told.
+    """
+    for run in runs:
+        yield train(task, run, partial(progress, run))
 
 
 def run_all(runs: Sequence[Run], root: Path, jobs: int, report: Report) -> list[tuple[Run, str]]:
@@ -88,12 +101,13 @@ def _start_worker(progress: Any) -> None:
     """One thread a worker; Ctrl-C is the parent's to handle, and a worker does not outlive its parent."""
     global _queue
     _queue = progress
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """End this process when its parent has ended; blocks until then."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
