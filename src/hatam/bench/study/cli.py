@@ -78,6 +78,7 @@ def run(
         console.print("interrupted; finished runs are kept, the same command goes on", soft_wrap=True)
         raise typer.Exit(130) from None
     _show_cost(study)
+    queue.close()
     if study.failures:
         raise typer.Exit(1)
 

@@ -133,6 +133,11 @@ class Queue:
             _lock_before_reading(storage.engine)
         return storage
 
+    def close(self) -> None:
+        """Close the connections to the storage."""
+        self.storage.remove_session()
+        self.storage.engine.dispose()
+
     def may_come_back(self, reason: str) -> bool:
         """Whether an error may pass by itself: a server's may, a file's only where another process has it locked."""
         return not self.sqlite or any(word in reason for word in ("locked", "already exists", "UNIQUE"))
@@ -189,9 +194,13 @@ class Queue:
     def states(self, stage: str) -> list[State]:
         """Where every job of a stage is, in their order. Jobs that were tried again are there once."""
         trials: dict[int, list[FrozenTrial]] = {}
-        for trial in self._study(stage).get_trials(deepcopy=False):
+        for trial in self.trials(stage):
             trials.setdefault(trial.user_attrs["job"], []).append(trial)
         return [self._state(stage, trials[job]) for job in sorted(trials)]
+
+    def trials(self, stage: str) -> list[FrozenTrial]:
+        """All trials of a stage, each try of a job by itself."""
+        return self._study(stage).get_trials(deepcopy=False)
 
     def _state(self, stage: str, trials: list[FrozenTrial]) -> State:
         order = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING, TrialState.FAIL)
