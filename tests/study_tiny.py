@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from optuna.distributions import BaseDistribution, FloatDistribution
 
-from hatam.bench import cli
 from hatam.bench.contenders import parse
 from hatam.bench.study.plans import PLANS, Plan
 from hatam.bench.tasks import Data, Split, Task, all_tasks
@@ -93,4 +92,6 @@ def install() -> None:
 if __name__ in ("__main__", "__mp_main__"):
     install()
 if __name__ == "__main__":
-    cli.main()
+    from hatam.bench.cli import main  # not in the workers: it is slow to import
+
+    main()

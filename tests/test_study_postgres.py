@@ -74,9 +74,10 @@ def server() -> Iterator[Server]:
 
 def start_workers(url: str, folder: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, str(SCRIPT), "study", "work", "--name", "pg", "--storage", url, "--results", str(folder)]
-    log = (folder / "log").open("wb")
     options = ["--jobs", "2", "--heartbeat", "1"]
-    return subprocess.Popen([*command, *options], stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen([*command, *options], stdout=log, stderr=log, env=environment)
 
 
 def children(pid: int) -> list[int]:
@@ -87,7 +88,7 @@ def children(pid: int) -> list[int]:
 
 def lead_until(study: Coordinator, enough: int) -> bool:
     """Until so many records have come home, or the end."""
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 300
     while not study.step():
         if len(list(study.root.rglob("*.json"))) >= enough:
             return False
@@ -117,10 +118,12 @@ def test_four_workers_one_killed_and_the_server_restarted(server: Server, tmp_pa
         server.start()
         assert lead_until(study, 10**6)
         for process, machine in zip(started, machines, strict=True):
-            assert process.wait(timeout=30) == 0, (machine / "log").read_text()
+            assert process.wait(timeout=180) == 0, (machine / "log").read_text()
     finally:
         for process in started:
-            process.terminate() if process.poll() is None else None
+            process.terminate()
+            process.wait(timeout=30)
+        study.queue.close()
     assert not study.failures
     runs = [
         run.path(home)
