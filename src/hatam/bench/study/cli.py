@@ -70,10 +70,11 @@ def run(
     for task in study.time():
         console.print(f"step times: {task}", highlight=False)
     count = _count(jobs)
-    study.step()  # so that what is recorded already is known
+    finished = study.step()  # so that what is recorded already is known
     _predict(study, count)
     try:
-        _lead(study, LocalWorkers(count, url, name, study.root, batch, waiting))
+        if not finished:
+            _lead(study, LocalWorkers(count, url, name, study.root, batch, waiting))
     except KeyboardInterrupt:
         console.print("interrupted; finished runs are kept, the same command goes on", soft_wrap=True)
         raise typer.Exit(130) from None
@@ -165,12 +166,9 @@ def _waiting(heartbeat: int) -> Waiting:
 
 
 def _predict(study: Coordinator, jobs: int) -> None:
-    cores = max(1, jobs)
-    seconds = (study.seconds_in_all() - study.seconds_done()) / cores
-    console.print(
-        f"{len(study.cells)} contenders on tasks; about {timedelta(seconds=round(seconds))} h on {cores} cores",
-        highlight=False,
-    )
+    left = timedelta(seconds=round((study.seconds_in_all() - study.seconds_done()) / max(1, jobs)))
+    many = len(study.cells)
+    console.print(f"{many} contenders on tasks to tune and judge; left: about {left} on {jobs} cores", highlight=False)
 
 
 def _lead(study: Coordinator, workers: LocalWorkers) -> None:
