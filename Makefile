@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit format study-records readme gpu-check step-cost sanitize clean
+.PHONY: help demo test lint types unit format study study-quick study-records readme gpu-check step-cost sanitize clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-16s %s\n", $$1, $$2}'
@@ -37,6 +37,12 @@ unit: $(VENV)/dev ## tests and doctests
 format: $(VENV)/dev ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+study: $(VENV)/bench ## the whole study, about 8 hours on 2 cores; says how long before it starts, and resumes
+	$(BIN)/hatam study run --plan full
+
+study-quick: $(VENV)/bench ## a first look at the study, about 15 minutes on 2 cores; resumes
+	$(BIN)/hatam study run --plan quick --results runs
 
 study-records: $(VENV)/bench ## the committed records of the comparison: 16 seeds, three tasks; resumes
 	for task in mnist1d-mlp-plain mnist1d-mlp mnist1d-conv; do \

@@ -14,6 +14,7 @@ from rich.table import Table
 from . import records, report, runner
 from .contenders import CONTENDERS, parse
 from .records import Run
+from .study.cli import app as study
 from .tasks import Task, all_tasks, find, source
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Compare HATAM with its peers, over many seeds.\n\nExample: hatam compare --task mnist1d-mlp --seeds 5",
 )
+app.add_typer(study, name="study")
 console = Console()
 
 
