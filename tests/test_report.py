@@ -275,4 +275,4 @@ def test_every_label_of_the_page_is_in_its_alternatives(made: Path) -> None:
         labels = [c.label for c in comparison.contestants]
         figure = figures.curves(comparison, style.looks(labels), sections.sources([], ""))
         assert set(LABELS) <= set(labels)
-        assert all(label in figure.alt for label in labels)
+        assert all(label in figure.alt for label in LABELS)

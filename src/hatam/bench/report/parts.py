@@ -91,7 +91,7 @@ def slug(*words: str) -> str:
 
     Example:
         >>> slug("curves", "mnist1d-mlp"), slug("curves", "<b>")
-        ('curves-mnist1d-mlp', 'curves-b-bffdb6')
+        ('curves-mnist1d-mlp', 'curves-b-ab259e')
     """
     joined = "-".join(word for word in words if word)
     name = re.sub(r"[^a-z0-9]+", "-", joined.lower()).strip("-")[:60]
