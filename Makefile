@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit format study study-quick study-records readme gpu-check step-cost sanitize clean
+.PHONY: help demo test lint types unit format study study-quick study-records readme report gpu-check step-cost sanitize clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-16s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ readme: $(VENV)/dev ## render tables and plots of README and docs from the commi
 	$(BIN)/hatam table results/compare --update docs/results.md
 	for script in feedback step_cost training_cost small_state batched; do $(BIN)/python benchmarks/$$script.py --render || exit; done
 	$(BIN)/python benchmarks/gpu_table.py
+
+report: $(VENV)/bench ## render the committed records into one page, runs/report/index.html
+	$(BIN)/hatam report results --out runs/report
 
 gpu-check: ## on a machine with a GPU and torch, in its own Python: is the GPU kernel right, and how fast
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu_check.py

@@ -106,6 +106,22 @@ def table(
             report.draw(task, rows, plots)
 
 
+@app.command("report")
+def report_(
+    records_: Annotated[Path, typer.Argument(metavar="RECORDS", help="Folder of the records.")] = Path("results"),
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("runs/report"),
+) -> None:
+    """Render records into one page, index.html, with its figures and tables as files beside it.
+
+    Example: hatam report results --out runs/report
+    """
+    found = report.write(records_, out)
+    for path, what in found.damaged:
+        console.print(f"damaged and left out: {path}: {what}", markup=False, highlight=False, soft_wrap=True)
+    counted = f"{len(found.entries)} records of runs, {found.others} other JSON files left out"
+    console.print(f"report: {out / 'index.html'} ({counted})", markup=False, highlight=False, soft_wrap=True)
+
+
 @app.command()
 def tasks() -> None:
     """List the tasks. Example: hatam tasks"""
