@@ -25,7 +25,7 @@ from .records import Run
 from .tasks import all_tasks
 from .training import train
 
-# Measured, see docs/speed.md: fewer runs gain little, more leave the cache, and a larger model is busy with arithmetic.
+# By docs/speed.md fewer runs gain little, and more no more; an MLP of 100,000 parameters gained nothing.
 FEWEST, MOST, PARAMETERS = 8, 32, 50_000
 
 _queue: Any = None  # in a worker: where progress goes
