@@ -1,4 +1,4 @@
-"""Means, intervals, tests, ranks and profiles over seeds and tasks, by scipy."""
+"""Means, intervals and paired differences over seeds, by scipy."""
 
 from __future__ import annotations
 
