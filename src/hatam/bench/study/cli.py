@@ -47,7 +47,7 @@ def run(
     results: Annotated[Path, RESULTS] = Path("results"),
     storage: Annotated[str | None, STORAGE] = None,
     jobs: Annotated[int | None, JOBS] = None,
-    batch: Annotated[int, BATCH] = 1,
+    batch: Annotated[int, BATCH] = 8,
     heartbeat: Annotated[int, HEARTBEAT] = 30,
     retry_failed: Annotated[bool, typer.Option(help="Try jobs again that failed for good.")] = False,
 ) -> None:
@@ -90,7 +90,7 @@ def work(
     results: Annotated[Path, RESULTS] = Path("results"),
     storage: Annotated[str | None, STORAGE] = None,
     jobs: Annotated[int | None, JOBS] = None,
-    batch: Annotated[int, BATCH] = 1,
+    batch: Annotated[int, BATCH] = 8,
     heartbeat: Annotated[int, HEARTBEAT] = 30,
 ) -> None:
     """Work on a study that 'hatam study run' leads, on this or on another machine, until it is finished.
