@@ -52,7 +52,7 @@ study-records: $(VENV)/bench ## the committed records of the comparison: 16 seed
 readme: $(VENV)/dev ## render tables and plots of README and docs from the committed records
 	$(BIN)/hatam table results/compare --update README.md --plots docs/figures
 	$(BIN)/hatam table results/compare --update docs/results.md
-	for script in feedback step_cost training_cost small_state batched; do $(BIN)/python benchmarks/$$script.py --render || exit; done
+	for script in feedback step_cost training_cost small_state batched task_ranges; do $(BIN)/python benchmarks/$$script.py --render || exit; done
 	$(BIN)/python benchmarks/gpu_table.py
 
 report: $(VENV)/bench ## render the committed records into one page, runs/report/index.html

@@ -1,4 +1,4 @@
-"""The tables of docs/speed.md are those of the committed records, to the letter."""
+"""The tables of docs/speed.md and docs/tasks.md are those of the committed records, to the letter."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from hatam.bench import report
+from hatam.bench.tasks import all_tasks
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,3 +38,12 @@ def test_speed_tables(marker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, draw = TABLES[marker]
     page = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
     assert report.replace_between(page, marker, draw(importlib.import_module(name))) == page
+
+
+def test_task_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module("task_ranges")
+    page = (ROOT / "docs/tasks.md").read_text(encoding="utf-8")
+    assert report.replace_between(page, "task-ranges", script.table(script.read())) == page
+    for name in all_tasks():
+        assert name.startswith("cifar") or f"| {name} |" in page

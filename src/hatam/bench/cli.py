@@ -65,6 +65,8 @@ def compare(
     Example: hatam compare --task mnist1d-conv --contender adamw --contender hatam:gamma=2 --seeds 8
     """
     chosen = find(task)
+    if missing := chosen.missing():
+        raise ValueError(f"the task {task!r} cannot run: {missing}")
     runs = [
         make_run(chosen, spec, seed, steps)
         for seed in range(first_seed, first_seed + seeds)
@@ -127,6 +129,8 @@ def tasks() -> None:
     """List the tasks. Example: hatam tasks"""
     for task in all_tasks().values():
         console.print(f"{task.name:20}{task.summary}", highlight=False, soft_wrap=True)
+        if missing := task.missing():
+            console.print(f"{'':20}cannot run: {missing}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from typing import Any
 
 from . import builders
 from .builders import Options, Train
+from .tasks import all_tasks, find
 
 ADAMW_OPTIONS: Options = {"lr": 0.03, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.15}
 
@@ -206,7 +207,9 @@ def parse(spec: str, task: str) -> tuple[Contender, Options]:
     """
     name, _, changes = spec.partition(":")
     contender = CONTENDERS[known(name, CONTENDERS, "contender")]
-    options = {**contender.options, **contender.by_task.get(task, {})}
+    of_task = find(task).options if task in all_tasks() or ":" in task else {}
+    shared = {key: value for key, value in of_task.items() if key in contender.options}
+    options = {**contender.options, **shared, **contender.by_task.get(task, {})}
     for change in filter(None, changes.split(",")):
         key, equals, text = change.partition("=")
         if not equals:

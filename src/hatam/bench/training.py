@@ -19,6 +19,8 @@ from .tasks import Data, Split, Task
 from .trainers import Trainer, answered
 
 CURVE_POINTS = 20
+CHUNK = 1000  # samples evaluated at a time
+TRAIN_EVALUATED = 4000  # training samples on which a finished run is evaluated, the first ones
 Progress = Callable[[int], None]
 Training = Generator[Split, Tensor, dict[str, Any]]  # asks for a step on each batch, is answered with its loss
 
@@ -93,11 +95,20 @@ def _steps(
 
 def evaluate(task: Task, model: nn.Module, split: Split) -> float:
     """The mean of the task's metric over a split."""
+    return _means(model, split, task.metric)[0]
+
+
+def _means(model: nn.Module, split: Split, *scores: Callable[[Tensor, Tensor], Tensor]) -> list[float]:
+    """The means of scores per sample, the samples taken in turns that fit into memory."""
+    values: list[list[Tensor]] = [[] for _ in scores]
     model.eval()
     with torch.no_grad():
-        score = task.metric(model(split.x), split.y).mean()
+        for x, y in zip(torch.split(split.x, CHUNK), torch.split(split.y, CHUNK), strict=True):
+            outputs = model(x)
+            for score, found in zip(scores, values, strict=True):
+                found.append(score(outputs, y))
     model.train()
-    return float(score)
+    return [float(torch.cat(found).mean()) for found in values]
 
 
 def _result(task: Task, run: Run, model: nn.Module, data: Data, end: dict[str, float]) -> dict[str, Any]:
@@ -105,13 +116,14 @@ def _result(task: Task, run: Run, model: nn.Module, data: Data, end: dict[str, f
     result = {"status": "diverged" if diverged else "ok", "validation": end["validation"]}
     if run.purpose == "tune":
         return result
-    with torch.no_grad():
-        train_loss = float(task.loss(model(data.train.x), data.train.y).mean())
-    sharpness = dict.fromkeys(KEYS, math.nan) if diverged else measure(model, task, data.train)
+    trained = Split(data.train.x[:TRAIN_EVALUATED], data.train.y[:TRAIN_EVALUATED])
+    train_score, train_loss = _means(model, trained, task.metric, task.loss)
+    measured = task.sharpness and not diverged
+    sharpness = measure(model, task, data.train) if measured else dict.fromkeys(KEYS, math.nan)
     return {
         **result,
         "test": evaluate(task, model, data.test),
-        "train": evaluate(task, model, data.train),
+        "train": train_score,
         "train_loss": train_loss,
         "hessian_lambda_max": sharpness["lambda_max"],
         "sharpness": sharpness,

@@ -12,12 +12,12 @@ import importlib.util
 import os
 import pkgutil
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -69,6 +69,8 @@ class Task:
         batch_size: samples of a step, drawn without replacement within an epoch.
         warmup: share of the steps over which lr rises linearly; then it falls to 0 along a cosine.
         shifts: test data as the world may change it.
+        options: defaults of every contender that differ on this task, such as lr; a contender's own for the task win.
+        sharpness: whether a finished run's is measured; not where that would cost more than the run.
         missing: in words what is needed and not there, such as a data set in a local folder; None where all is there.
     """
 
@@ -84,6 +86,8 @@ class Task:
     warmup: float = 0.05
     higher_is_better: bool = True
     shifts: tuple[Shift, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    sharpness: bool = True
     missing: Callable[[], str | None] = lambda: None
 
 

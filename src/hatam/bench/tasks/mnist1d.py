@@ -7,25 +7,29 @@ published test split has 1,000 samples, too few to see a difference of one point
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
-from pathlib import Path
-from typing import Any, TypeAlias
+from types import MappingProxyType
 
 import numpy as np
-import platformdirs
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from . import Data, Split, Task
-
-Array: TypeAlias = "np.ndarray[Any, Any]"
+from . import Data, Shift, Split, Task
+from .scores import cross_entropy, percent_correct
+from .splits import Array, kept, noisy_labels
 
 # name: (generator seed, samples made, samples used). The published set is 5,000 samples, the first 4,000 train.
 SPLITS = {"train": (42, 5000, 4000), "validation": (43, 4000, 4000), "test": (44, 10000, 10000)}
+
+# name: (the generator's parameters that change, with their values in training; severities from the training's on).
+SHIFTS: dict[str, tuple[dict[str, float], tuple[float, ...]]] = {
+    "noise": ({"corr_noise_scale": 0.25, "iid_noise_scale": 0.02}, (1, 1.5, 2, 3, 4)),
+    "shear": ({"shear_scale": 0.75}, (0.75, 1, 1.5, 2, 3)),
+    "scale": ({"scale_coeff": 0.4}, (0.4, 0.8, 1.2, 1.6)),
+    "translation": ({"max_translation": 48}, (48, 54, 60, 66, 72)),
+}
+SHIFTED = 2000  # samples of a shifted split
 
 
 class MLP(nn.Module):
@@ -61,64 +65,66 @@ class ConvNet(nn.Module):
         return self.linear(h.flatten(1))  # type: ignore[no-any-return]
 
 
-def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of every sample."""
-    return F.cross_entropy(outputs, targets, reduction="none")
-
-
-def percent_correct(outputs: Tensor, targets: Tensor) -> Tensor:
-    """100 where the largest output is the target, else 0."""
-    return (outputs.argmax(1) == targets).float() * 100
-
-
 @cache
 def load() -> Data:
     """The three splits, from the cache where they are there."""
-    return Data(**{name: _split(name) for name in SPLITS})
+    return Data(**{name: _split(*numbers) for name, numbers in SPLITS.items()})
 
 
-def _split(name: str) -> Split:
-    seed, made, used = SPLITS[name]
-    path = Path(platformdirs.user_cache_dir("hatam")) / f"mnist1d-{seed}-{made}.npz"
-    if not path.exists():
-        _write(path, *_generate(seed, made))
-    with np.load(path) as arrays:
-        return Split(torch.from_numpy(arrays["x"][:used]), torch.from_numpy(arrays["y"][:used]))
+@cache
+def load_noisy() -> Data:
+    """The same with 20% of the training labels wrong."""
+    return noisy_labels(load(), classes=10)
 
 
-def _generate(seed: int, samples: int) -> tuple[Array, Array]:
+@cache
+def shifted(name: str, severity: float) -> Split:
+    """Test data made with other parameters of the generator.
+
+    The generator brings whatever it makes to mean 0 and variance 1: noise does not also change the scale.
+
+    Args:
+        name: one of ``SHIFTS``.
+        severity: noise: factor on both kinds of noise; the others: the generator's parameter itself.
+    """
+    parameters, _ = SHIFTS[name]
+    changed = {key: severity * (value if name == "noise" else 1) for key, value in parameters.items()}
+    return _split(SPLITS["test"][0], SHIFTED, SHIFTED, changed)
+
+
+def _split(seed: int, made: int, used: int, changed: Mapping[str, float] = MappingProxyType({})) -> Split:
+    suffix = "".join(f"-{key}={value:g}" for key, value in changed.items())
+    arrays = kept(f"mnist1d-{seed}-{made}{suffix}.npz", partial(_generate, seed, made, changed))
+    return Split(torch.from_numpy(arrays["x"][:used]), torch.from_numpy(arrays["y"][:used]))
+
+
+def _generate(seed: int, samples: int, changed: Mapping[str, float]) -> dict[str, Array]:
     from mnist1d.data import get_dataset_args, make_dataset  # slow to import, and needed once per machine
 
     args = get_dataset_args()
     args.seed, args.num_samples, args.train_split = seed, samples, 1.0
+    for key, value in changed.items():
+        setattr(args, key, type(getattr(args, key))(value))  # whole numbers stay whole
     before = np.random.get_state()  # noqa: NPY002  (the generator draws from numpy's global state)
     try:
         made = make_dataset(args)
     finally:
         np.random.set_state(before)  # noqa: NPY002
-    return made["x"].astype(np.float32), made["y"].astype(np.int64)
+    return {"x": made["x"].astype(np.float32), "y": made["y"].astype(np.int64)}
 
 
-def _write(path: Path, x: Array, y: Array) -> None:
-    """Whole or not at all: several processes may make the same file at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npz")
-    with os.fdopen(handle, "wb") as file:
-        np.savez_compressed(file, x=x, y=y)
-    os.replace(temporary, path)
-
-
-def _task(name: str, summary: str, model: Callable[[], nn.Module]) -> Task:
+def _task(name: str, summary: str, model: Callable[[], nn.Module], data: Callable[[], Data] = load) -> Task:
     return Task(
         name=name,
         summary=summary,
-        data=load,
+        data=data,
         model=model,
         loss=cross_entropy,
         metric=percent_correct,
         metric_name="accuracy, %",
         steps=2000,
         batch_size=128,
+        shifts=tuple(Shift(name, severities, partial(shifted, name)) for name, (_, severities) in SHIFTS.items()),
     )
 
 
@@ -126,4 +132,6 @@ TASKS = [
     _task("mnist1d-mlp", "MNIST-1D with the MLP of its paper, 15,210 parameters", MLP),
     _task("mnist1d-mlp-plain", "the same MLP without its skip connection", partial(MLP, skip=False)),
     _task("mnist1d-conv", "MNIST-1D with the convolutional net of its paper, 5,210 parameters", ConvNet),
+    _task("mnist1d-mlp-noise", "the MLP with 20% of the training labels wrong", MLP, load_noisy),
+    _task("mnist1d-conv-noise", "the convolutional net with 20% of the training labels wrong", ConvNet, load_noisy),
 ]

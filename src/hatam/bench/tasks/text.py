@@ -1,0 +1,161 @@
+"""A byte-level language model of Python's documentation: the language reference of ``help()`` and docstrings.
+
+The text is deterministic for a version of Python (see :mod:`.corpus`) and differs a little between versions: compare
+runs of one version alone. A paragraph is in one split alone. ``bytes`` sees its training text once, so that it
+underfits; ``bytes-overfit`` sees 40 kB of it again and again.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import Data, Shift, Split, Task, corpus
+from .scores import bits, cross_entropy
+from .splits import Array, kept
+
+CONTEXT = 64
+WINDOWS = {"validation": 256, "test": 1024, "train": 12_800}
+OVERFIT_WINDOWS = 640
+SHIFTED = 512  # windows of a shifted split
+PARTS = {1: "library sources", 2: "tables of character codes", 3: "compressed sources"}  # ever further from prose
+
+
+class Block(nn.Module):
+    """A pre-norm block: causal attention, then two layers of which the inner is four times as wide."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+    def attention(self, x: Tensor) -> Tensor:
+        """Written out: torch's fused attention has no second derivative, which the sharpness needs."""
+        n, length, width = x.shape
+        q, k, v = self.qkv(x).view(n, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        future = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
+        scores = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).masked_fill(future, -torch.inf)
+        return self.out((scores.softmax(3) @ v).transpose(1, 2).reshape(n, length, width))  # type: ignore[no-any-return]
+
+
+class Transformer(nn.Module):
+    """A decoder over bytes with learned positions: bytes ``(n, length)`` to logits ``(n, 256, length)``."""
+
+    def __init__(self, width: int = 112, layers: int = 2, heads: int = 4) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(256, width), nn.Parameter(0.02 * torch.randn(CONTEXT, width))
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 256)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.blocks(self.tokens(x) + self.places[: x.shape[1]])
+        return self.head(self.norm(h)).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+@cache
+def load() -> Data:
+    """The three splits: windows of 64 bytes, and the bytes that follow each of theirs."""
+    windows = kept(f"bytes-{corpus.VERSION}.npz", _documents)
+    return Data(**{name: _split(torch.from_numpy(windows[name])) for name in WINDOWS})
+
+
+@cache
+def load_slice() -> Data:
+    """The same with 40 kB for training."""
+    x, y = load().train
+    return load()._replace(train=Split(x[:OVERFIT_WINDOWS], y[:OVERFIT_WINDOWS]))
+
+
+@cache
+def part(severity: float) -> Split:
+    """Text that is no documentation, see ``PARTS``."""
+    windows = kept(f"bytes-{corpus.VERSION}-part{severity:g}.npz", lambda: {"test": _part(severity)})
+    return _split(torch.from_numpy(windows["test"]))
+
+
+@cache
+def noise(share: float) -> Split:
+    """The test text with a share of its bytes replaced by any; the more severe replaces the same ones too."""
+    x, y = (tensor[:SHIFTED] for tensor in load().test)
+    windows = torch.cat([x, y[:, -1:]], 1)
+    generator = torch.Generator().manual_seed(0)
+    hit = torch.rand(windows.shape, generator=generator) < share
+    return _split(windows.where(~hit, torch.randint(256, windows.shape, generator=generator)))
+
+
+def _split(windows: Tensor) -> Split:
+    windows = windows.long()
+    return Split(windows[:, :-1], windows[:, 1:])
+
+
+def _documents() -> dict[str, Array]:
+    """The splits take pieces of the text in turns from one shuffled list, validation and test first."""
+    documents = corpus.topics() + [text for chapter in corpus.CHAPTERS for text in corpus.docstrings(chapter)]
+    pieces = list(_pieces(documents))
+    random.Random(0).shuffle(pieces)
+    remaining, windows = iter(pieces), {}
+    for name, count in WINDOWS.items():
+        text = b""
+        while len(text) <= count * CONTEXT:
+            text += next(remaining).encode() + b"\n\n"
+        windows[name] = _windows(text, count)
+    return windows
+
+
+def _pieces(documents: list[str], paragraphs: int = 10) -> Iterator[str]:
+    """Documents in pieces; a paragraph that several have comes once, lest training shows what the test asks."""
+    seen: set[str] = set()
+    for document in documents:
+        new = [text for text in dict.fromkeys(document.split("\n\n")) if text not in seen]
+        seen.update(new)
+        for start in range(0, len(new), paragraphs):
+            yield "\n\n".join(new[start : start + paragraphs])
+
+
+def _part(severity: float) -> Array:
+    modules = ["encodings"] if severity == 2 else [name for names in corpus.CHAPTERS.values() for name in names]
+    texts = [source.encode() for source in corpus.sources(modules)]
+    random.Random(0).shuffle(texts)
+    text = b"\n\n".join(texts)
+    return _windows(zlib.compress(text) if severity == 3 else text, SHIFTED)
+
+
+def _windows(text: bytes, count: int) -> Array:
+    """Pieces that each begin with the last byte of the one before, in random order."""
+    starts = np.random.default_rng(0).permutation(count) * CONTEXT
+    return np.frombuffer(text, np.uint8)[starts[:, None] + np.arange(CONTEXT + 1)]
+
+
+def _task(name: str, summary: str, data: Callable[[], Data], lr: float) -> Task:
+    return Task(
+        name=name,
+        summary=summary,
+        data=data,
+        model=Transformer,
+        loss=cross_entropy,
+        metric=bits,
+        metric_name="bits per byte",
+        higher_is_better=False,
+        steps=400,
+        batch_size=32,
+        shifts=(Shift("part", tuple(PARTS), part), Shift("noise", (0.01, 0.03, 0.1, 0.3), noise)),
+        options={"lr": lr},
+    )
+
+
+TASKS = [
+    _task("bytes", "Python's documentation byte by byte, one pass, a transformer of 368,960 parameters", load, 0.006),
+    _task("bytes-overfit", "the same on 40 kB, 20 passes", load_slice, 0.003),
+]

