@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit format study-records readme gpu-check step-cost sanitize clean
+.PHONY: help demo test lint types unit format study study-quick study-records readme report gpu-check step-cost sanitize clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-16s %s\n", $$1, $$2}'
@@ -38,6 +38,12 @@ format: $(VENV)/dev ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+study: $(VENV)/bench ## the whole study, about 8 hours on 2 cores; says how long before it starts, and resumes
+	$(BIN)/hatam study run --plan full
+
+study-quick: $(VENV)/bench ## a first look at the study, about 15 minutes on 2 cores; resumes
+	$(BIN)/hatam study run --plan quick --results runs
+
 study-records: $(VENV)/bench ## the committed records of the comparison: 16 seeds, three tasks; resumes
 	for task in mnist1d-mlp-plain mnist1d-mlp mnist1d-conv; do \
 		$(BIN)/hatam compare --task $$task --seeds 16 --first-seed 100 --records results/compare --out docs/figures || exit; done
@@ -48,6 +54,9 @@ readme: $(VENV)/dev ## render tables and plots of README and docs from the commi
 	$(BIN)/hatam table results/compare --update docs/results.md
 	for script in feedback step_cost training_cost small_state batched task_ranges; do $(BIN)/python benchmarks/$$script.py --render || exit; done
 	$(BIN)/python benchmarks/gpu_table.py
+
+report: $(VENV)/bench ## render the committed records into one page, runs/report/index.html
+	$(BIN)/hatam report results --out runs/report
 
 gpu-check: ## on a machine with a GPU and torch, in its own Python: is the GPU kernel right, and how fast
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu_check.py

@@ -1,7 +1,7 @@
-"""Runs a minute when many are done together in one program, against one after the other; one thread.
+"""How many times as many runs a minute are done together in one program as one after the other; one thread.
 
 The two take turns, and a ratio is that of one round. Timed are short runs whose evaluation has the share that it has
-in a run of the task's own length, for which the runs a minute are given; the final evaluation is left out.
+in a run of the task's own length; the final evaluation, which is each run's own either way, is left out.
 
     python benchmarks/batched.py             measure, write the record, fill in the table
     python benchmarks/batched.py --render    fill in from the record alone
@@ -75,7 +75,7 @@ def measure(rounds: int, record: Path) -> None:
         for contender in CONTENDERS:
             timed(task, contender, 2, 1)  # the first calls load what they need
             for size in SIZES:
-                case = {"task": name, "contender": contender, "together": size, "task_steps": task.steps}
+                case = {"task": name, "contender": contender, "together": size}
                 result["cases"].append({**case, "seconds": timed(task, contender, size, rounds)})
                 records.write(record, result)
                 print(name, contender, size, ratio(result["cases"][-1]), flush=True)
@@ -87,35 +87,19 @@ def ratio(case: dict[str, Any]) -> str:
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
 
 
-def per_minute(case: dict[str, Any], steps: int, how: str) -> float:
-    """Runs of the task's length that are done in a minute."""
-    return 60 / (statistics.median(case["seconds"][how]) * case["task_steps"] / steps)
-
-
 def table(record: dict[str, Any]) -> str:
-    """A Markdown table, a row for each task and contender."""
+    """A Markdown table, a row for each task and contender; a case that an interruption left out is blank."""
+    cases = {(case["task"], case["contender"], case["together"]): case for case in record["cases"]}
     rows = [
-        "| runs a minute | alone |" + "".join(f" {size} together, × alone |" for size in SIZES) + " n |",
-        "|---|" + "---:|" * (len(SIZES) + 2),
+        "| runs together |" + "".join(f" {size} |" for size in SIZES) + " n |",
+        "|---|" + "---:|" * (len(SIZES) + 1),
     ]
     for name in TASKS:
         for contender in CONTENDERS:
-            cases = {
-                case["together"]: case
-                for case in record["cases"]
-                if (case["task"], case["contender"]) == (name, contender)
-            }
-            if not cases:
-                continue  # a measurement that was interrupted
-            alone = statistics.median(per_minute(case, record["steps"], "alone") for case in cases.values())
-            cells = [
-                f"{per_minute(cases[size], record['steps'], 'batched'):.0f}, {ratio(cases[size])}"
-                if size in cases
-                else ""
-                for size in SIZES
-            ]
-            rounds = min(len(case["seconds"]["alone"]) for case in cases.values())
-            rows.append(f"| {name}, {contender} | {alone:.0f} | {' | '.join(cells)} | {rounds} |")
+            found = [cases.get((name, contender, size)) for size in SIZES]
+            rounds = min((len(case["seconds"]["alone"]) for case in found if case), default=0)
+            cells = [ratio(case) if case else "" for case in found]
+            rows.append(f"| {name}, {contender} | {' | '.join(cells)} | {rounds} |")
     return "\n".join(rows)
 
 

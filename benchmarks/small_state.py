@@ -28,7 +28,7 @@ from hatam.bench import records, report
 
 ROOT = Path(__file__).resolve().parent.parent
 BF16 = torch.bfloat16
-STEPS, BATCH_SIZE, CONTEXT, LR, BETAS = 600, 32, 64, 3e-3, (0.9, 0.95)
+STEPS, BATCH_SIZE, CONTEXT, LR, BETAS = 300, 32, 64, 3e-3, (0.9, 0.95)
 BASE = "float32"
 
 VARIANTS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {

@@ -217,7 +217,7 @@ def run_cli(*arguments: str):
     return CliRunner().invoke(app, list(arguments))
 
 
-@pytest.mark.parametrize("command", [[], ["compare"], ["table"], ["tasks"], ["contenders"]])
+@pytest.mark.parametrize("command", [[], ["compare"], ["table"], ["report"], ["tasks"], ["contenders"]])
 def test_every_help_has_an_example(command: list[str]) -> None:
     result = run_cli(*command, "--help")
     assert result.exit_code == 0

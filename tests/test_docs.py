@@ -18,15 +18,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def of_record(name: str) -> Callable[[Any], str]:
     """The table that a script draws from its one record."""
-    record = ROOT / f"results/step_cost/{name}.json"
+    record = ROOT / f"results/{name}.json"
     return lambda script: script.table(json.loads(record.read_text(encoding="utf-8")))
 
 
 # The marker in the page, the script in benchmarks/, and how that draws the table.
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "step-cost": ("step_cost", of_record("step_cost")),
-    "training-cost": ("training_cost", of_record("training_cost")),
+    "step-cost": ("step_cost", of_record("step_cost/step_cost")),
+    "training-cost": ("training_cost", of_record("step_cost/training_cost")),
     "small-state": ("small_state", lambda script: script.table(ROOT / "results/small_state", 8)),
+    "batched": ("batched", of_record("batched/batched")),
     "gpu": ("gpu_table", lambda script: script.text()),
 }
 

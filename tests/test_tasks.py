@@ -339,6 +339,8 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 def test_options_of_a_task_are_defaults_of_every_contender(monkeypatch: pytest.MonkeyPatch) -> None:
     assert contenders.parse("adamw", "digits")[1]["lr"] == all_tasks()["digits"].options["lr"] != 0.03
+    lion = [contenders.parse("lion", task)[1]["lr"] for task in ("mnist1d-mlp", "digits")]
+    assert lion[1] == pytest.approx(lion[0] * all_tasks()["digits"].options["lr"] / 0.03)  # a scale of its own
     assert contenders.parse("adamw:lr=0.5", "digits")[1]["lr"] == 0.5
     assert contenders.parse("adamw", "mnist1d-mlp")[1]["lr"] == 0.03
     own = dataclasses.replace(all_tasks()["digits"], name="own", options={"lr": 0.1, "rho": 0.2})

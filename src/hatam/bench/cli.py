@@ -14,6 +14,7 @@ from rich.table import Table
 from . import records, report, runner
 from .contenders import CONTENDERS, parse
 from .records import Run
+from .study.cli import app as study
 from .tasks import Task, all_tasks, find, source
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Compare HATAM with its peers, over many seeds.\n\nExample: hatam compare --task mnist1d-mlp --seeds 5",
 )
+app.add_typer(study, name="study")
 console = Console()
 
 
@@ -104,6 +106,22 @@ def table(
             update.write_text(report.replace_between(document, task, text), encoding="utf-8")
         if plots is not None:
             report.draw(task, rows, plots)
+
+
+@app.command("report")
+def report_(
+    records_: Annotated[Path, typer.Argument(metavar="RECORDS", help="Folder of the records.")] = Path("results"),
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("runs/report"),
+) -> None:
+    """Render records into one page, index.html, with its figures and tables as files beside it.
+
+    Example: hatam report results --out runs/report
+    """
+    found = report.write(records_, out)
+    for path, what in found.damaged:
+        console.print(f"damaged and left out: {path}: {what}", markup=False, highlight=False, soft_wrap=True)
+    counted = f"{len(found.entries)} records of runs, {found.others} other JSON files left out"
+    console.print(f"report: {out / 'index.html'} ({counted})", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

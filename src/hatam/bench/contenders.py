@@ -207,15 +207,26 @@ def parse(spec: str, task: str) -> tuple[Contender, Options]:
     """
     name, _, changes = spec.partition(":")
     contender = CONTENDERS[known(name, CONTENDERS, "contender")]
-    of_task = find(task).options if task in all_tasks() or ":" in task else {}
-    shared = {key: value for key, value in of_task.items() if key in contender.options}
-    options = {**contender.options, **shared, **contender.by_task.get(task, {})}
+    options = {**contender.options, **_of_task(contender, task), **contender.by_task.get(task, {})}
     for change in filter(None, changes.split(",")):
         key, equals, text = change.partition("=")
         if not equals:
             raise ValueError(f"{change!r} in {spec!r} is not of the form option=value")
         options[known(key.strip(), options, f"option of {name}")] = value_of(text.strip())
     return contender, options
+
+
+def _of_task(contender: Contender, task: str) -> Options:
+    """The defaults that a task asks for. They are AdamW's: where a contender has a scale of its own, as SGD and Lion
+    have, its lr keeps its ratio to AdamW's, and the rest stays."""
+    changed: Options = {}
+    for key, value in (find(task).options if task in all_tasks() or ":" in task else {}).items():
+        own, usual = contender.options.get(key), ADAMW_OPTIONS.get(key)
+        if own is not None and (own == usual or usual is None):
+            changed[key] = value
+        elif own is not None and key == "lr":
+            changed[key] = value * own / usual
+    return changed
 
 
 def value_of(text: str) -> Any:

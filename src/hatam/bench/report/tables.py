@@ -1,23 +1,17 @@
-"""Records to tables and figures. Reads records and never trains."""
+"""Records to the tables of `hatam table` and of the documents."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-
-from .contenders import CONTENDERS
-from .records import file_name
-from .stats import Difference, Estimate, estimate, paired
+from ..contenders import CONTENDERS
+from ..stats import Difference, Estimate, estimate, paired
+from .load import number
 
 BASELINE = "adamw"
 Record = dict[str, Any]
@@ -86,35 +80,36 @@ def _order(label: str) -> tuple[int, str]:
 
 
 def _row(label: str, runs: list[Record], baseline: list[Record]) -> Row:
-    times, base_times = _step_times(runs), _step_times(baseline)
-    ratios = [times[seed] / base_times[seed] for seed in times.keys() & base_times.keys()]
+    base_times = _step_times(baseline)
+    ratios = [time / base_times[seed] for seed, time in _step_times(runs).items() if seed in base_times]
     return Row(
         label=label,
-        score=estimate([r["result"]["test"] for r in runs]),
+        score=estimate([number(r["result"]["test"]) for r in runs]),
         difference=None if label == BASELINE else paired(_scores(runs), _scores(baseline)),
         gradients_per_step=median(r["gradients_per_step"] for r in runs),
         relative_time=median(ratios) if ratios else None,
-        lambda_max=median(float(r["result"]["hessian_lambda_max"]) for r in runs),
+        lambda_max=median(number(r["result"].get("hessian_lambda_max")) for r in runs),
         diverged=sum(r["result"]["status"] == "diverged" for r in runs),
         records=runs,
     )
 
 
-def _step_times(runs: list[Record]) -> dict[int, float]:
-    """By seed. A run that was done together with others has no step time of its own."""
-    times = {r["run"]["seed"]: r["time"]["step_median_s"] for r in runs}
-    return {seed: seconds for seed, seconds in times.items() if seconds is not None}
-
-
 def _scores(runs: list[Record]) -> dict[int, float]:
-    return {r["run"]["seed"]: r["result"]["test"] for r in runs}
+    return {r["run"]["seed"]: number(r["result"]["test"]) for r in runs}
+
+
+def _step_times(runs: list[Record]) -> dict[int, float]:
+    """Seconds of a step by seed; runs in a batch have no time of their own."""
+    times = {r["run"]["seed"]: number(r["time"].get("step_median_s")) for r in runs}
+    return {seed: time for seed, time in times.items() if math.isfinite(time)}
 
 
 def by_task(records: Iterable[Record]) -> dict[str, list[Row]]:
-    """The rows of every task in the records."""
+    """The rows of every task in the records; those of tuning have no test score and are left out."""
     grouped: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        grouped[record["run"]["task"]].append(record)
+        if record["run"].get("purpose", "final") == "final":
+            grouped[record["run"]["task"]].append(record)
     return {task: rows(runs) for task, runs in sorted(grouped.items())}
 
 
@@ -136,35 +131,3 @@ def replace_between(text: str, marker: str, new: str) -> str:
     if not (found_start and found_end):
         raise ValueError(f"the lines {start} and {end} are not both there; add them where the table shall go")
     return f"{before}{start}\n{new}\n{end}{after}"
-
-
-def draw(task: str, table: Sequence[Row], out: Path) -> list[Path]:
-    """Learning curves, and accuracy against measured cost, as PNG and SVG."""
-    colours = dict(zip([row.label for row in table], mpl.colormaps["tab20"].colors, strict=False))  # type: ignore[attr-defined]
-    figure, (curves, cost) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
-    for row in table:
-        _draw_curve(curves, row, colours[row.label])
-        if row.relative_time is not None:
-            error = 0.0 if row.score.n < 2 else row.score.half_width
-            cost.errorbar(row.relative_time, row.score.mean, yerr=error, fmt="o", color=colours[row.label])
-            cost.annotate(row.label, (row.relative_time, row.score.mean), (5, 4), textcoords="offset points", size=8)
-    curves.set(xlabel="step", ylabel="validation, mean over seeds", title=task)
-    curves.legend(fontsize=8)
-    cost.set(xlabel="measured time per step, AdamW = 1", ylabel="test, mean and 95% interval", title="quality and cost")
-    cost.margins(x=0.25)
-    out.mkdir(parents=True, exist_ok=True)
-    paths = [out / f"{file_name(task)}.{kind}" for kind in ("png", "svg")]
-    with mpl.rc_context({"svg.hashsalt": task}):
-        figure.savefig(paths[0], dpi=120)
-        figure.savefig(paths[1], metadata={"Date": None})
-    plt.close(figure)
-    return paths
-
-
-def _draw_curve(axes: Axes, row: Row, colour: Any) -> None:
-    points: dict[int, list[float]] = defaultdict(list)
-    for record in row.records:
-        for point in record["curve"]:
-            points[point["step"]].append(point["validation"])
-    steps = sorted(points)
-    axes.plot(steps, [sum(points[step]) / len(points[step]) for step in steps], label=row.label, color=colour)

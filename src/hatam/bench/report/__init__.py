@@ -1,0 +1,7 @@
+"""The report: records to tables, figures and one page. It reads records and never trains."""
+
+from .page import write
+from .plot import draw
+from .tables import BASELINE, COLUMNS, Record, Row, by_task, markdown, replace_between, rows
+
+__all__ = ["BASELINE", "COLUMNS", "Record", "Row", "by_task", "draw", "markdown", "replace_between", "rows", "write"]

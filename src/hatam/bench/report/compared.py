@@ -1,0 +1,196 @@
+"""The final runs of one task in one folder: what is compared there, and the numbers that figures and tables share."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import median
+
+import numpy as np
+
+from ..contenders import CONTENDERS
+from ..stats import Difference, Estimate, estimate, paired
+from ..tasks import Task, all_tasks
+from .load import Entry
+from .parts import slug
+from .summary import Floats
+from .tables import BASELINE
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One label's runs, one a seed."""
+
+    label: str
+    runs: tuple[Entry, ...]
+
+    def by_seed(self, value: Callable[[Entry], float]) -> dict[int, float]:
+        """Finite values by seed."""
+        return {run.seed: x for run in self.runs if math.isfinite(x := value(run))}
+
+    @cached_property
+    def scores(self) -> dict[int, float]:
+        """Test scores by seed; a run that diverged may have none."""
+        return self.by_seed(lambda run: run.test)
+
+    @cached_property
+    def score(self) -> Estimate | None:
+        """The mean test score, None where no run has one."""
+        return estimate(list(self.scores.values())) if self.scores else None
+
+    @property
+    def diverged(self) -> int:
+        return sum(run.diverged for run in self.runs)
+
+    def median(self, value: Callable[[Entry], float]) -> float:
+        """The median over seeds, NaN where there is none."""
+        values = self.by_seed(value)
+        return median(values.values()) if values else math.nan
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The contestants on one task in one folder of records.
+
+    ``budget`` is "" or, where runs of several lengths lie there, "equal steps" or "own steps".
+    """
+
+    group: str
+    budget: str
+    task: str
+    contestants: tuple[Contestant, ...]
+
+    @cached_property
+    def known(self) -> Task | None:
+        return all_tasks().get(self.task)
+
+    @property
+    def sign(self) -> int:
+        """1 where a higher score is better, −1 where a lower one is."""
+        return 1 if self.known is None or self.known.higher_is_better else -1
+
+    @property
+    def metric(self) -> str:
+        """The score's name, and which direction is better."""
+        if self.known is None:
+            return "score (task unknown here: higher taken as better)"
+        return f"{self.known.metric_name} ({'higher' if self.sign == 1 else 'lower'} is better)"
+
+    @property
+    def title(self) -> str:
+        return f"{self.task}{self.where}"
+
+    @property
+    def where(self) -> str:
+        """The folder of records and the budget, in brackets."""
+        words = ", ".join(filter(None, (self.group.removesuffix("/records"), self.budget)))
+        return f" ({words})" if words else ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What a comparison shares with those on other tasks that belong to it."""
+        return self.group, self.budget
+
+    def slug(self, *words: str) -> str:
+        """A name for files and ids."""
+        return slug(*words, self.group.removesuffix("/records"), self.budget.replace(" ", "-"), self.task)
+
+    @cached_property
+    def baseline(self) -> Contestant | None:
+        return next((c for c in self.contestants if c.label == BASELINE), None)
+
+    def difference(self, contestant: Contestant) -> Difference | None:
+        """Its score less AdamW's by seed; None for AdamW itself and where fewer than two seeds are shared."""
+        if self.baseline is None or contestant is self.baseline:
+            return None
+        return paired(contestant.scores, self.baseline.scores)
+
+    def relative_time(self, contestant: Contestant) -> float:
+        """Median over shared seeds of its time per step over AdamW's; NaN where either was not measured."""
+        if self.baseline is None:
+            return math.nan
+        base = self.baseline.by_seed(lambda run: run.step_s)
+        own = contestant.by_seed(lambda run: run.step_s)
+        ratios = [own[seed] / base[seed] for seed in own.keys() & base.keys() if base[seed] > 0]
+        return median(ratios) if ratios else math.nan
+
+    def format(self, value: float, sign: str = "") -> str:
+        """A score with the digits that its size deserves.
+
+        An interval that does not exist is a dash.
+        """
+        scores = [abs(x) for c in self.contestants for x in c.scores.values()]
+        digits = 2 if not scores or max(scores) >= 10 else 4
+        return f"{value:{sign}.{digits}f}" if math.isfinite(value) else "–"
+
+
+def comparisons(entries: Iterable[Entry]) -> tuple[list[Comparison], list[str]]:
+    """The final runs by folder of records, budget and task, and what is odd about them, in words.
+
+    Runs of one label that differ in their options lie in folders of their own: they are told apart by those.
+    """
+    grouped: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    for entry in entries:
+        if entry.purpose == "final":
+            grouped[entry.group, entry.task].append(entry)
+    result, odd = [], []
+    for (group, task), runs in sorted(grouped.items()):
+        for budget, chosen in _budgets(runs).items():
+            contestants = _contestants(chosen)
+            result.append(Comparison(group, budget, task, tuple(sorted(contestants, key=lambda c: order(c.label)))))
+            mixed = sorted({c.runs[0].label for c in contestants if c.label != c.runs[0].label})
+            odd += [f"{label} on {task} was run with several settings, told apart by their folders" for label in mixed]
+    unknown = sorted({task for _, task in grouped} - set(all_tasks()))
+    odd += [f"task {task} is not known to this version: a higher score is taken as better" for task in unknown]
+    return sorted(result, key=lambda each: (each.group, each.budget, each.task)), odd
+
+
+def _budgets(runs: list[Entry]) -> dict[str, list[Entry]]:
+    """One comparison, or two where some label has runs of several lengths: at equal steps, and at other ones.
+
+    The second takes the runs of a label at the common number of steps where it has no others: in a study of equal
+    time, who sets the pace is in both.
+    """
+    lengths: dict[str, set[int]] = defaultdict(set)
+    for run in runs:
+        lengths[run.label].add(run.steps)
+    if all(len(each) == 1 for each in lengths.values()):
+        return {"": runs}
+    common, _ = min(Counter(steps for each in lengths.values() for steps in each).items(), key=lambda x: (-x[1], x[0]))
+    return {
+        "equal steps": [run for run in runs if run.steps == common],
+        "own steps": [run for run in runs if run.steps != common or lengths[run.label] == {common}],
+    }
+
+
+def _contestants(runs: list[Entry]) -> list[Contestant]:
+    labels: dict[str, dict[str, list[Entry]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        labels[run.label][run.folder].append(run)
+    return [
+        Contestant(
+            label if len(folders) == 1 else f"{label} [{folder.rpartition('-')[2]}]",
+            tuple(sorted(found, key=lambda run: run.seed)),
+        )
+        for label, folders in labels.items()
+        for folder, found in sorted(folders.items())
+    ]
+
+
+def order(label: str) -> tuple[int, str]:
+    """Labels in the order of the table of contenders, others after them."""
+    names = list(CONTENDERS)
+    name = label.partition(":")[0].partition(" [")[0]
+    return (names.index(name) if name in names else len(names), label)
+
+
+def shared(comparison: Comparison, labels: Sequence[str], worst: float = -math.inf) -> Floats:
+    """Scores, higher better, ``(labels, seeds)``, over the seeds that all labels ran; no finite score is the worst."""
+    chosen = {c.label: c for c in comparison.contestants}
+    runs = [{run.seed: run.test for run in chosen[label].runs} for label in labels]
+    seeds = sorted(set.intersection(*(set(each) for each in runs))) if runs else []
+    table = np.array([[each[seed] * comparison.sign for seed in seeds] for each in runs], dtype=np.float64)
+    return np.where(np.isfinite(table), table, worst).reshape(len(labels), len(seeds))

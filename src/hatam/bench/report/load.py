@@ -1,0 +1,164 @@
+"""Records from a folder of all kinds of JSON: the runs, what is damaged, and how many files are something else."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import unicodedata
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..records import SCHEMA
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run, as its record tells it. A number that the record lacks is NaN.
+
+    Attributes:
+        group: the folder of its comparison, relative to the records; "" where they lie at the top.
+        folder: its own folder, relative to the records.
+        curve: (step, validation) in the order of the steps.
+        shifts: score by shift and severity.
+        sharpness: by measure, ``lambda_max`` always among them.
+        step_s: median seconds of a step.
+    """
+
+    group: str
+    folder: str
+    task: str
+    label: str
+    contender: str
+    options: dict[str, Any]
+    seed: int
+    steps: int
+    purpose: str
+    diverged: bool
+    validation: float
+    test: float
+    curve: tuple[tuple[int, float], ...]
+    shifts: dict[str, dict[float, float]]
+    sharpness: dict[str, float]
+    step_s: float
+    gradients_per_step: float
+
+
+@dataclass
+class Found:
+    """What a folder holds.
+
+    Attributes:
+        entries: the runs, in the order of their paths.
+        damaged: (path, what is wrong) of each record that cannot be used.
+        others: how many JSON files are no records of runs.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    damaged: list[tuple[str, str]] = field(default_factory=list)
+    others: int = 0
+
+
+def number(value: Any) -> float:
+    """A number of a record, NaN where it has none. ``records.write`` puts infinity and NaN into words.
+
+    Example:
+        >>> number("inf"), number(2), number(None)
+        (inf, 2.0, nan)
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    return float(value) if value in ("inf", "-inf") else math.nan
+
+
+def text(value: Any) -> str:
+    """A name to show: control and formatting characters, such as one that turns the writing direction, become �."""
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{value!r} is not a name")
+    return "".join("�" if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn") else char for char in value)
+
+
+def find(root: Path) -> Found:
+    """Every record of a run below a folder; nothing in it can make this fail.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise ValueError(f"{root} is not a folder; give the folder of the records, or make some with 'hatam compare'")
+    found, times = Found(), dict[tuple[str, str, str], float]()
+    for path in sorted(path for path in root.rglob("*.json") if path.is_file()):
+        relative = path.relative_to(root)
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if _is_run(relative, record):
+                found.entries.append(_entry(relative, record))
+            else:
+                found.others += 1
+                times |= _times(relative, record)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            what = f"lacks {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+            found.damaged.append((text(relative.as_posix()), text(what.replace(str(root), root.name))))
+    found.entries = [
+        replace(e, step_s=times.get((e.group, e.task, e.contender), e.step_s)) if math.isnan(e.step_s) else e
+        for e in found.entries
+    ]
+    return found
+
+
+def _times(path: Path, record: Any) -> dict[tuple[str, str, str], float]:
+    """Seconds of a step by group, task and contender from a study's timing/TASK.json, for runs done in batches."""
+    if path.parent.name != "timing" or not isinstance(record, dict) or not isinstance(record.get("step_s"), dict):
+        return {}
+    group = text((path.parent.parent / "records").as_posix())
+    return {(group, text(record["task"]), text(name)): number(x) for name, x in record["step_s"].items()}
+
+
+def _is_run(path: Path, record: Any) -> bool:
+    """By its content, or else by its place: SEED.json in CONTENDER-DIGEST/."""
+    placed = path.stem.isdigit() and re.search(r"-[0-9a-f]{10}$", path.parent.name) is not None
+    return placed or (isinstance(record, dict) and isinstance(record.get("run"), dict))
+
+
+def _entry(path: Path, record: dict[str, Any]) -> Entry:
+    if record["schema"] != SCHEMA:
+        raise ValueError(f"schema {record['schema']!r} is not {SCHEMA}")
+    run, result, time = record["run"], record["result"], record.get("time") or {}
+    purpose = run.get("purpose", "final")
+    if path.stem != str(run["seed"]):
+        raise ValueError(f"seed {run['seed']!r} is not that of the file's name")
+    if purpose not in ("final", "tune"):
+        raise ValueError(f"purpose {purpose!r} is neither 'final' nor 'tune'")
+    score = result["test" if purpose == "final" else "validation"]
+    if math.isnan(number(score)) and score != "nan" and not isinstance(score, float):
+        raise ValueError(f"the score {score!r} is not a number")
+    sharpness = {text(key): number(value) for key, value in (result.get("sharpness") or {}).items()}
+    sharpness.setdefault("lambda_max", number(result.get("hessian_lambda_max")))
+    curve = sorted((int(point["step"]), number(point.get("validation"))) for point in record["curve"])
+    return Entry(
+        group="/".join(text(part) for part in path.parts[: -2 - len(Path(run["task"]).parts)]),
+        folder=text(path.parent.as_posix()),
+        task=text(run["task"]),
+        label=text(run["label"]),
+        contender=text(run["contender"]),
+        options=dict(run["options"]),
+        seed=int(run["seed"]),
+        steps=int(run["steps"]),
+        purpose=purpose,
+        diverged=result["status"] == "diverged",
+        validation=number(result.get("validation", curve[-1][1] if curve else None)),
+        test=number(result.get("test")),
+        curve=tuple(curve),
+        shifts={
+            text(name): {float(severity): number(score) for severity, score in sorted(scores.items(), key=_severity)}
+            for name, scores in (result.get("shifts") or {}).items()
+        },
+        sharpness=sharpness,
+        step_s=number(time.get("step_median_s")),
+        gradients_per_step=number(record.get("gradients_per_step")),
+    )
+
+
+def _severity(item: tuple[str, Any]) -> float:
+    return float(item[0])

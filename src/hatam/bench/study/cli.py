@@ -1,0 +1,215 @@
+"""The commands ``hatam study …``."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..contenders import known
+from ..tasks import all_tasks
+from . import coordinator
+from .coordinator import Coordinator
+from .local import LocalWorkers
+from .plans import PLANS, STAGES
+from .queue import Queue, Waiting, embedded
+from .stages import Spaces
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Tune, choose and judge all contenders by one protocol.\n\nExample: hatam study run --plan quick",
+)
+console = Console()
+
+NAME = typer.Option(help="Of the study; its folder below --results. Default: the plan's.")
+RESULTS = typer.Option(help="Folder of all studies.")
+STORAGE = typer.Option(
+    help="Address of the queue, such as postgresql://user@host/database. Default: a file in the study's folder."
+)
+BATCH = typer.Option(min=1, help="Jobs that a worker takes at a time.")
+JOBS = typer.Option(min=0, help="Processes on this machine. Default: the cores.")
+HEARTBEAT = typer.Option(min=1, help="Seconds between two signs of life of a worker; the same for all of a study.")
+
+
+@app.command()
+def run(
+    plan: Annotated[str, typer.Option(help=f"One of: {', '.join(PLANS)}.")] = "full",
+    name: Annotated[str | None, NAME] = None,
+    results: Annotated[Path, RESULTS] = Path("results"),
+    storage: Annotated[str | None, STORAGE] = None,
+    jobs: Annotated[int | None, JOBS] = None,
+    batch: Annotated[int, BATCH] = 8,
+    heartbeat: Annotated[int, HEARTBEAT] = 30,
+    retry_failed: Annotated[bool, typer.Option(help="Try jobs again that failed for good.")] = False,
+) -> None:
+    """Do a study, from its plan to its last record. The same command goes on where it was interrupted.
+
+    Where other machines work on it too, give them the same --storage: 'hatam study work --storage …'.
+
+    Example: hatam study run --plan quick --jobs 2
+    """
+    chosen, left_out = PLANS[known(plan, PLANS, "plan")].resolved(all_tasks())
+    _say([f"left out: {line}" for line in left_out])
+    name = name or chosen.name
+    folder = results / name
+    folder.mkdir(parents=True, exist_ok=True)
+    url, waiting = storage or embedded(folder), _waiting(heartbeat)
+    queue = Queue(url, name, waiting)
+    study = Coordinator(chosen, folder, queue, all_tasks(), cast(Spaces, importlib.import_module("hatam.bench.spaces")))
+    if retry_failed:
+        queue.try_again()
+    for task in study.time():
+        console.print(f"step times: {task}", highlight=False)
+    count = _count(jobs)
+    finished = study.step()  # so that what is recorded already is known
+    _predict(study, count)
+    try:
+        if not finished:
+            _lead(study, LocalWorkers(count, url, name, study.root, batch, waiting))
+    except KeyboardInterrupt:
+        console.print("interrupted; finished runs are kept, the same command goes on", soft_wrap=True)
+        raise typer.Exit(130) from None
+    _show_cost(study)
+    queue.close()
+    if study.failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def work(
+    name: Annotated[str, typer.Option(help="Of the study.")] = "full",
+    results: Annotated[Path, RESULTS] = Path("results"),
+    storage: Annotated[str | None, STORAGE] = None,
+    jobs: Annotated[int | None, JOBS] = None,
+    batch: Annotated[int, BATCH] = 8,
+    heartbeat: Annotated[int, HEARTBEAT] = 30,
+) -> None:
+    """Work on a study that 'hatam study run' leads, on this or on another machine, until it is finished.
+
+    Example: hatam study work --name full --storage postgresql://hatam@queue.example/hatam
+    """
+    folder = results / name
+    url = storage or embedded(_there(folder))
+    waiting = _waiting(heartbeat)
+    workers = LocalWorkers(_count(jobs), url, name, folder / "records", batch, waiting)
+    try:
+        while workers.watch():
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        console.print("interrupted; what was not finished is back in the queue", soft_wrap=True)
+        raise typer.Exit(130) from None
+    finally:
+        workers.end()
+
+
+@app.command()
+def status(
+    name: Annotated[str, typer.Option(help="Of the study.")] = "full",
+    results: Annotated[Path, RESULTS] = Path("results"),
+    storage: Annotated[str | None, STORAGE] = None,
+) -> None:
+    """Say how many jobs of each stage wait, run, are done or have failed, and why.
+
+    Example: hatam study status --name quick
+    """
+    queue = Queue(storage or embedded(_there(results / name)), name)
+    counts = {stage: dict.fromkeys(("waiting", "running", "complete", "failed"), 0) for stage in STAGES}
+    errors = []
+    for stage in queue.stages():
+        for state in queue.states(stage):
+            counts[stage.partition("/")[0]][state.state] += 1
+            if state.error is not None:
+                errors.append(f"failed: {stage}: {state.error}")
+    shown = Table("stage", *counts[STAGES[0]], title=f"{name}: {'finished' if queue.noted('finished') else 'open'}")
+    for stage, row in counts.items():
+        shown.add_row(stage, *map(str, row.values()))
+    console.print(shown)
+    _say(errors)
+
+
+@app.command()
+def collect(
+    name: Annotated[str, typer.Option(help="Of the study.")] = "full",
+    results: Annotated[Path, RESULTS] = Path("results"),
+    storage: Annotated[str | None, STORAGE] = None,
+) -> None:
+    """Write all records that the queue holds into the study's folder, for instance on another machine.
+
+    Example: hatam study collect --storage postgresql://hatam@queue.example/hatam
+    """
+    queue = Queue(storage or embedded(_there(results / name)), name)
+    count = coordinator.collect(queue, results / name / "records")
+    console.print(f"{count} records are in {results / name / 'records'}", soft_wrap=True, highlight=False)
+
+
+def _there(folder: Path) -> Path:
+    if not folder.exists():
+        raise ValueError(f"there is no study in {folder}; begin it with 'hatam study run', or give --storage")
+    return folder
+
+
+def _count(jobs: int | None) -> int:
+    return (os.cpu_count() or 1) if jobs is None else jobs
+
+
+def _waiting(heartbeat: int) -> Waiting:
+    return Waiting(heartbeat=heartbeat, grace=4 * heartbeat, poll=min(2.0, heartbeat / 2))
+
+
+def _predict(study: Coordinator, jobs: int) -> None:
+    left = timedelta(seconds=round((study.seconds_in_all() - study.seconds_done()) / max(1, jobs)))
+    many = len(study.cells)
+    console.print(f"{many} contenders on tasks to tune and judge; left: about {left} on {jobs} cores", highlight=False)
+
+
+def _lead(study: Coordinator, workers: LocalWorkers) -> None:
+    """Until the study is finished; progress is counted in seconds of work, as measured in the timing stage."""
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>5.1f}%"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        speed_estimate_period=1800,
+    )
+    try:
+        with bars:
+            bar = bars.add_task("study", total=study.seconds_in_all())
+            while not study.step():
+                bars.update(bar, completed=study.seconds_done())
+                workers.watch()
+                time.sleep(study.queue.waiting.poll)
+            bars.update(bar, completed=study.seconds_in_all())
+    finally:
+        workers.end()
+
+
+def _show_cost(study: Coordinator) -> None:
+    """What each contender's stages took, in thousands of gradients of a batch, and what failed."""
+    shown = Table("contender", *STAGES, "all", title="cost in thousands of gradients")
+    for contender in study.plan.contenders or ():
+        costs = [_cost(study, contender, stage) for stage in STAGES]
+        shown.add_row(contender, *(f"{cost / 1e3:.1f}" for cost in (*costs, sum(costs))))
+    console.print(shown)
+    _say([f"failed: {failure.stage} {failure.params}: {failure.error}" for failure in study.failures])
+
+
+def _cost(study: Coordinator, contender: str, stage: str) -> float:
+    cells = [cell for cell in study.cells if cell.contender == contender]
+    results = [study.result(run) for cell in cells for run in study.runs(cell, stage)]
+    return sum((float(result["gradients"]) for result in results if result is not None), 0.0)
+
+
+def _say(lines: list[str]) -> None:
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)

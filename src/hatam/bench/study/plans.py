@@ -1,0 +1,122 @@
+"""Plans: what a study compares, and how many settings and seeds it spends on each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..contenders import CONTENDERS, known
+from ..tasks import Task
+
+STAGES = ("tune", "select", "final", "sensitivity")
+FIRST_SEED = {"tune": 1000, "select": 2000, "final": 3000, "sensitivity": 4000}
+"""Where the seeds of a stage begin. No stage may use as many as lie between two of them: no seed is in two stages."""
+
+SOBOL_SEED = 20240229
+"""Scrambles the quasi-random settings; the same for all contenders."""
+
+COMPARISONS = ("steps", "time")
+TIME_UNIT = "sam"
+"""In the comparison "time" everyone has the time that this contender takes for the task's steps."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study does.
+
+    Attributes:
+        name: how the command line calls it.
+        summary: one line for lists.
+        tasks: names; None means every task whose data are there.
+        contenders: names; None means all.
+        comparisons: "steps" gives everyone the task's steps, "time" the time that SAM takes for them.
+        settings: quasi-random settings that stage "tune" tries for every contender.
+        finalists: the best of them, which stage "select" looks at again.
+        seeds: of each stage; 0 leaves the stage "sensitivity" out.
+        final_seeds: of stage "final" on tasks on which a run takes long.
+        factors: by which stage "sensitivity" changes an option of the winner.
+        chunk: the most runs that a worker takes at a time.
+    """
+
+    name: str
+    summary: str
+    tasks: tuple[str, ...] | None = None
+    contenders: tuple[str, ...] | None = None
+    comparisons: tuple[str, ...] = COMPARISONS
+    settings: int = 24
+    finalists: int = 3
+    seeds: Mapping[str, int] = field(
+        default_factory=lambda: {"tune": 2, "select": 6, "final": 20, "sensitivity": 4},
+    )
+    final_seeds: Mapping[str, int] = field(default_factory=dict)
+    factors: tuple[float, ...] = (0.25, 0.5, 2.0, 4.0)
+    chunk: int = 6
+
+    def seeds_of(self, stage: str, task: str) -> range:
+        """The seeds of a stage on a task.
+
+        Example:
+            >>> Plan("p", "", final_seeds={"slow": 8}).seeds_of("final", "slow")
+            range(3000, 3008)
+        """
+        count = self.seeds[stage]
+        if stage == "final":
+            count = self.final_seeds.get(task, count)
+        return range(FIRST_SEED[stage], FIRST_SEED[stage] + count)
+
+    def resolved(self, tasks: Mapping[str, Task]) -> tuple[Plan, list[str]]:
+        """The plan with every name written out, and in words what is left out because its data are missing.
+
+        Raises:
+            ValueError: an unknown name, a task named here whose data are missing, or a number out of range.
+        """
+        self._check_numbers()
+        left_out = []
+        for name in tasks if self.tasks is None else self.tasks:
+            reason = tasks[known(name, tasks, "task")].missing()
+            if reason and self.tasks is not None:
+                raise ValueError(f"task {name!r} of plan {self.name!r} cannot run: {reason}")
+            if reason:
+                left_out.append(f"{name}: {reason}")
+        chosen = self.tasks or tuple(name for name in tasks if not tasks[name].missing())
+        contenders = tuple(known(name, CONTENDERS, "contender") for name in self.contenders or CONTENDERS)
+        for name in self.comparisons:
+            known(name, COMPARISONS, "comparison")
+        changed: dict[str, Any] = {"tasks": chosen, "contenders": contenders}
+        return Plan(**{**vars(self), **changed}), left_out
+
+    def _check_numbers(self) -> None:
+        room = min(abs(a - b) for a in FIRST_SEED.values() for b in FIRST_SEED.values() if a != b)
+        for stage, count in [*self.seeds.items(), *(("final", count) for count in self.final_seeds.values())]:
+            low = 0 if stage == "sensitivity" else 1
+            if not low <= count < room:
+                raise ValueError(f"seeds[{stage!r}]={count!r} of plan {self.name!r} is not in [{low}, {room})")
+        if not 1 <= self.finalists <= self.settings:
+            raise ValueError(f"finalists={self.finalists!r} of plan {self.name!r} is not in [1, {self.settings}]")
+        if self.chunk < 1:
+            raise ValueError(f"chunk={self.chunk!r} of plan {self.name!r} must be at least 1")
+
+    def as_json(self) -> dict[str, Any]:
+        """For the file that says with which plan a study was begun; without the words."""
+        return {key: list(x) if isinstance(x, tuple) else x for key, x in asdict(self).items() if key != "summary"}
+
+
+def _by_name(plans: Iterable[Plan]) -> dict[str, Plan]:
+    return {plan.name: plan for plan in plans}
+
+
+PLANS = _by_name(
+    [
+        Plan("full", "every task and every contender; about 8 hours on 2 cores"),
+        Plan(
+            "quick",
+            "a first look on MNIST-1D; about 15 minutes on 2 cores, too few settings and seeds for claims",
+            tasks=("mnist1d-mlp", "mnist1d-conv"),
+            contenders=("adamw", "sam", "msam", "hatam"),
+            settings=8,
+            finalists=2,
+            seeds={"tune": 1, "select": 2, "final": 5, "sensitivity": 0},
+        ),
+    ]
+)

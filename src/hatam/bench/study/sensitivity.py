@@ -1,0 +1,54 @@
+"""Stage "sensitivity": one option of the winner is changed at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hatam.forms import FORMS
+from hatam.modulators import MODULATORS
+from hatam.options import DEFAULT_FADE
+
+SCALED = ("lr", "gamma", "modulator_cap", "fade", "rho")
+"""Options that are multiplied by a factor; of ``beta_c`` it is the time constant 1 / (1 − βc)."""
+
+
+def explicit(options: Mapping[str, Any]) -> dict[str, float]:
+    """The options that can be changed, with the number that a None stands for; those without effect left out.
+
+    Example:
+        >>> explicit({"lr": 0.1, "gamma": 1.0, "form": "decoupled", "modulator": "uniform", "beta1": 0.9,
+        ...           "modulator_cap": None, "fade": None, "beta_c": None})
+        {'lr': 0.1, 'gamma': 1.0, 'fade': 0.1, 'beta_c': 0.9}
+    """
+    values = {name: options.get(name) for name in (*SCALED, "beta_c")}
+    if options.get("form") in FORMS:
+        form = FORMS[options["form"]]
+        meant: dict[str, Any] = {
+            "modulator_cap": form.cap if MODULATORS[options["modulator"]].needs_mean else None,
+            "fade": DEFAULT_FADE if form.fades else None,
+            "beta_c": options["beta1"] if form.beta_c is None else form.beta_c,
+        }
+        values = {name: meant.get(name) if value is None else value for name, value in values.items()}
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, (int, float)) and 0 < value < float("inf")
+    }
+
+
+def variations(options: Mapping[str, Any], factors: Sequence[float]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """What is changed, and the complete options with that change; a value out of its range is left out.
+
+    Example:
+        >>> [changed for changed, _ in variations({"lr": 0.1, "rho": 0.5}, [0.5, 2.0])]
+        [{'lr': 0.05}, {'lr': 0.2}, {'rho': 0.25}, {'rho': 1.0}]
+    """
+    found = []
+    for name, value in explicit(options).items():
+        for factor in factors:
+            new = 1 - (1 - value) / factor if name == "beta_c" else value * factor
+            if (name == "beta_c" and new < 0) or (name == "fade" and new > 1):
+                continue
+            found.append(({name: new}, {**options, name: new}))
+    return found

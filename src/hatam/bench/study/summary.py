@@ -1,0 +1,59 @@
+"""What became of a cell: one file that says what was tried, what won, what it cost, and where the records lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from .. import records
+from .plans import STAGES
+from .stages import Cell, Setting, runs_of, score
+
+if TYPE_CHECKING:
+    from .coordinator import Coordinator
+
+
+def path_of(folder: Path, cell: Cell) -> Path:
+    """Where the file of a cell lies."""
+    return folder / "cells" / cell.task.name / f"{cell.contender}-{cell.comparison}.json"
+
+
+def write(study: Coordinator, cell: Cell) -> None:
+    """Write the file of a cell whose stages are all over."""
+    winner = study.settings(cell, "final")
+    record = {
+        "schema": records.SCHEMA,
+        "task": cell.task.name,
+        "contender": cell.contender,
+        "comparison": cell.comparison,
+        "steps": cell.steps,
+        "winner": winner[0]._asdict() if winner else None,
+        "stages": {stage: _stage(study, cell, stage) for stage in STAGES},
+        "failed": [failure._asdict() for failure in study.failures if failure.stage.endswith(f"/{cell.name}")],
+    }
+    records.write(path_of(study.folder, cell), record)
+
+
+def _stage(study: Coordinator, cell: Cell, stage: str) -> dict[str, Any]:
+    """The settings of a stage with their validation scores, and what they cost in gradients of a batch."""
+    settings = [_setting(study, cell, stage, setting) for setting in study.settings(cell, stage)]
+    return {
+        "gradients": sum(setting["gradients"] for setting in settings),
+        "runs": sum(len(setting["records"]) for setting in settings),
+        "diverged": sum(setting["diverged"] for setting in settings),
+        "settings": settings,
+    }
+
+
+def _setting(study: Coordinator, cell: Cell, stage: str, setting: Setting) -> dict[str, Any]:
+    runs = [(run, study.result(run)) for run in runs_of(cell, study.plan, stage, setting.options)]
+    done = [(run, record) for run, record in runs if record is not None]
+    scores = [score(record, cell.task) * (1 if cell.task.higher_is_better else -1) for _, record in done]
+    return {
+        **setting._asdict(),
+        "validation": fmean(scores) if scores else None,
+        "diverged": sum(record["result"]["status"] == "diverged" for _, record in done),
+        "gradients": sum(record["gradients"] for _, record in done),
+        "records": [run.path(study.root).relative_to(study.folder).as_posix() for run, _ in done],
+    }

@@ -1,0 +1,88 @@
+"""The timing stage: what a step of every contender costs on a task, measured in turns in one process."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from .. import records
+from ..contenders import CONTENDERS, parse
+from ..tasks import Task
+from ..training import evaluate
+from .plans import TIME_UNIT
+
+ROUNDS, STEPS_A_ROUND, WARM_UP = 12, 5, 3
+
+
+def measure(task: Task, contenders: Sequence[str]) -> dict[str, Any]:
+    """Median times in seconds of a step of each contender, at its default options, and of one validation.
+
+    All take turns, a few steps each, on one thread: what disturbs the machine disturbs all of them.
+    """
+    names = [*contenders, *([] if TIME_UNIT in contenders else [TIME_UNIT])]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        torch.manual_seed(0)
+        data = task.data()
+        trainers = {
+            name: CONTENDERS[name].train(task.model(), task.loss, {**parse(name, task.name)[1], "lr": 1e-3})
+            for name in names
+        }
+        times: dict[str, list[float]] = {name: [] for name in names}
+        x, y = data.train.x[: task.batch_size], data.train.y[: task.batch_size]
+        for round_ in range(ROUNDS + 1):
+            for name, trainer in trainers.items():
+                for _ in range(STEPS_A_ROUND if round_ else WARM_UP):
+                    before = time.perf_counter()
+                    trainer.step(x, y)
+                    if round_:
+                        times[name].append(time.perf_counter() - before)
+        before = time.perf_counter()
+        evaluate(task, next(iter(trainers.values())).model, data.validation)
+        evaluation = time.perf_counter() - before
+    finally:
+        torch.set_num_threads(threads)
+    return {
+        "schema": records.SCHEMA,
+        "task": task.name,
+        "environment": records.environment(),
+        "step_s": {name: median(values) for name, values in times.items()},
+        "evaluation_s": evaluation,
+    }
+
+
+def read_or_measure(task: Task, contenders: Sequence[str], path: Path) -> dict[str, Any]:
+    """The recorded times, or new ones, which are then recorded.
+
+    Raises:
+        ValueError: the record is damaged or lacks a contender; the message names it.
+    """
+    if not path.exists():
+        records.write(path, measure(task, contenders))
+    try:
+        timing: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        _ = [float(timing["step_s"][name]) for name in (*contenders, TIME_UNIT)], float(timing["evaluation_s"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a record of the times on {task.name} ({error!r}); remove it and run again"
+        ) from error
+    return timing
+
+
+def steps_in_time(task: Task, contender: str, timing: dict[str, Any]) -> int:
+    """How many steps a contender makes in the time that SAM takes for the task's.
+
+    Example:
+        >>> from hatam.bench.tasks import all_tasks
+        >>> steps_in_time(all_tasks()["mnist1d-mlp"], "adamw", {"step_s": {"adamw": 1.0, "sam": 1.9}})
+        3800
+    """
+    share: float = timing["step_s"][TIME_UNIT] / timing["step_s"][contender]
+    return max(2, round(task.steps * share))

@@ -1,0 +1,278 @@
+"""The report: what it says, what it bears, and that the same records give the same bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_records import LABELS, put, rich
+from typer.testing import CliRunner
+
+from hatam.bench import report
+from hatam.bench.cli import app
+from hatam.bench.contenders import CONTENDERS
+from hatam.bench.report import compared, figures, load, overall, sections, sensitivity, style, summary, tabulate
+from hatam.bench.tasks import all_tasks
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report on the rich records."""
+    folder = tmp_path_factory.mktemp("report")
+    report.write(rich(folder / "records"), folder / "out")
+    return folder
+
+
+def comparisons_of(root: Path) -> list[compared.Comparison]:
+    return compared.comparisons(load.find(root).entries)[0]
+
+
+def table_of(root: Path) -> dict[str, dict[str, str]]:
+    """The first table of results: column by label."""
+    found = comparisons_of(root)
+    table = tabulate.results(found[0], tabulate.corrected(found), sections.sources([], ""))
+    return {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_the_same_records_give_the_same_bytes(made: Path) -> None:
+    done = CliRunner().invoke(app, ["report", str(made / "records"), "--out", str(made / "again")])
+    assert done.exit_code == 0
+    assert "damaged and left out: study/mnist1d-mlp/adamw-0123456789/<b>/0.json" in done.output
+    assert digests(made / "again") == digests(made / "out")
+
+
+def test_the_page_is_whole_and_small(made: Path) -> None:
+    page = (made / "out" / "index.html").read_text(encoding="utf-8")
+    assert len(page.encode()) < 3e6
+    assert str(made) not in page
+    assert not re.search(r"(src|srcset|url\()\s*=?\s*[\"']?(https?:)?//", page)
+    assert page.count("<table>") == page.count("Markdown<span") > 5
+    for figure in re.findall(r'href="(figures/[^"]+|tables/[^"]+)"', page):
+        assert (made / "out" / figure).stat().st_size > 50
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'"#([^"]+)"|\(#([^)]+)\)', page)) <= {(each, "") for each in ids} | {("", e) for e in ids}
+
+
+def test_hostile_names_are_text(made: Path) -> None:
+    page = (made / "out" / "index.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "<i>shear" not in page
+    assert "<b>" not in page
+    for path in (made / "out").rglob("*.svg"):
+        ET.fromstring(path.read_text(encoding="utf-8"))
+    assert all("<script" not in path.read_text(encoding="utf-8") for path in (made / "out").rglob("*.md"))
+
+
+def test_what_was_left_out_is_said(made: Path) -> None:
+    page = (made / "out" / "index.html").read_text(encoding="utf-8")
+    assert "Other JSON files, left out: 1." in page
+    assert "Damaged records, left out: 1:" in page
+    assert "adamw-0123456789/&lt;b&gt;/0.json" in page
+    assert "is not known to this version" in page
+    assert "of them 85 final and 24 of tuning" in page
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"schema": 0}, "schema 0"),
+        ({"result": {}}, "status|test"),
+        ({"result": {"status": "ok", "test": "high"}}, "'high'"),
+        ({"run": {"seed": 0}}, "task"),
+        ({"curve": [{"step": "x"}]}, "'x'"),
+        ({"curve": None}, "NoneType"),
+    ],
+)
+def test_a_damaged_record_is_named_with_what_is_wrong(tmp_path: Path, change: dict[str, object], what: str) -> None:
+    path = put(tmp_path, "adamw", 0, 1.0)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    found = load.find(tmp_path)
+    assert not found.entries
+    [(name, why)] = found.damaged
+    assert name == path.relative_to(tmp_path).as_posix()
+    assert re.search(what, why)
+
+
+def test_numbers_of_the_results(tmp_path: Path) -> None:
+    for seed, (base, own) in enumerate([(70.0, 72.0), (71.0, 72.0), (72.0, 75.0)]):
+        put(tmp_path, "adamw", seed, base)
+        put(tmp_path, "sam", seed, own, time={"step_median_s": 0.025})
+    row = table_of(tmp_path)["sam"]
+    assert (row["n"], row["mean"], row["time/step"], row["gradients/step"]) == ("3", "73.00", "2.50", "2.00")
+    assert row["− AdamW"] == "+2.00 [-0.48, +4.48]"  # Student's t with 2 degrees of freedom: 2 ± 4.303 / sqrt(3)
+    assert row["p"] == row["p, Holm"] == "0.074"
+
+
+def test_records_with_nothing_but_the_needful(tmp_path: Path) -> None:
+    for seed in range(2):
+        for label in ("adamw", "sam"):
+            path = put(tmp_path, label, seed, 1.0 + seed, time={"step_median_s": None})
+            record = json.loads(path.read_text())
+            del record["time"], record["gradients_per_step"], record["result"]["hessian_lambda_max"]
+            path.write_text(json.dumps({**record, "curve": []}))
+    row = table_of(tmp_path)["sam"]
+    assert (row["mean"], row["time/step"], row["gradients/step"], row["λ_max"]) == ("1.5000", "–", "–", "–")
+    report.write(tmp_path, tmp_path / "out")
+
+
+def test_a_batched_run_has_the_studys_time(tmp_path: Path) -> None:
+    for label in ("adamw", "sam"):
+        put(tmp_path / "full" / "records", label, 0, 1.0, time={"step_median_s": None})
+    (tmp_path / "full" / "timing").mkdir()
+    timing = {"task": "mnist1d-mlp", "step_s": {"adamw": 0.5, "sam": 1.5}}
+    (tmp_path / "full" / "timing" / "mnist1d-mlp.json").write_text(json.dumps(timing))
+    assert table_of(tmp_path)["sam"]["time/step"] == "3.00"
+
+
+def test_a_run_without_a_score_counts_as_diverged_and_is_last(tmp_path: Path) -> None:
+    for seed in range(3):
+        put(tmp_path, "adamw", seed, 70.0)
+        lost = {"status": "diverged", "test": math.nan} if seed == 0 else {}
+        put(tmp_path, "sam", seed, 80.0, result=lost)
+    row = table_of(tmp_path)["sam"]
+    assert (row["n"], row["mean"], row["diverged"]) == ("2", "80.00", "1")
+    comparison = comparisons_of(tmp_path)
+    assert summary.mean_ranks([compared.shared(comparison[0], ["adamw", "sam"])]).tolist() == [1.0, 2.0]
+    table = tabulate.diverged(load.find(tmp_path).entries, "")
+    assert ("sam", "mnist1d-mlp", "final", "3", "1") in table.rows
+
+
+def test_lower_is_better_is_heeded_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = dataclasses.replace(all_tasks()["mnist1d-mlp"], metric_name="bits per byte", higher_is_better=False)
+    monkeypatch.setitem(all_tasks(), "mnist1d-mlp", task)
+    for seed in range(3):
+        for label, score in (("adamw", 2.0), ("sam", 1.0)):
+            shifts = {"noise": {"1.0": score * 2, "2.0": score * 3}}
+            put(tmp_path, label, seed, score + seed / 10, result={"shifts": shifts})
+    for lr, score in ((0.1, 3.0), (0.1, 2.0), (0.2, 2.5)):
+        put(tmp_path, "adamw", 7, score, purpose="tune", options={"lr": lr, "eps": score})
+    look = style.looks(["adamw", "sam"])
+    [comparison] = comparisons_of(tmp_path)
+    nothing = sections.sources([], "")
+    assert "sam: 1.00 [1.00, 1.00]; adamw: 2.00" in overall.ranks([comparison], look, nothing).alt
+    assert "sam: cheapest on 100%" in overall.profiles([comparison], look, nothing).alt
+    assert "(lower is better)" in figures.curves(comparison, look, nothing).caption
+    assert [row[:2] for row in tabulate.corruption(comparison, nothing).rows] == [("adamw", "100.0"), ("sam", "50.0")]
+    tune = [entry for entry in load.find(tmp_path).entries if entry.purpose == "tune"]
+    assert "adamw: 2 at 0.1, 2.5 at 0.2" in sensitivity.figures(tune, look, "")[0].alt
+
+
+def test_corruption_error_is_of_what_is_missing_to_100(tmp_path: Path) -> None:
+    for label, score in (("adamw", 80.0), ("sam", 90.0)):
+        shifts = {"noise": {"1.0": score, "2.0": score}, "shear": {"1.0": score - 20}}
+        put(tmp_path, label, 0, score, result={"shifts": shifts})
+    table = tabulate.corruption(comparisons_of(tmp_path)[0], sections.sources([], ""))
+    assert table.rows[1] == ("sam", "62.5", "–", "50.0", "75.0")
+
+
+def test_a_contender_has_its_own_sensitivity(made: Path) -> None:
+    entries = [entry for entry in load.find(made / "records").entries if entry.purpose == "tune"]
+    drawn = sensitivity.figures(entries, style.looks(["adamw", "hatam"]), "")
+    assert [figure.title.split(":")[0] for figure in drawn] == [
+        f"Sensitivity to {option}" for option in ("lr", "gamma", "modulator_cap")
+    ]
+    assert re.search(r"adamw: .*hatam: .*70 at", drawn[0].alt)
+    assert "n = 24 settings" in drawn[0].caption
+    assert "at default" in drawn[2].alt
+    assert "at ∞" in drawn[2].alt
+
+
+def test_settings_of_one_label_are_told_apart(tmp_path: Path) -> None:
+    for gamma in (1, 2):
+        put(tmp_path, "hatam", 0, 70.0 + gamma, options={"gamma": gamma})
+    [comparison] = comparisons_of(tmp_path)
+    assert sorted(c.score.mean for c in comparison.contestants) == [71.0, 72.0]
+    assert all(re.fullmatch(r"hatam \[[0-9a-f]{10}\]", c.label) for c in comparison.contestants)
+    assert "told apart" in sections.build(load.find(tmp_path), "r")[0].notes[0]
+
+
+def test_equal_steps_and_equal_time_are_two_comparisons(tmp_path: Path) -> None:
+    for label, steps in (("adamw", 100), ("adamw", 200), ("sam", 100), ("hatam", 100), ("hatam", 190)):
+        put(tmp_path, label, 0, 70.0, steps=steps)
+    steps = {each.budget: {c.label: c.runs[0].steps for c in each.contestants} for each in comparisons_of(tmp_path)}
+    assert steps == {
+        "equal steps": {"adamw": 100, "sam": 100, "hatam": 100},
+        "own steps": {"adamw": 200, "sam": 100, "hatam": 190},
+    }
+
+
+def test_the_command_makes_these_records(tmp_path: Path) -> None:
+    put(tmp_path, "hatam", 3, 70.0, options={**CONTENDERS["hatam"].options, "gamma": 5.0, "modulator_cap": math.inf})
+    command = sections.build(load.find(tmp_path), "r")[0].tables[0].sources.command
+    assert "--contender hatam:gamma=5.0,modulator_cap=inf --seeds 1 --first-seed 3 --steps 100 --records r" in command
+
+
+def test_nothing_at_all_still_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "records").mkdir()
+    report.write(tmp_path / "records", tmp_path / "out")
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert page.count('class="missing"') == len(sections.build(load.Found(), "r"))
+    assert "hatam compare --task" in page
+    with pytest.raises(ValueError, match="hatam compare"):
+        report.write(tmp_path / "none", tmp_path / "out")
+
+
+def test_names_keep_their_distance_and_their_order() -> None:
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 7, 12):
+        wanted = rng.uniform(0, 10, n)
+        places = np.array(style.spread(list(wanted), gap=0.8, top=10.0))
+        order = np.argsort(wanted)
+        assert (np.diff(places[order]) >= 0.8 - 1e-9).all()
+        assert places.min() >= 0
+        assert places.max() <= 10
+    assert style.spread([1.0, 5.0], gap=0.8, top=10.0) == [1.0, 5.0]
+    assert style.spread([5.0, 5.0], gap=2.0, top=10.0) == [4.0, 6.0]
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+
+def test_colours_show_on_both_pages_and_looks_differ() -> None:
+    css = (Path(report.__file__).parent / "page.css").read_text(encoding="utf-8")
+    papers = [luminance(colour) for colour in re.findall(r"--paper: (#\w{6})", css)]
+    assert len(papers) == 2
+    for colour in style.COLOURS:
+        for paper in papers:
+            low, high = sorted((luminance(colour), paper))
+            assert (high + 0.05) / (low + 0.05) >= 3
+    looks = style.looks(str(i) for i in range(72))
+    assert len({(look.colour, look.marker, look.stroke) for look in looks.values()}) == 72
+    twins = style.looks(["a" * 15 + end + "b" * 15 for end in "xy"])
+    assert len({look.name for look in twins.values()}) == 2
+
+
+def test_holm_and_resampling_against_known_values() -> None:
+    assert summary.holm([0.01, 0.02, 0.9]) == pytest.approx([0.03, 0.04, 0.9])
+    assert summary.holm([0.6, 0.7]) == [1.0, 1.0]
+    table = np.array([[1.0, 2.0, 3.0, 4.0] * 25])
+    low, high = summary.resampled(lambda drawn: drawn[0].mean(axis=-1), [table])
+    assert low[0] == pytest.approx(2.5 - 1.96 * math.sqrt(1.25 / 100), abs=0.03)
+    assert high[0] == pytest.approx(2.5 + 1.96 * math.sqrt(1.25 / 100), abs=0.03)
+
+
+def test_every_label_of_the_page_is_in_its_alternatives(made: Path) -> None:
+    found = comparisons_of(made / "records")
+    assert len(found) == 3
+    for comparison in found:
+        labels = [c.label for c in comparison.contestants]
+        figure = figures.curves(comparison, style.looks(labels), sections.sources([], ""))
+        assert set(LABELS) <= set(labels)
+        assert all(label in figure.alt for label in LABELS)

@@ -1,0 +1,362 @@
+"""The study: what its stages run, that test data stay unseen, and that nothing is lost or done twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from study_tiny import SPACES, TASKS, load, make_plan, make_task
+from typer.testing import CliRunner
+
+from hatam.bench import records
+from hatam.bench.cli import app
+from hatam.bench.study import timing, worker
+from hatam.bench.study.coordinator import Coordinator, collect
+from hatam.bench.study.plans import FIRST_SEED, PLANS, STAGES, Plan
+from hatam.bench.study.queue import RETRIES, Queue, Waiting, embedded
+from hatam.bench.study.stages import Cell, best, quasi_random, score, settings_of
+from hatam.bench.tasks import Data, Task, all_tasks
+from hatam.bench.training import train
+
+SCRIPT = Path(__file__).with_name("study_tiny.py")
+TINY = {**all_tasks(), **TASKS}
+QUICK = Waiting(heartbeat=1, grace=2, patience=2.0, poll=0.05)
+
+
+def make_study(folder: Path, plan: Plan | None = None, tasks: dict[str, Task] = TINY) -> Coordinator:
+    """A study whose times are known."""
+    resolved, _ = (plan or make_plan()).resolved(tasks)
+    for name in resolved.tasks:
+        path = folder / "timing" / f"{name}.json"
+        if not path.exists():
+            records.write(path, {"step_s": {"adamw": 1.0, "hatam": 1.25, "sam": 2.0}, "evaluation_s": 1.0})
+    study = Coordinator(resolved, folder, Queue(embedded(folder), "tiny", QUICK), tasks, SPACES)
+    list(study.time())
+    return study
+
+
+def lead(study: Coordinator, tasks: dict[str, Task] = TINY) -> None:
+    """To its end, in this process."""
+    while not study.step():
+        worker.work(study.queue, study.root, tasks, stay=False)
+
+
+def cell_file(folder: Path, name: str = "tiny/adamw-steps") -> dict[str, Any]:
+    return json.loads((folder / "cells" / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Coordinator:
+    plan = make_plan(seeds={"tune": 2, "select": 3, "final": 3, "sensitivity": 2}, factors=(0.5, 2.0))
+    study = make_study(tmp_path_factory.mktemp("study"), plan)
+    lead(study)
+    return study
+
+
+def test_every_stage_runs_what_the_protocol_says(finished: Coordinator) -> None:
+    for contender, knobs in (("adamw", 1), ("hatam", 5)):
+        cell = cell_file(finished.folder, f"tiny/{contender}-steps")
+        settings = {stage: len(cell["stages"][stage]["settings"]) for stage in STAGES}
+        variants = 1 + 2 * knobs
+        assert settings == {"tune": 4, "select": 2, "final": 1, "sensitivity": variants}
+        assert [cell["stages"][stage]["runs"] for stage in STAGES] == [4 * 2, 2 * 3, 3, 2 * variants]
+        assert cell["stages"]["tune"]["gradients"] == 4 * 2 * 6
+        assert not cell["failed"]
+    assert len(records.read_all(finished.root)) == sum((8 + 6 + 3 + 2 * (1 + 2 * knobs)) for knobs in (1, 5))
+
+
+def test_the_winner_is_the_best_finalist_over_all_its_seeds(finished: Coordinator) -> None:
+    cell = next(cell for cell in finished.cells if cell.contender == "hatam")
+    lrs = {stage: [s.params["lr"] for s in finished.settings(cell, stage)] for stage in STAGES[:3]}
+    scores: dict[float, dict[int, float]] = {}
+    for record in records.read_all(finished.root):
+        run = record["run"]
+        if run["contender"] == "hatam" and run["purpose"] == "tune" and run["seed"] < FIRST_SEED["final"]:
+            scores.setdefault(run["options"]["lr"], {})[run["seed"]] = record["result"]["validation"]
+    by_tuning = sorted(lrs["tune"], key=lambda lr: -sum(scores[lr][seed] for seed in (1000, 1001)))
+    assert lrs["select"] == by_tuning[:2]
+    assert lrs["final"] == [max(lrs["select"], key=lambda lr: sum(scores[lr].values()))]
+    assert all(len(scores[lr]) == 5 for lr in lrs["select"])
+
+
+def test_no_seed_is_in_two_stages(finished: Coordinator) -> None:
+    for plan in (finished.plan, *PLANS.values()):
+        for one, other in itertools.combinations(STAGES, 2):
+            assert not set(plan.seeds_of(one, "tiny")) & set(plan.seeds_of(other, "tiny"))
+    final = {r["run"]["seed"] for r in records.read_all(finished.root) if "test" in r["result"]}
+    assert final == {3000, 3001, 3002}
+    with pytest.raises(ValueError, match=r"seeds\['tune'\]=1001"):
+        make_plan(seeds={"tune": 1001, "select": 1, "final": 1, "sensitivity": 0}).resolved(TINY)
+
+
+class Spied(tuple[torch.Tensor, torch.Tensor]):
+    """A split that tells when it is read."""
+
+    reads = 0
+    x = property(lambda self: self._read(0))
+    y = property(lambda self: self._read(1))
+
+    def _read(self, index: int) -> torch.Tensor:
+        Spied.reads += 1
+        return self[index]
+
+
+def test_tuning_never_reads_the_test_data(tmp_path: Path) -> None:
+    data = load()
+    task = make_task("tiny", data=lambda: Data(data.train, data.validation, Spied(data.test)))
+    study = make_study(tmp_path, make_plan(contenders=("adamw",)), {"tiny": task})
+    Spied.reads = 0
+    for _ in range(2):  # tune, select
+        assert not study.step()
+        worker.work(study.queue, study.root, {"tiny": task}, stay=False)
+    assert len(records.read_all(study.root)) == 14
+    assert Spied.reads == 0
+    lead(study, {"tiny": task})
+    assert Spied.reads > 0
+
+
+def test_settings_are_quasi_random_and_the_same_every_time() -> None:
+    space = SPACES.space("adamw", "tiny")
+    points = [point["lr"] for point in quasi_random(space, 16)]
+    assert points == [point["lr"] for point in quasi_random(space, 16)]
+    sixteenths = sorted(int(16 * (math.log10(lr) + 4) / 4) for lr in points)
+    assert sixteenths == list(range(16))  # one in each: that is what Sobol's sequence promises
+
+
+def test_same_time_gives_the_cheaper_contender_more_steps(tmp_path: Path) -> None:
+    study = make_study(tmp_path, make_plan(contenders=("adamw", "sam"), comparisons=("steps", "time")))
+    steps = {(cell.contender, cell.comparison): cell.steps for cell in study.cells}
+    assert steps == {("adamw", "steps"): 6, ("adamw", "time"): 12, ("sam", "steps"): 6}
+
+
+def test_step_times_are_measured() -> None:
+    measured = timing.measure(TASKS["tiny"], ["adamw"])
+    assert measured["step_s"].keys() == {"adamw", "sam"}
+    assert 1 < measured["step_s"]["sam"] / measured["step_s"]["adamw"] < 10
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_the_better_score_wins_and_a_diverged_one_never(higher: bool) -> None:
+    task = dataclasses.replace(TASKS["tiny"], higher_is_better=higher)
+    cell, plan = Cell(task, "adamw", "steps", 6), make_plan()
+    settings = settings_of(cell, plan, "tune", SPACES, lambda run: None)
+    results = {
+        setting.options["lr"]: {"result": {"status": status, "validation": value}}
+        for setting, status, value in zip(
+            settings, ("ok", "diverged", "ok", "ok"), (1.0, 9.0 if higher else -9.0, 2.0, math.nan), strict=True
+        )
+    }
+    ranked = best(cell, plan, ("tune",), settings, lambda run: results[run.options["lr"]])
+    order = [settings.index(setting) for setting in ranked]
+    assert order[:2] == ([2, 0] if higher else [0, 2])
+    assert score(results[settings[1].options["lr"]], task) == -math.inf
+
+
+def test_a_diverged_run_is_a_result(tmp_path: Path) -> None:
+    def lost(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return outputs.sum(1) * math.inf
+
+    tasks = {"tiny": make_task("tiny", loss=lost)}
+    study = make_study(tmp_path, make_plan(contenders=("adamw",)), tasks)
+    lead(study, tasks)
+    cell = cell_file(tmp_path)
+    assert not study.failures
+    assert cell["stages"]["tune"]["diverged"] == 8
+    assert cell["winner"] is not None
+
+
+def test_a_task_that_raises_is_tried_again_reported_and_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: Counter[str] = Counter()
+    execute = worker.execute
+
+    def counted(runs: Any, progress: Any, *, task: Task) -> Any:
+        calls[task.name] += bool(runs)
+        return execute(runs, progress, task=task)
+
+    monkeypatch.setattr(worker, "execute", counted)
+    study = make_study(tmp_path, make_plan(tasks=("tiny", "raising"), contenders=("adamw",)))
+    lead(study)
+    assert calls["raising"] == 4 * (1 + RETRIES)
+    assert len(study.failures) == 4
+    assert all("ArithmeticError: this model cannot be built" in failure.error for failure in study.failures)
+    assert cell_file(tmp_path)["winner"] is not None
+    failed = cell_file(tmp_path, "raising/adamw-steps")
+    assert failed["winner"] is None
+    assert len(failed["failed"]) == 4
+    study.queue.try_again()
+    repaired = {**TINY, "raising": make_task("raising")}
+    again = make_study(tmp_path, study.plan, repaired)
+    lead(again, repaired)
+    assert not again.failures
+    assert cell_file(tmp_path, "raising/adamw-steps")["winner"] is not None
+
+
+def test_what_has_a_record_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lead(make_study(tmp_path))
+    (tmp_path / "queue.sqlite3").unlink()
+    for path in (tmp_path / "records").rglob("3001.json"):
+        path.unlink()
+    ran: list[int] = []
+    monkeypatch.setattr(
+        "hatam.bench.execution.train", lambda task, run, progress: (ran.append(run.seed), train(task, run))[1]
+    )
+    lead(make_study(tmp_path))
+    assert ran == [3001, 3001]
+
+
+def test_records_come_home_from_the_queue_alone(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "here")
+    while not study.step():
+        worker.work(study.queue, tmp_path / "there", TINY, stay=False)  # a worker on another machine
+    home = records.read_all(study.root)
+    assert home == records.read_all(tmp_path / "there")
+    assert collect(study.queue, tmp_path / "third") == len(home)
+    assert records.read_all(tmp_path / "third") == home
+
+
+@pytest.mark.parametrize("content", ["", '{"schema": 1}'])
+def test_a_damaged_record_is_named_and_its_job_goes_back(tmp_path: Path, content: str) -> None:
+    study = make_study(tmp_path, make_plan(contenders=("adamw",)))
+    study.step()
+    run = study.runs(study.cells[0], "tune")[1]
+    path = run.path(study.root)
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"{path.parent.name}/1001\.json is not a record"):
+        worker.work(study.queue, study.root, TINY, stay=False)
+    assert Counter(state.state for state in study.queue.states("tune/tiny/adamw/steps")) == {"waiting": 4}
+    with pytest.raises(ValueError, match=r"1001\.json is not a record"):
+        make_study(tmp_path, study.plan).step()
+    path.unlink()
+    lead(study)
+    assert cell_file(tmp_path)["stages"]["tune"]["runs"] == 8
+
+
+def test_a_full_disk_is_an_error_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study(tmp_path, make_plan(contenders=("adamw",)))
+    study.step()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            worker.work(study.queue, study.root, TINY, stay=False)
+    lead(study)
+    assert not study.failures
+    assert cell_file(tmp_path)["stages"]["tune"]["runs"] == 8
+
+
+def test_a_storage_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"the queue at sqlite:.*nowhere.*unable to open"):
+        Queue(embedded(tmp_path / "nowhere"), "tiny", QUICK)
+    with pytest.raises(ValueError, match="storage='tiny' is not an address"):
+        Queue("tiny", "tiny", QUICK)
+
+
+def test_a_study_keeps_the_plan_it_began_with(tmp_path: Path) -> None:
+    make_study(tmp_path)
+    with pytest.raises(ValueError, match=r"begun with settings=4, and now it is 5.*--name"):
+        make_study(tmp_path, make_plan(settings=5))
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(ValueError, match=r"plan\.json is damaged"):
+        make_study(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"tasks": ("tinny",)}, "unknown task 'tinny'. Did you mean 'tiny'"),
+        ({"contenders": ("hatm",)}, "unknown contender 'hatm'. Did you mean 'hatam'"),
+        ({"comparisons": ("tim",)}, "unknown comparison 'tim'. Did you mean 'time'"),
+        ({"finalists": 9}, "finalists=9"),
+    ],
+)
+def test_a_plan_with_an_unknown_name_is_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_plan(**changed).resolved(TINY)
+
+
+def test_a_task_without_its_data_is_left_out_aloud() -> None:
+    tasks = {**TASKS, "tiny": make_task("tiny", missing=lambda: "it needs a folder")}
+    plan, left_out = make_plan(tasks=None).resolved(tasks)
+    assert plan.tasks == ("slow", "raising")
+    assert left_out == ["tiny: it needs a folder"]
+    with pytest.raises(ValueError, match="'tiny' of plan 'tiny' cannot run: it needs a folder"):
+        make_plan().resolved(tasks)
+
+
+def test_a_worker_without_a_sign_of_life_loses_its_job(tmp_path: Path) -> None:
+    study = make_study(tmp_path, make_plan(contenders=("adamw",)))
+    study.step()
+    stage = "tune/tiny/adamw/steps"
+    taken = study.queue.take(stage, 1)  # and then it dies
+    first = train(TASKS["tiny"], taken[0].runs[0])
+    study.queue.keep(taken[0], first)
+    worker.work(study.queue, study.root, TINY, stay=False)
+    assert Counter(state.state for state in study.queue.states(stage)) == {"complete": 3, "running": 1}
+    time.sleep(4)
+    worker.work(study.queue, study.root, TINY, stay=False)  # finds nothing waiting, but that
+    worker.work(study.queue, study.root, TINY, stay=False)
+    states = study.queue.states(stage)
+    assert Counter(state.state for state in states) == {"complete": 4}
+    assert records.read(taken[0].runs[0].path(study.root))["started"] == first["started"]
+    study.queue.complete(taken[0], 1.0)  # it was not dead after all: too late, and no harm
+    lead(study)
+    assert cell_file(tmp_path)["stages"]["tune"]["runs"] == 8
+
+
+@pytest.mark.parametrize("command", ["run", "work", "status", "collect"])
+def test_every_help_has_an_example(command: str) -> None:
+    result = CliRunner().invoke(app, ["study", command, "--help"])
+    assert result.exit_code == 0
+    assert "Example: hatam study" in result.output
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SCRIPT), "study", *arguments, "--results", str(folder)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+def count(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("records/*/*/*.json")}
+
+
+def test_interrupted_and_given_again_it_repeats_no_run(tmp_path: Path) -> None:
+    options = ("run", "--plan", "slow", "--jobs", "1", "--heartbeat", "1")
+    first = start(tmp_path, *options)
+    while len(count(tmp_path)) < 3 and first.poll() is None:
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGINT)
+    output, errors = first.communicate(timeout=60)
+    assert first.returncode == 130, errors
+    assert "the same command goes on" in output
+    before = count(tmp_path)
+    assert 3 <= len(before) < 17
+    second = start(tmp_path, *options)
+    output, errors = second.communicate(timeout=120)
+    assert second.returncode == 0, errors
+    assert "cost in thousands of gradients" in output
+    after = count(tmp_path)
+    assert len(after) == 8 + 6 + 3
+    assert before.items() <= after.items()
+    status = CliRunner().invoke(app, ["study", "status", "--name", "slow", "--results", str(tmp_path)])
+    assert "finished" in status.output
+    assert not list(tmp_path.rglob("*.tmp"))
