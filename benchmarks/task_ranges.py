@@ -110,7 +110,7 @@ def table(found: list[dict[str, Any]]) -> str:
         cells.append(f"{statistics.mean(tests):.{digits}f} ({min(tests):.{digits}f}–{max(tests):.{digits}f})")
         cells.append(f"{statistics.mean(run['train'] for run in runs):.{digits}f}")
         cells.append(f"{record['linear']['test']:.{digits}f}")
-        cells.append(f"{statistics.median(run['cpu_s'] for run in runs):.0f}")
+        cells.append(f"{statistics.median(run['cpu_s'] for run in runs):.2g}")
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
