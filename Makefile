@@ -42,10 +42,10 @@ format: $(VENV)/dev ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-study: $(VENV)/bench ## the whole study, about 8 hours on 2 cores; says how long before it starts, and resumes
+study: $(VENV)/bench ## the whole study; says how long before it starts, and resumes
 	$(BIN)/hatam study run --plan full
 
-study-quick: $(VENV)/bench ## a first look at the study, about 15 minutes on 2 cores; resumes
+study-quick: $(VENV)/bench ## a first look at the study, with too few seeds for claims; resumes
 	$(BIN)/hatam study run --plan quick --results runs
 
 study-records: $(VENV)/bench ## the committed records of the comparison: 16 seeds, three tasks; resumes
