@@ -4,6 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# Whom the README's tables compare; the study compares all.
+PEERS := adamw adamw-no-momentum sam k-sam msam atam atam-decoupled hatam-published hatam-raw hatam
+CONTENDERS := $(addprefix --contender ,$(PEERS))
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types unit format study study-quick study-records readme report gpu-check step-cost sanitize clean
 
@@ -19,8 +23,8 @@ $(VENV)/dev: pyproject.toml constraints.txt | $(VENV)/bench
 	$(PIP) -e '.[dev]'
 	@touch $@
 
-demo: $(VENV)/bench ## compare all contenders on MNIST-1D over 5 seeds; ends with a table and a plot
-	$(BIN)/hatam compare --task mnist1d-mlp-plain --seeds 5 --records runs/demo
+demo: $(VENV)/bench ## compare HATAM and its nearest peers on MNIST-1D over 5 seeds; ends with a table and a plot
+	$(BIN)/hatam compare --task mnist1d-mlp-plain $(CONTENDERS) --seeds 5 --records runs/demo
 
 test: lint types unit ## everything CI checks
 
@@ -38,15 +42,15 @@ format: $(VENV)/dev ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-study: $(VENV)/bench ## the whole study, about 8 hours on 2 cores; says how long before it starts, and resumes
+study: $(VENV)/bench ## the whole study; says how long before it starts, and resumes
 	$(BIN)/hatam study run --plan full
 
-study-quick: $(VENV)/bench ## a first look at the study, about 15 minutes on 2 cores; resumes
+study-quick: $(VENV)/bench ## a first look at the study, with too few seeds for claims; resumes
 	$(BIN)/hatam study run --plan quick --results runs
 
 study-records: $(VENV)/bench ## the committed records of the comparison: 16 seeds, three tasks; resumes
 	for task in mnist1d-mlp-plain mnist1d-mlp mnist1d-conv; do \
-		$(BIN)/hatam compare --task $$task --seeds 16 --first-seed 100 --records results/compare --out docs/figures || exit; done
+		$(BIN)/hatam compare --task $$task $(CONTENDERS) --seeds 16 --first-seed 100 --records results/compare --out docs/figures || exit; done
 	$(BIN)/hatam compare --task mnist1d-mlp --contender hatam:gamma=7 --seeds 16 --first-seed 100 --records results/compare --out runs
 
 readme: $(VENV)/dev ## render tables and plots of README and docs from the committed records

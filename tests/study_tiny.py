@@ -40,7 +40,7 @@ def slow() -> torch.nn.Module:
 def make_task(name: str, **changed: Any) -> Task:
     base = all_tasks()["mnist1d-mlp"]
     fields = {"data": load, "model": lambda: torch.nn.Linear(4, 3), "steps": 6, "batch_size": 16, **changed}
-    return dataclasses.replace(base, name=name, **fields)
+    return dataclasses.replace(base, **{"name": name, "shifts": (), **fields})
 
 
 TASKS = {
