@@ -13,7 +13,6 @@ import argparse
 import datetime
 import json
 import os
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -30,6 +29,7 @@ import gpu_right  # noqa: E402
 import torch  # noqa: E402
 
 from hatam import fused  # noqa: E402
+from hatam.bench import records  # noqa: E402
 from hatam.fused import gpu  # noqa: E402
 
 
@@ -52,37 +52,17 @@ def of_the_kernel(test: Callable[[], None]) -> None:
     gpu_right.require(bool(taken), "the GPU kernel did not take these tensors")
 
 
-def git(*arguments: str) -> str | None:
-    """What git says, None where there is none."""
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
 def environment(interpret: bool, commit: str | None) -> dict[str, Any]:
     """Where the record comes from."""
     import triton
 
-    changes = git("status", "--porcelain")
     return {
+        **records.environment(),
+        **({"commit": commit, "modified": None} if commit else {}),
         "device": "interpreter" if interpret else torch.cuda.get_device_name(),
-        "torch": torch.__version__,
         "triton": triton.__version__,
-        "python": sys.version.split()[0],
-        "commit": commit or git("rev-parse", "HEAD"),
-        "modified": None if commit or changes is None else bool(changes),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def write(path: Path, record: dict[str, Any]) -> None:
-    """Replace a file as a whole, so that nobody ever reads half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        tmp.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -114,7 +94,7 @@ def main() -> int:
         checks[name] = failure is None
         failures |= {name: failure} if failure else {}
         print(f"{'ok  ' if failure is None else 'FAIL'}  {name}", flush=True)
-    write(out / "checks.json", {**where, "checks": checks, "failures": failures})
+    records.write(out / "checks.json", {**where, "checks": checks, "failures": failures})
     print(f"{sum(checks.values())} of {len(checks)} checks are right; see {out}")
     if device == "cuda" and not options.skip_speed:
         time_all(out / "speed.json", where, options.rounds)
@@ -131,7 +111,7 @@ def time_all(out: Path, where: dict[str, Any], rounds: int) -> None:
         record["failures"] |= {name: failure} if failure else {}
         record["speed"] += [result] if result else []
         print(json.dumps(result) if result else f"FAIL  {name}", flush=True)
-        write(out, record)
+        records.write(out, record)
 
 
 if __name__ == "__main__":

@@ -59,8 +59,7 @@ def text(records: Path = RECORDS) -> str:
 
 def main() -> None:
     """Fill in."""
-    page = ROOT / "docs/speed.md"
-    page.write_text(report.replace_between(page.read_text(encoding="utf-8"), "gpu", text()), encoding="utf-8")
+    report.fill_in(ROOT / "docs/speed.md", "gpu", text())
 
 
 if __name__ == "__main__":

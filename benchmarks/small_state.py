@@ -143,11 +143,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.render:
         run(options.records, options.seeds, options.workers)
-    page = ROOT / "docs/speed.md"
-    text = report.replace_between(
-        page.read_text(encoding="utf-8"), "small-state", table(options.records, options.seeds)
-    )
-    page.write_text(text, encoding="utf-8")
+    report.fill_in(ROOT / "docs/speed.md", "small-state", table(options.records, options.seeds))
 
 
 if __name__ == "__main__":

@@ -267,9 +267,7 @@ def main() -> None:
         measure(options.rounds, options.record)
     record = json.loads(options.record.read_text(encoding="utf-8"))
     draw(record, ROOT / "docs/figures/step_cost")
-    page = ROOT / "docs/speed.md"
-    text = report.replace_between(page.read_text(encoding="utf-8"), "step-cost", table(record))
-    page.write_text(text, encoding="utf-8")
+    report.fill_in(ROOT / "docs/speed.md", "step-cost", table(record))
 
 
 if __name__ == "__main__":

@@ -137,9 +137,7 @@ def main() -> None:
         record = measure(task)
         records.write(RECORDS / f"{task.name}.json", record)
         print(table([record]).splitlines()[-1], flush=True)
-    page = ROOT / "docs/tasks.md"
-    text = report.replace_between(page.read_text(encoding="utf-8"), "task-ranges", table(read()))
-    page.write_text(text, encoding="utf-8")
+    report.fill_in(ROOT / "docs/tasks.md", "task-ranges", table(read()))
 
 
 if __name__ == "__main__":

@@ -122,9 +122,7 @@ def main() -> None:
     if not options.render:
         measure(options.rounds, options.record)
     record = json.loads(options.record.read_text(encoding="utf-8"))
-    page = ROOT / "docs/speed.md"
-    text = report.replace_between(page.read_text(encoding="utf-8"), "training-cost", table(record))
-    page.write_text(text, encoding="utf-8")
+    report.fill_in(ROOT / "docs/speed.md", "training-cost", table(record))
 
 
 if __name__ == "__main__":

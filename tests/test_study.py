@@ -25,8 +25,9 @@ from hatam.bench.cli import app
 from hatam.bench.study import timing, worker
 from hatam.bench.study.coordinator import Coordinator, collect
 from hatam.bench.study.plans import FIRST_SEED, PLANS, STAGES, Plan
-from hatam.bench.study.queue import RETRIES, Queue, Waiting, embedded
+from hatam.bench.study.queue import RETRIES, Queue, Waiting
 from hatam.bench.study.stages import Cell, best, quasi_random, score, settings_of
+from hatam.bench.study.storage import embedded
 from hatam.bench.tasks import Data, Task, all_tasks
 from hatam.bench.training import train
 

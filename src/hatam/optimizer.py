@@ -289,7 +289,8 @@ class HATAM(Optimizer):
                     state[key] = new_moment(p, key, group["state_dtype"])
         states = [self.state[p] for p in params]
         if group["gamma"] != 0 or any(len(state) > len(ADAMW_STATE) for state in states):
-            FORMS[group["form"]].prepare(states, params, options.resolve(group, group["lr_peak"]))
+            # What is prepared depends on neither lr nor radius: on a device these cost kernels, so not twice a step.
+            FORMS[group["form"]].prepare(states, params, options.resolve({**group, "lr": 0.0}, 0.0))
         for key, column in zip(STATE, columns, strict=True):
             column.extend([state[key] for state in states if key in state])
 

@@ -102,8 +102,8 @@ def table(
         text = report.markdown(rows)
         if update is None:
             console.print(f"{task}\n\n{text}\n", soft_wrap=True, highlight=False, markup=False)
-        elif f"<!-- {task}:start -->" in (document := update.read_text(encoding="utf-8")):
-            update.write_text(report.replace_between(document, task, text), encoding="utf-8")
+        elif f"<!-- {task}:start -->" in update.read_text(encoding="utf-8"):
+            report.fill_in(update, task, text)
         if plots is not None:
             report.draw(task, rows, plots)
 

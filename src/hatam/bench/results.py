@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .records import Run
-from .stats import Difference, Estimate, estimate, paired
+from .stats import Difference, Estimate, estimate, p_text, paired
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Row:
             str(self.score.n),
             f"{self.score.mean:.4g}" + (f" ± {self.score.half_width:.2g}" if self.score.n > 1 else ""),
             "" if d is None else f"{d.mean:+.3g} [{d.low:+.3g}, {d.high:+.3g}]",
-            "" if d is None else ("<0.001" if d.p < 0.001 else f"{d.p:.3f}"),
+            "" if d is None else p_text(d.p),
             "" if math.isnan(self.relative_time) else f"{self.relative_time:.2f}",
         )
 

@@ -64,3 +64,13 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Differ
     test = stats.ttest_1samp(differences, 0.0)
     low, high = test.confidence_interval()
     return Difference(float(np.mean(differences)), float(low), float(high), float(test.pvalue), len(seeds))
+
+
+def p_text(p: float) -> str:
+    """A p-value as tables show it.
+
+    Example:
+        >>> p_text(0.0004), p_text(0.05)
+        ('<0.001', '0.050')
+    """
+    return "<0.001" if p < 0.001 else f"{p:.3f}"

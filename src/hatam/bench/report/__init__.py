@@ -2,6 +2,9 @@
 
 from .page import write
 from .plot import draw
-from .tables import BASELINE, COLUMNS, Record, Row, by_task, markdown, replace_between, rows
+from .tables import BASELINE, COLUMNS, Record, Row, by_task, fill_in, markdown, replace_between, rows
 
-__all__ = ["BASELINE", "COLUMNS", "Record", "Row", "by_task", "draw", "markdown", "replace_between", "rows", "write"]
+__all__ = [
+    "BASELINE", "COLUMNS", "Record", "Row", "by_task", "draw", "fill_in", "markdown", "replace_between", "rows",
+    "write",
+]  # fmt: skip

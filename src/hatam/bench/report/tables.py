@@ -6,11 +6,12 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from ..contenders import CONTENDERS
-from ..stats import Difference, Estimate, estimate, paired
+from ..stats import Difference, Estimate, estimate, p_text, paired
 from .load import number
 
 BASELINE = "adamw"
@@ -39,7 +40,7 @@ class Row:
             str(self.score.n),
             f"{self.score.mean:.2f}" + (f" ± {self.score.half_width:.2f}" if self.score.n > 1 else ""),
             "" if d is None else f"{d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}]",
-            "" if d is None else ("<0.001" if d.p < 0.001 else f"{d.p:.3f}"),
+            "" if d is None else p_text(d.p),
             f"{self.gradients_per_step:.2f}",
             "" if self.relative_time is None else f"{self.relative_time:.2f}",
             f"{self.lambda_max:.2f}",
@@ -131,3 +132,8 @@ def replace_between(text: str, marker: str, new: str) -> str:
     if not (found_start and found_end):
         raise ValueError(f"the lines {start} and {end} are not both there; add them where the table shall go")
     return f"{before}{start}\n{new}\n{end}{after}"
+
+
+def fill_in(page: Path, marker: str, new: str) -> None:
+    """:func:`replace_between` in a file."""
+    page.write_text(replace_between(page.read_text(encoding="utf-8"), marker, new), encoding="utf-8")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..stats import p_text
 from .compared import Comparison, Contestant
 from .load import Entry
 from .parts import Sources, Table, slug, sources
@@ -171,11 +172,6 @@ def diverged(entries: Sequence[Entry], command: str) -> Table:
     caption = f"{total} of {len(entries)} runs diverged: their loss was no longer finite, and they ended there."
     columns = ("contender", "task", "purpose", "runs", "diverged")
     return Table("diverged", "Diverged runs", columns, tuple(rows), caption, sources(entries, command))
-
-
-def p_text(p: float) -> str:
-    """A p-value as it is printed."""
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def plain(value: float) -> str:

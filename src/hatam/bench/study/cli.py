@@ -20,8 +20,9 @@ from . import coordinator
 from .coordinator import Coordinator
 from .local import LocalWorkers
 from .plans import PLANS, STAGES
-from .queue import Queue, Waiting, embedded
+from .queue import Queue, Waiting
 from .stages import Spaces
+from .storage import embedded
 
 app = typer.Typer(
     no_args_is_help=True,

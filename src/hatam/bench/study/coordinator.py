@@ -18,8 +18,9 @@ from ..records import Run
 from ..tasks import Task
 from ..training import CURVE_POINTS
 from . import summary
+from .packing import unpack
 from .plans import STAGES, Plan
-from .queue import Queue, unpack
+from .queue import Queue
 from .sensitivity import explicit
 from .stages import Cell, Job, Record, Setting, Spaces, jobs_of, score, settings_of
 from .timing import read_or_measure, steps_in_time

@@ -6,25 +6,22 @@ their records, so that a lost machine loses only the run it was at.
 
 from __future__ import annotations
 
-import base64
-import json
 import logging
 import time
-import warnings
-import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import wraps
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import optuna
 import sqlalchemy
-from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from ..records import Run, jsonable
+from .packing import numbers, pack, unpack
 from .stages import Job, Record
+from .storage import ignoring_experimental, lock_before_reading, with_driver
 
 RETRIES = 2
 """How often a job that crashed or raised is tried again."""
@@ -65,11 +62,6 @@ class State(NamedTuple):
     error: str | None
 
 
-def embedded(folder: Path) -> str:
-    """The address of the storage in a study's folder."""
-    return f"sqlite:///{folder / 'queue.sqlite3'}"
-
-
 def patient(method: Callable[..., Result]) -> Callable[..., Result]:
     """Repeat a call, at growing distances, while the storage cannot be reached."""
 
@@ -108,19 +100,17 @@ class Queue:
 
     def __init__(self, url: str, name: str, waiting: Waiting = Waiting()) -> None:  # noqa: B008  (immutable)
         self.name, self.waiting = name, waiting
-        self.url = _with_driver(url)
+        self.url = with_driver(url)
         self.address = sqlalchemy.make_url(self.url).render_as_string(hide_password=True)
         self.sqlite = self.url.startswith("sqlite")
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._retry = _ignoring_experimental(
-            lambda: optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
-        )
+        self._retry = ignoring_experimental(lambda: optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES))
         self._studies: dict[str, optuna.Study] = {}
         self.storage: optuna.storages.RDBStorage = self._connect()
 
     @patient
     def _connect(self) -> optuna.storages.RDBStorage:
-        storage = _ignoring_experimental(
+        storage = ignoring_experimental(
             lambda: optuna.storages.RDBStorage(
                 self.url,
                 engine_kwargs={"connect_args": {"timeout": 60}} if self.sqlite else {"pool_pre_ping": True},
@@ -130,7 +120,7 @@ class Queue:
             )
         )
         if self.sqlite:
-            _lock_before_reading(storage.engine)
+            lock_before_reading(storage.engine)
         return storage
 
     def close(self) -> None:
@@ -227,7 +217,7 @@ class Queue:
     @patient
     def retry_stale(self, stage: str) -> None:
         """Give the jobs of workers without a sign of life to others."""
-        _ignoring_experimental(lambda: optuna.storages.fail_stale_trials(self._study(stage)))
+        ignoring_experimental(lambda: optuna.storages.fail_stale_trials(self._study(stage)))
 
     @patient
     def take(self, stage: str, most: int) -> list[Taken]:
@@ -239,7 +229,7 @@ class Queue:
                 break
             self.storage.record_heartbeat(trial._trial_id)  # before it is ours: should we die in between, it is found
             if self.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
-                runs = [Run(**{**run, "options": _numbers(run["options"])}) for run in unpack(trial.user_attrs["runs"])]
+                runs = [Run(**{**run, "options": numbers(run["options"])}) for run in unpack(trial.user_attrs["runs"])]
                 kept = [unpack(text) for key, text in trial.user_attrs.items() if key.startswith("record-")]
                 taken.append(Taken(stage, trial._trial_id, runs, kept))
                 if retried:
@@ -290,58 +280,3 @@ class Queue:
             change()
         except UpdateFinishedTrialError:
             logging.getLogger(__name__).warning("a job came to an end elsewhere in the meantime")
-
-
-def pack(value: Any) -> str:
-    """As compressed text, some 1 kB for a record."""
-    return base64.b85encode(zlib.compress(json.dumps(jsonable(value)).encode(), 9)).decode()
-
-
-def unpack(text: str) -> Any:
-    """What :func:`pack` packed.
-
-    Raises:
-        ValueError: it is damaged.
-
-    Example:
-        >>> unpack(pack({"seed": 1}))
-        {'seed': 1}
-    """
-    try:
-        return json.loads(zlib.decompress(base64.b85decode(text)))
-    except (ValueError, zlib.error) as error:
-        raise ValueError(f"the queue holds a damaged record ({error}); give the study a new storage") from error
-
-
-def _numbers(options: dict[str, Any]) -> dict[str, Any]:
-    """Options with the infinity that JSON can only say as a word."""
-    return {key: float(value) if value in ("inf", "-inf") else value for key, value in options.items()}
-
-
-def _with_driver(url: str) -> str:
-    """``postgresql://`` by psycopg 3, which the extra ``postgres`` brings."""
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        raise ValueError(f"storage={url!r} is not an address; give one such as postgresql://user@host/database")
-    return f"postgresql+psycopg://{rest}" if scheme in ("postgresql", "postgres") else url
-
-
-def _ignoring_experimental(call: Callable[[], Result]) -> Result:
-    """Optuna calls its heartbeat experimental; the tests here watch over it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return call()
-
-
-def _lock_before_reading(engine: sqlalchemy.Engine) -> None:
-    """Make SQLite lock the file when a transaction begins: else two workers could take one job."""
-
-    @sqlalchemy.event.listens_for(engine, "connect")
-    def by_hand(connection: Any, _: Any) -> None:
-        connection.isolation_level = None
-
-    @sqlalchemy.event.listens_for(engine, "begin")
-    def lock(connection: sqlalchemy.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    engine.dispose()  # connections made before this do not know it
