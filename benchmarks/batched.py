@@ -17,14 +17,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
-from hatam.bench import records, report, training
+from hatam.bench import records, report
 from hatam.bench.batched import train_many
 from hatam.bench.cli import make_run
 from hatam.bench.tasks import Data, Split, Task, all_tasks
+from hatam.bench.training import train
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = ("mnist1d-mlp", "mnist1d-conv")
@@ -36,9 +36,9 @@ STEPS = 40
 def shortened(task: Task) -> Task:
     """The task with so little validation data that one evaluation in ``STEPS`` steps has its usual share."""
     data = task.data()
-    samples = round(len(data.validation.y) * training.CURVE_POINTS * STEPS / task.steps)
+    samples = round(len(data.validation.y) * task.curve_points * STEPS / task.steps)
     fewer = Data(data.train, Split(*(part[:samples] for part in data.validation)), data.test)
-    return dataclasses.replace(task, data=lambda: fewer)
+    return dataclasses.replace(task, data=lambda: fewer, curve_points=1)
 
 
 def seconds(do: Callable[[], Any]) -> float:
@@ -54,10 +54,9 @@ def timed(task: Task, contender: str, size: int, rounds: int) -> dict[str, list[
     runs = [dataclasses.replace(tuned, seed=seed) for seed in range(size)]
     alone = runs[:8]
     result: dict[str, list[float]] = {"batched": [], "alone": []}
-    with mock.patch.object(training, "CURVE_POINTS", 1):
-        for _ in range(rounds):
-            result["batched"].append(seconds(lambda: train_many(task, runs)) / size)
-            result["alone"].append(seconds(lambda: [training.train(task, run) for run in alone]) / len(alone))
+    for _ in range(rounds):
+        result["batched"].append(seconds(lambda: train_many(task, runs)) / size)
+        result["alone"].append(seconds(lambda: [train(task, run) for run in alone]) / len(alone))
     return result
 
 

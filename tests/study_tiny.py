@@ -13,7 +13,7 @@ import torch
 from optuna.distributions import BaseDistribution, FloatDistribution
 
 from hatam.bench.contenders import parse
-from hatam.bench.study.plans import PLANS, Plan
+from hatam.bench.study.plans import PLANS, Budget, Plan
 from hatam.bench.tasks import Data, Split, Task, all_tasks
 
 
@@ -63,14 +63,16 @@ class Spaces(ModuleType):
 SPACES = Spaces("hatam.bench.spaces")
 
 
+def make_budget(settings: int = 4, finalists: int = 2, **seeds: int) -> Budget:
+    return Budget(settings, finalists, {"tune": 2, "select": 3, "final": 3, "sensitivity": 0, **seeds})
+
+
 def make_plan(name: str = "tiny", **changed: Any) -> Plan:
     fields: dict[str, Any] = {
         "tasks": ("tiny",),
         "contenders": ("adamw", "hatam"),
         "comparisons": ("steps",),
-        "settings": 4,
-        "finalists": 2,
-        "seeds": {"tune": 2, "select": 3, "final": 3, "sensitivity": 0},
+        "budget": make_budget(),
         "chunk": 2,
     }
     return Plan(name, "", **{**fields, **changed})

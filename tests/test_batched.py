@@ -205,6 +205,11 @@ def test_groups_fill_the_processes_and_hold_each_run_once(monkeypatch: pytest.Mo
     assert sizes(few, 1) == [1] * few
 
 
+def test_convolutions_go_one_by_one() -> None:
+    runs = [dataclasses.replace(run, task="mnist1d-conv") for run in tuning(MLP_TASK, ["adamw"] * execution.FEWEST)]
+    assert [len(group) for group in execution.groups(runs)] == [1] * len(runs)
+
+
 def test_what_fails_together_is_done_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execution, "FEWEST", 2)
     equal = tuning(MLP_TASK, ["k-sam:k_fraction=0.5"] * 2, steps=2)

@@ -12,15 +12,15 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from hatam.bench.contenders import CONTENDERS, parse
 from hatam.bench.spaces import PATH, complete, load, space
+from hatam.bench.tasks import all_tasks
 from hatam.forms import FORMS
 
-MNIST1D = ("mnist1d-mlp", "mnist1d-mlp-plain", "mnist1d-conv", "mnist1d-mlp-noise", "mnist1d-conv-noise")
-OTHERS = ("digits", "digits-noise", "tabular", "bytes", "bytes-overfit", "minilm", "cifar10-resnet", "cifar100-vit")
+MNIST1D = tuple(name for name in all_tasks() if name.startswith("mnist1d"))
 
 
 @pytest.mark.parametrize("contender", CONTENDERS)
 def test_everyone_tunes_what_everyone_has(contender: str) -> None:
-    for task in MNIST1D + OTHERS:
+    for task in all_tasks():
         tuned = space(contender, task)
         assert {"lr", "weight_decay"} <= set(tuned)
         assert tuned.keys() & {"beta1", "momentum"}
@@ -43,8 +43,8 @@ def test_defaults_can_be_found(contender: str, task: str) -> None:
             assert distribution.low <= value <= distribution.high
 
 
-def test_families_name_the_studys_tasks_alone() -> None:
-    assert set(load().by_task) <= set(MNIST1D + OTHERS)
+def test_who_has_no_family_is_of_mnist1d() -> None:
+    assert set(all_tasks()) - set(load().by_task) == set(MNIST1D)
 
 
 def test_what_is_special_wins() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from study_tiny import SPACES, TASKS, load, make_plan, make_task
+from study_tiny import SPACES, TASKS, load, make_budget, make_plan, make_task
 from typer.testing import CliRunner
 
 from hatam.bench import records
@@ -42,7 +42,9 @@ def make_study(folder: Path, plan: Plan | None = None, tasks: dict[str, Task] = 
     for name in resolved.tasks:
         path = folder / "timing" / f"{name}.json"
         if not path.exists():
-            records.write(path, {"step_s": {"adamw": 1.0, "hatam": 1.25, "sam": 2.0}, "evaluation_s": 1.0})
+            records.write(
+                path, {"step_s": {"adamw": 1.0, "hatam": 1.25, "sam": 2.0}, "evaluation_s": 1.0, "final_s": 1.0}
+            )
     study = Coordinator(resolved, folder, Queue(embedded(folder), "tiny", QUICK), tasks, SPACES)
     list(study.time())
     return study
@@ -60,7 +62,7 @@ def cell_file(folder: Path, name: str = "tiny/adamw-steps") -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Coordinator:
-    plan = make_plan(seeds={"tune": 2, "select": 3, "final": 3, "sensitivity": 2}, factors=(0.5, 2.0))
+    plan = make_plan(budget=make_budget(sensitivity=2), factors=(0.5, 2.0))
     study = make_study(tmp_path_factory.mktemp("study"), plan)
     lead(study)
     return study
@@ -99,7 +101,7 @@ def test_no_seed_is_in_two_stages(finished: Coordinator) -> None:
     final = {r["run"]["seed"] for r in records.read_all(finished.root) if "test" in r["result"]}
     assert final == {3000, 3001, 3002}
     with pytest.raises(ValueError, match=r"seeds\['tune'\]=1001"):
-        make_plan(seeds={"tune": 1001, "select": 1, "final": 1, "sensitivity": 0}).resolved(TINY)
+        make_plan(budget=make_budget(tune=1001)).resolved(TINY)
 
 
 class Spied(tuple[torch.Tensor, torch.Tensor]):
@@ -142,9 +144,23 @@ def test_same_time_gives_the_cheaper_contender_more_steps(tmp_path: Path) -> Non
     assert steps == {("adamw", "steps"): 6, ("adamw", "time"): 12, ("sam", "steps"): 6}
 
 
+def test_the_comparisons_share_the_tuning_and_nothing_else(tmp_path: Path) -> None:
+    study = make_study(tmp_path, make_plan(contenders=("adamw",), comparisons=("steps", "time")))
+    lead(study)
+    cells = {comparison: cell_file(tmp_path, f"tiny/adamw-{comparison}") for comparison in ("steps", "time")}
+    tried = [cell["stages"]["tune"]["settings"] for cell in cells.values()]
+    assert tried[0] == tried[1]
+    runs = [record["run"] for record in records.read_all(study.root)]
+    assert Counter(run["steps"] for run in runs) == {6: 8 + 6 + 3, 12: 6 + 3}
+    final = cells["time"]["stages"]["select"]["settings"]
+    assert cells["time"]["winner"]["params"] == max(final, key=lambda s: s["validation"])["params"]  # at its own length
+    assert study.seconds_done() == pytest.approx(study.seconds_in_all())
+
+
 def test_step_times_are_measured() -> None:
     measured = timing.measure(TASKS["tiny"], ["adamw"])
     assert measured["step_s"].keys() == {"adamw", "sam"}
+    assert min(measured["evaluation_s"], measured["final_s"]) > 0
     assert 1 < measured["step_s"]["sam"] / measured["step_s"]["adamw"] < 10
 
 
@@ -272,8 +288,8 @@ def test_a_storage_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_a_study_keeps_the_plan_it_began_with(tmp_path: Path) -> None:
     make_study(tmp_path)
-    with pytest.raises(ValueError, match=r"begun with settings=4, and now it is 5.*--name"):
-        make_study(tmp_path, make_plan(settings=5))
+    with pytest.raises(ValueError, match=r"begun with budget=.*'settings': 4.*, and now it is .*5.*--name"):
+        make_study(tmp_path, make_plan(budget=make_budget(5)))
     (tmp_path / "plan.json").write_text("{")
     with pytest.raises(ValueError, match=r"plan\.json is damaged"):
         make_study(tmp_path)
@@ -285,7 +301,8 @@ def test_a_study_keeps_the_plan_it_began_with(tmp_path: Path) -> None:
         ({"tasks": ("tinny",)}, "unknown task 'tinny'. Did you mean 'tiny'"),
         ({"contenders": ("hatm",)}, "unknown contender 'hatm'. Did you mean 'hatam'"),
         ({"comparisons": ("tim",)}, "unknown comparison 'tim'. Did you mean 'time'"),
-        ({"finalists": 9}, "finalists=9"),
+        ({"budget": make_budget(finalists=9)}, "finalists=9"),
+        ({"budgets": {"tinny": make_budget()}}, "unknown task 'tinny'. Did you mean 'tiny'"),
     ],
 )
 def test_a_plan_with_an_unknown_name_is_refused(changed: dict[str, Any], message: str) -> None:

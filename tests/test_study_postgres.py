@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from study_tiny import SPACES, make_plan
+from study_tiny import SPACES, make_budget, make_plan
 from test_study import SCRIPT, TINY, make_study
 
 from hatam.bench import records
@@ -101,7 +101,7 @@ def test_four_workers_one_killed_and_the_server_restarted(server: Server, tmp_pa
     machines = [tmp_path / "one", tmp_path / "two"]
     for machine in machines:
         machine.mkdir()
-    plan, _ = make_plan("pg", tasks=("slow",), settings=8).resolved(TINY)
+    plan, _ = make_plan("pg", tasks=("slow",), budget=make_budget(8)).resolved(TINY)
     home = tmp_path / "home"
     make_study(home, plan)  # writes the step times
     study = Coordinator(plan, home, Queue(server.url, "pg", WAITING), TINY, SPACES)

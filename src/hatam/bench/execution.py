@@ -7,9 +7,12 @@ import math
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from . import batched, records
 from .batched import Report
@@ -19,8 +22,13 @@ from .training import Progress, train
 
 Work = Callable[[Run, Progress], dict[str, Any]]  # does a run and returns its record
 
-# By docs/speed.md fewer runs gain little, and more no more; an MLP of 100,000 parameters gained nothing.
+# By docs/speed.md fewer runs gain little, and more no more; an MLP of 100,000 parameters gained nothing, and a
+# convolution loses: vectorized, torch makes it a grouped one, which is slower than one after the other.
 FEWEST, MOST, PARAMETERS = 8, 32, 50_000
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+refusal = cache(batched.refusal)
 
 
 class RunError(Exception):
@@ -41,15 +49,18 @@ def groups(runs: Iterable[Run], jobs: int = 1, task: Task | None = None) -> list
     divided: list[list[Run]] = []
     for some in alike.values():
         parts = len(some)
-        if len(some) >= FEWEST and _pays(some[0], task or find(some[0].task)):
+        if len(some) >= FEWEST and _pays(task or find(some[0].task), some[0].contender):
             parts = max(min(jobs, len(some) // FEWEST), math.ceil(len(some) / MOST))
         divided += [some[i::parts] for i in range(parts)]
     return divided
 
 
-def _pays(run: Run, task: Task) -> bool:
-    parameters = sum(p.numel() for p in task.model().parameters())
-    return parameters <= PARAMETERS and batched.refusal(task, run.contender) is None
+def _pays(task: Task, contender: str) -> bool:
+    with torch.random.fork_rng(devices=[]):
+        model = task.model()
+    small = sum(p.numel() for p in model.parameters()) <= PARAMETERS
+    convolves = any(isinstance(module, CONVOLUTIONS) for module in model.modules())
+    return small and not convolves and refusal(task, contender) is None
 
 
 def execute(

@@ -14,6 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from .builders import Options
 from .contenders import CONTENDERS, known, parse
+from .tasks import all_tasks
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -113,6 +114,7 @@ def _by_task(families: list[dict[str, Any]]) -> Iterator[tuple[str, Layer]]:
             raise ValueError(f'tasks = {tasks!r} in a [[family]] must be a list of names such as ["digits"]')
         layer = _layer(family, f" on {', '.join(tasks)}")
         for task in tasks:
+            known(task, all_tasks(), "task of a [[family]]")
             if task in seen:
                 raise ValueError(f"task {task!r} is in two families; keep it in one")
             seen.add(task)

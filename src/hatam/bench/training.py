@@ -18,7 +18,6 @@ from .sharpness import KEYS, measure
 from .tasks import Data, Split, Task
 from .trainers import Trainer, answered
 
-CURVE_POINTS = 20
 CHUNK = 1000  # samples evaluated at a time
 TRAIN_EVALUATED = 4000  # training samples on which a finished run is evaluated, the first ones
 Progress = Callable[[int], None]
@@ -67,11 +66,11 @@ def training(task: Task, run: Run, trainer: Trainer, progress: Progress) -> Trai
 def _steps(
     task: Task, run: Run, trainer: Trainer, data: Data, progress: Progress
 ) -> Generator[Split, Tensor, tuple[list[dict[str, float]], list[float]]]:
-    """The training loop: the curve at some 20 points, and the time of every step, evaluation left out."""
+    """The training loop: the curve, and the time of every step, evaluation left out."""
     curve: list[dict[str, float]] = []
     step_times: list[float] = []
     batches = _batches(len(data.train.y), run.batch_size, run.seed)
-    every = max(1, run.steps // CURVE_POINTS)
+    every = max(1, run.steps // task.curve_points)
     losses: list[Tensor] = []
     for step in range(1, run.steps + 1):
         for group in trainer.optimizer.param_groups:
@@ -116,12 +115,16 @@ def _result(task: Task, run: Run, model: nn.Module, data: Data, end: dict[str, f
     result = {"status": "diverged" if diverged else "ok", "validation": end["validation"]}
     if run.purpose == "tune":
         return result
+    return {**result, **measured(task, model, data, diverged=diverged)}
+
+
+def measured(task: Task, model: nn.Module, data: Data, *, diverged: bool = False) -> dict[str, Any]:
+    """What is measured at the end of a final run, and there alone: it reads the test data."""
     trained = Split(data.train.x[:TRAIN_EVALUATED], data.train.y[:TRAIN_EVALUATED])
     train_score, train_loss = _means(model, trained, task.metric, task.loss)
-    measured = task.sharpness and not diverged
-    sharpness = measure(model, task, data.train) if measured else dict.fromkeys(KEYS, math.nan)
+    known = task.sharpness and not diverged
+    sharpness = measure(model, task, data.train) if known else dict.fromkeys(KEYS, math.nan)
     return {
-        **result,
         "test": evaluate(task, model, data.test),
         "train": train_score,
         "train_loss": train_loss,

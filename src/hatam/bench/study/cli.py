@@ -207,7 +207,8 @@ def _show_cost(study: Coordinator) -> None:
 
 def _cost(study: Coordinator, contender: str, stage: str) -> float:
     cells = [cell for cell in study.cells if cell.contender == contender]
-    results = [study.result(run) for cell in cells for run in study.runs(cell, stage)]
+    runs = {run.path(study.root): run for cell in cells for run in study.runs(cell, stage)}  # some are two cells'
+    results = [study.result(run) for run in runs.values()]
     return sum((float(result["gradients"]) for result in results if result is not None), 0.0)
 
 

@@ -16,10 +16,9 @@ from .. import records
 from ..contenders import parse
 from ..records import Run
 from ..tasks import Task
-from ..training import CURVE_POINTS
 from . import summary
 from .packing import unpack
-from .plans import STAGES, Plan
+from .plans import COMPARISONS, STAGES, Plan
 from .queue import Queue
 from .sensitivity import explicit
 from .stages import Cell, Job, Record, Setting, Spaces, jobs_of, score, settings_of
@@ -60,7 +59,7 @@ class Coordinator:
         self._settings: dict[tuple[str, str], list[Setting]] = {}
         self._results: dict[Path, Record] = {}
         self._over: dict[str, int] = {}  # cell: how many of its stages are over
-        self._done: dict[str, float] = {}  # stage of a cell: seconds of work that are done
+        self._done: dict[tuple[str, str], float] = {}  # cell and stage: seconds of work that are done
         self._put: set[str] = set()
         self._collected: set[tuple[str, int]] = set()
         self._stale_checked = time.monotonic()
@@ -74,7 +73,9 @@ class Coordinator:
             yield name
             path = self.folder / "timing" / f"{name}.json"
             self.timing[name] = read_or_measure(task, self.plan.contenders or (), path)
-        self.cells = [cell for task in self.tasks.values() for cell in self._cells(task)]
+        by_task = [list(self._cells(task)) for task in self.tasks.values()]
+        by_task.sort(key=lambda cells: sum(map(self.seconds, cells)))  # what ends soon comes first
+        self.cells = [cell for cells in by_task for cell in cells]
 
     def _cells(self, task: Task) -> Iterator[Cell]:
         """Who needs as long as SAM has the same steps in both comparisons, and is run once."""
@@ -86,21 +87,26 @@ class Coordinator:
 
     def seconds(self, cell: Cell) -> float:
         """What all runs of a cell will take on one core."""
-        plan, task = self.plan, cell.task.name
-        knobs = len(explicit(parse(cell.contender, task)[1])) * len(plan.factors) + 1
-        runs = (
-            plan.settings * plan.seeds["tune"]
-            + plan.finalists * plan.seeds["select"]
-            + len(plan.seeds_of("final", task))
-            + (knobs * plan.seeds["sensitivity"] if cell.comparison == "steps" else 0)
-        )
-        return runs * self.seconds_a_run(cell)
+        return sum(self._seconds_of(cell, stage) for stage in STAGES)
 
-    def seconds_a_run(self, cell: Cell) -> float:
-        """Its steps at their measured time, and the validations of its curve."""
-        timing = self.timing[cell.task.name]
+    def _seconds_of(self, cell: Cell, stage: str) -> float:
+        budget, alone = self.plan.budget_of(cell.task.name), cell.comparison == COMPARISONS[0]
+        knobs = len(explicit(parse(cell.contender, cell.task.name)[1]))
+        settings = {
+            "tune": budget.settings if alone else 0,
+            "select": budget.finalists,
+            "final": 1,
+            "sensitivity": 1 + knobs * len(self.plan.factors) if alone else 0,
+        }
+        return settings[stage] * budget.seeds[stage] * self.seconds_a_run(cell, stage)
+
+    def seconds_a_run(self, cell: Cell, stage: str) -> float:
+        """Its steps at their measured time, the validations of its curve and, of a final one, all that it measures."""
+        timing, task = self.timing[cell.task.name], cell.task
         step_s: float = timing["step_s"][cell.contender]
-        return cell.steps * step_s + CURVE_POINTS * float(timing["evaluation_s"])
+        steps = task.steps if stage == "tune" else cell.steps
+        end_s = float(timing["final_s"]) if stage == "final" else 0.0
+        return steps * step_s + task.curve_points * float(timing["evaluation_s"]) + end_s
 
     def seconds_in_all(self) -> float:
         """What the whole study will take on one core."""
@@ -108,11 +114,11 @@ class Coordinator:
 
     def seconds_done(self) -> float:
         """How much of that is done."""
-        return sum(self._done.values()) + sum(
-            self.seconds(cell) - sum(self._done.get(f"{stage}/{cell.name}", 0) for stage in STAGES)
-            for cell in self.cells
-            if self._over.get(cell.name) == len(STAGES)
-        )
+        return sum(self._seconds_done(cell, i, stage) for cell in self.cells for i, stage in enumerate(STAGES))
+
+    def _seconds_done(self, cell: Cell, index: int, stage: str) -> float:
+        over = index < self._over.get(cell.name, 0)
+        return self._seconds_of(cell, stage) if over else self._done.get((cell.name, stage), 0.0)
 
     def step(self) -> bool:
         """Look at what has come and fill the queue; True when the study is finished."""
@@ -137,7 +143,7 @@ class Coordinator:
         """The stage of a cell that has jobs in the queue, None when all are over."""
         for index in range(self._over.get(cell.name, 0), len(STAGES)):
             if not self._stage_over(cell, STAGES[index]):
-                return f"{STAGES[index]}/{cell.name}"
+                return cell.key(STAGES[index])
             self._over[cell.name] = index + 1
             if STAGES[index] == STAGES[-1]:
                 summary.write(self, cell)
@@ -145,10 +151,13 @@ class Coordinator:
 
     def _stage_over(self, cell: Cell, stage: str) -> bool:
         """Whether every job of a stage is done or has failed for good; if not, all of them are in the queue."""
-        name = f"{stage}/{cell.name}"
+        name = cell.key(stage)
         jobs = jobs_of(cell, self.plan, stage, self.settings(cell, stage))
         found = [[self.result(run) for run in job.runs] for job in jobs]
-        self._done[name] = sum(r is not None for job in found for r in job) * self.seconds_a_run(cell)
+        if self._seconds_of(cell, stage):  # else it is another cell's
+            self._done[cell.name, stage] = sum(r is not None for job in found for r in job) * self.seconds_a_run(
+                cell, stage
+            )
         if all(record is not None for job in found for record in job):
             return True
         if name not in self._put:
@@ -163,7 +172,8 @@ class Coordinator:
         if any(state.state in ("waiting", "running") for state in states):
             return False
         failed = [(job, state) for job, state in zip(jobs, states, strict=True) if state.state == "failed"]
-        self.failures += [Failure(name, job.params, str(state.error)) for job, state in failed]
+        lost = [Failure(name, job.params, str(state.error)) for job, state in failed]
+        self.failures += [failure for failure in lost if failure not in self.failures]
         return True
 
     def _as_put(self, cell: Cell, job: Job) -> tuple[Job, list[Record], float | None]:
@@ -174,7 +184,7 @@ class Coordinator:
     def settings(self, cell: Cell, stage: str) -> list[Setting]:
         """What a stage looks at, once the stages before it are over."""
         key = (cell.name, stage)
-        if stage == "sensitivity" and not self.plan.seeds[stage]:
+        if stage == "sensitivity" and not self.plan.budget_of(cell.task.name).seeds[stage]:
             return []
         if key not in self._settings:
             self._settings[key] = settings_of(cell, self.plan, stage, self.spaces, self.result)

@@ -22,6 +22,33 @@ TIME_UNIT = "sam"
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What is spent on a contender on a task.
+
+    Attributes:
+        settings: quasi-random settings that stage "tune" tries.
+        finalists: the best of them, which stage "select" looks at again.
+        seeds: of each stage; 0 leaves the stage "sensitivity" out.
+    """
+
+    settings: int = 24
+    finalists: int = 3
+    seeds: Mapping[str, int] = field(
+        default_factory=lambda: {"tune": 2, "select": 6, "final": 20, "sensitivity": 4}, hash=False
+    )
+
+    def check(self, where: str) -> None:
+        """Raise a ``ValueError`` for a number out of range; ``where`` names the budget."""
+        room = min(abs(a - b) for a in FIRST_SEED.values() for b in FIRST_SEED.values() if a != b)
+        for stage, count in self.seeds.items():
+            low = 0 if stage == "sensitivity" else 1
+            if not low <= count < room:
+                raise ValueError(f"seeds[{stage!r}]={count!r} of {where} is not in [{low}, {room})")
+        if not 1 <= self.finalists <= self.settings:
+            raise ValueError(f"finalists={self.finalists!r} of {where} is not in [1, {self.settings}]")
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a study does.
 
@@ -31,10 +58,8 @@ class Plan:
         tasks: names; None means every task whose data are there.
         contenders: names; None means all.
         comparisons: "steps" gives everyone the task's steps, "time" the time that SAM takes for them.
-        settings: quasi-random settings that stage "tune" tries for every contender.
-        finalists: the best of them, which stage "select" looks at again.
-        seeds: of each stage; 0 leaves the stage "sensitivity" out.
-        final_seeds: of stage "final" on tasks on which a run takes long.
+        budget: for every contender on a task, however many options it has.
+        budgets: of tasks that have one of their own.
         factors: by which stage "sensitivity" changes an option of the winner.
         chunk: the most runs that a worker takes at a time.
     """
@@ -44,26 +69,24 @@ class Plan:
     tasks: tuple[str, ...] | None = None
     contenders: tuple[str, ...] | None = None
     comparisons: tuple[str, ...] = COMPARISONS
-    settings: int = 24
-    finalists: int = 3
-    seeds: Mapping[str, int] = field(
-        default_factory=lambda: {"tune": 2, "select": 6, "final": 20, "sensitivity": 4},
-    )
-    final_seeds: Mapping[str, int] = field(default_factory=dict)
+    budget: Budget = Budget()
+    budgets: Mapping[str, Budget] = field(default_factory=dict)
     factors: tuple[float, ...] = (0.25, 0.5, 2.0, 4.0)
     chunk: int = 6
+
+    def budget_of(self, task: str) -> Budget:
+        """What is spent on a contender on a task."""
+        return self.budgets.get(task, self.budget)
 
     def seeds_of(self, stage: str, task: str) -> range:
         """The seeds of a stage on a task.
 
         Example:
-            >>> Plan("p", "", final_seeds={"slow": 8}).seeds_of("final", "slow")
+            >>> slow = Budget(seeds={"tune": 1, "select": 2, "final": 8, "sensitivity": 0})
+            >>> Plan("p", "", budgets={"slow": slow}).seeds_of("final", "slow")
             range(3000, 3008)
         """
-        count = self.seeds[stage]
-        if stage == "final":
-            count = self.final_seeds.get(task, count)
-        return range(FIRST_SEED[stage], FIRST_SEED[stage] + count)
+        return range(FIRST_SEED[stage], FIRST_SEED[stage] + self.budget_of(task).seeds[stage])
 
     def resolved(self, tasks: Mapping[str, Task]) -> tuple[Plan, list[str]]:
         """The plan with every name written out, and in words what is left out because its data are missing.
@@ -72,6 +95,8 @@ class Plan:
             ValueError: an unknown name, a task named here whose data are missing, or a number out of range.
         """
         self._check_numbers()
+        for name in self.budgets:
+            known(name, tasks, "task")
         left_out = []
         for name in tasks if self.tasks is None else self.tasks:
             reason = tasks[known(name, tasks, "task")].missing()
@@ -87,13 +112,9 @@ class Plan:
         return Plan(**{**vars(self), **changed}), left_out
 
     def _check_numbers(self) -> None:
-        room = min(abs(a - b) for a in FIRST_SEED.values() for b in FIRST_SEED.values() if a != b)
-        for stage, count in [*self.seeds.items(), *(("final", count) for count in self.final_seeds.values())]:
-            low = 0 if stage == "sensitivity" else 1
-            if not low <= count < room:
-                raise ValueError(f"seeds[{stage!r}]={count!r} of plan {self.name!r} is not in [{low}, {room})")
-        if not 1 <= self.finalists <= self.settings:
-            raise ValueError(f"finalists={self.finalists!r} of plan {self.name!r} is not in [1, {self.settings}]")
+        self.budget.check(f"plan {self.name!r}")
+        for task, budget in self.budgets.items():
+            budget.check(f"plan {self.name!r} on {task}")
         if self.chunk < 1:
             raise ValueError(f"chunk={self.chunk!r} of plan {self.name!r} must be at least 1")
 
@@ -106,21 +127,22 @@ def _by_name(plans: Iterable[Plan]) -> dict[str, Plan]:
     return {plan.name: plan for plan in plans}
 
 
+SLOW = Budget(12, 3, {"tune": 1, "select": 2, "final": 8, "sensitivity": 0})
+"""For tasks on which a run takes long. Their seeds differ less than their settings."""
+
 PLANS = _by_name(
     [
         Plan(
             "full",
             "every task and every contender; it says how long before it starts",
-            final_seeds={"bytes": 8, "bytes-overfit": 8, "minilm": 8},
+            budgets=dict.fromkeys(("bytes", "bytes-overfit", "minilm"), SLOW),
         ),
         Plan(
             "quick",
             "a first look on MNIST-1D, with too few settings and seeds for claims",
             tasks=("mnist1d-mlp", "mnist1d-conv"),
             contenders=("adamw", "sam", "msam", "hatam"),
-            settings=8,
-            finalists=2,
-            seeds={"tune": 1, "select": 2, "final": 5, "sensitivity": 0},
+            budget=Budget(8, 2, {"tune": 1, "select": 2, "final": 5, "sensitivity": 0}),
         ),
     ]
 )

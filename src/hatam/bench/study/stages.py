@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, NamedTuple, Protocol
 
@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution
 
 from ..records import Run
 from ..tasks import Task
-from .plans import SOBOL_SEED, Plan
+from .plans import COMPARISONS, SOBOL_SEED, Plan
 from .sensitivity import variations
 
 Options = dict[str, Any]
@@ -37,7 +37,7 @@ class Cell:
         task: the task.
         contender: its name.
         comparison: "steps" or "time".
-        steps: of every run.
+        steps: of every run but those of stage "tune", which have the task's.
     """
 
     task: Task
@@ -48,6 +48,10 @@ class Cell:
     @property
     def name(self) -> str:
         return f"{self.task.name}/{self.contender}/{self.comparison}"
+
+    def key(self, stage: str) -> str:
+        """What the queue calls a stage of it. Both comparisons share the tuning."""
+        return f"{stage}/{replace(self, comparison=COMPARISONS[0]).name if stage == 'tune' else self.name}"
 
 
 class Setting(NamedTuple):
@@ -96,8 +100,9 @@ def runs_of(cell: Cell, plan: Plan, stage: str, options: Options) -> list[Run]:
     """The runs of one setting in a stage."""
     task = cell.task
     purpose = "final" if stage == "final" else "tune"
+    steps = task.steps if stage == "tune" else cell.steps
     return [
-        Run(task.name, cell.contender, cell.contender, options, seed, cell.steps, task.batch_size, task.warmup, purpose)
+        Run(task.name, cell.contender, cell.contender, options, seed, steps, task.batch_size, task.warmup, purpose)
         for seed in plan.seeds_of(stage, task.name)
     ]
 
@@ -124,13 +129,14 @@ def settings_of(cell: Cell, plan: Plan, stage: str, spaces: Spaces, results: Res
     """
     if stage == "tune":
         space = spaces.space(cell.contender, cell.task.name)
-        points = quasi_random(space, plan.settings)
+        points = quasi_random(space, plan.budget_of(cell.task.name).settings)
         return [Setting(point, spaces.complete(cell.contender, cell.task.name, point)) for point in points]
     if stage == "select":
         tried = settings_of(cell, plan, "tune", spaces, results)
-        return best(cell, plan, ("tune",), tried, results)[: plan.finalists]
+        return best(cell, plan, ("tune",), tried, results)[: plan.budget_of(cell.task.name).finalists]
     finalists = settings_of(cell, plan, "select", spaces, results)
-    winner = best(cell, plan, ("tune", "select"), finalists, results)[:1]
+    seen = ("tune", "select") if cell.steps == cell.task.steps else ("select",)
+    winner = best(cell, plan, seen, finalists, results)[:1]
     if stage == "final" or not winner:
         return winner
     if cell.comparison != "steps":

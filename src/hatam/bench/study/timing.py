@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,14 +14,15 @@ import torch
 from .. import records
 from ..contenders import CONTENDERS, parse
 from ..tasks import Task
-from ..training import evaluate
+from ..training import evaluate, measured
 from .plans import TIME_UNIT
 
 ROUNDS, STEPS_A_ROUND, WARM_UP = 12, 5, 3
 
 
 def measure(task: Task, contenders: Sequence[str]) -> dict[str, Any]:
-    """Median times in seconds of a step of each contender, at its default options, and of one validation.
+    """Median times in seconds of a step of each contender, at its default options, of one validation, and of all
+    that is measured at the end of a final run.
 
     All take turns, a few steps each, on one thread: what disturbs the machine disturbs all of them.
     """
@@ -44,9 +45,9 @@ def measure(task: Task, contenders: Sequence[str]) -> dict[str, Any]:
                     trainer.step(x, y)
                     if round_:
                         times[name].append(time.perf_counter() - before)
-        before = time.perf_counter()
-        evaluate(task, next(iter(trainers.values())).model, data.validation)
-        evaluation = time.perf_counter() - before
+        model = next(iter(trainers.values())).model
+        evaluation = _seconds(lambda: evaluate(task, model, data.validation))
+        final = _seconds(lambda: measured(task, model, data))
     finally:
         torch.set_num_threads(threads)
     return {
@@ -55,7 +56,14 @@ def measure(task: Task, contenders: Sequence[str]) -> dict[str, Any]:
         "environment": records.environment(),
         "step_s": {name: median(values) for name, values in times.items()},
         "evaluation_s": evaluation,
+        "final_s": final,
     }
+
+
+def _seconds(do: Callable[[], object]) -> float:
+    before = time.perf_counter()
+    do()
+    return time.perf_counter() - before
 
 
 def read_or_measure(task: Task, contenders: Sequence[str], path: Path) -> dict[str, Any]:
@@ -68,7 +76,11 @@ def read_or_measure(task: Task, contenders: Sequence[str], path: Path) -> dict[s
         records.write(path, measure(task, contenders))
     try:
         timing: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        _ = [float(timing["step_s"][name]) for name in (*contenders, TIME_UNIT)], float(timing["evaluation_s"])
+        _ = (
+            [float(timing["step_s"][name]) for name in (*contenders, TIME_UNIT)],
+            float(timing["evaluation_s"]),
+            float(timing["final_s"]),
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not a record of the times on {task.name} ({error!r}); remove it and run again"

@@ -67,6 +67,7 @@ class Task:
         higher_is_better: of the metric.
         steps: optimization steps of a run.
         batch_size: samples of a step, drawn without replacement within an epoch.
+        curve_points: how often in a run validation is looked at.
         warmup: share of the steps over which lr rises linearly; then it falls to 0 along a cosine.
         shifts: test data as the world may change it.
         options: defaults of every contender that differ on this task, such as lr; a contender's own for the task win.
@@ -84,9 +85,10 @@ class Task:
     steps: int
     batch_size: int
     warmup: float = 0.05
+    curve_points: int = 20
     higher_is_better: bool = True
     shifts: tuple[Shift, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     sharpness: bool = True
     missing: Callable[[], str | None] = lambda: None
 

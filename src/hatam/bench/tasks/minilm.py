@@ -100,7 +100,7 @@ def _data(name: str, change: Callable[[str], str]) -> Data:
         tokens = tokenizer.encode_batch([change(text) for text in texts])
         return {"x": np.array([encoded.ids for encoded in tokens]), "y": np.array(labels)}
 
-    arrays = kept(f"minilm-{corpus.VERSION}-{name}.npz", made)
+    arrays = kept(f"minilm-{corpus.VERSION}-{TOKENS}-{name}.npz", made)
     return divided(torch.from_numpy(arrays["x"]).long(), torch.from_numpy(arrays["y"]).long(), SIZES)
 
 
@@ -132,9 +132,10 @@ TASKS = [
         loss=cross_entropy,
         metric=percent_correct,
         metric_name="accuracy, %",
-        steps=80,
+        steps=50,
         batch_size=16,
         warmup=0.1,
+        curve_points=10,
         shifts=(Shift("typos", (0.05, 0.1, 0.2, 0.4), typos), Shift("truncation", (0.25, 0.5, 0.75), truncation)),
         options={"lr": 3e-4, "weight_decay": 0.01},
         sharpness=False,

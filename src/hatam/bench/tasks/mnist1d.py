@@ -113,7 +113,9 @@ def _generate(seed: int, samples: int, changed: Mapping[str, float]) -> dict[str
     return {"x": made["x"].astype(np.float32), "y": made["y"].astype(np.int64)}
 
 
-def _task(name: str, summary: str, model: Callable[[], nn.Module], data: Callable[[], Data] = load) -> Task:
+def _task(
+    name: str, summary: str, model: Callable[[], nn.Module], data: Callable[[], Data] = load, steps: int = 2000
+) -> Task:
     return Task(
         name=name,
         summary=summary,
@@ -122,7 +124,7 @@ def _task(name: str, summary: str, model: Callable[[], nn.Module], data: Callabl
         loss=cross_entropy,
         metric=percent_correct,
         metric_name="accuracy, %",
-        steps=2000,
+        steps=steps,
         batch_size=128,
         shifts=tuple(Shift(name, severities, partial(shifted, name)) for name, (_, severities) in SHIFTS.items()),
     )
@@ -131,7 +133,9 @@ def _task(name: str, summary: str, model: Callable[[], nn.Module], data: Callabl
 TASKS = [
     _task("mnist1d-mlp", "MNIST-1D with the MLP of its paper, 15,210 parameters", MLP),
     _task("mnist1d-mlp-plain", "the same MLP without its skip connection", partial(MLP, skip=False)),
-    _task("mnist1d-conv", "MNIST-1D with the convolutional net of its paper, 5,210 parameters", ConvNet),
+    _task("mnist1d-conv", "MNIST-1D with the convolutional net of its paper, 5,210 parameters", ConvNet, steps=1000),
     _task("mnist1d-mlp-noise", "the MLP with 20% of the training labels wrong", MLP, load_noisy),
-    _task("mnist1d-conv-noise", "the convolutional net with 20% of the training labels wrong", ConvNet, load_noisy),
+    _task(
+        "mnist1d-conv-noise", "the convolutional net with 20% of the training labels wrong", ConvNet, load_noisy, 1000
+    ),
 ]
