@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import torch
 from study_tiny import SPACES, TASKS, load, make_budget, make_plan, make_task
 from typer.testing import CliRunner
 
-from hatam.bench import records
+from hatam.bench import archive, records
 from hatam.bench.cli import app
 from hatam.bench.study import timing, worker
 from hatam.bench.study.coordinator import Coordinator, collect
@@ -225,6 +226,9 @@ def test_a_task_that_raises_is_tried_again_reported_and_holds_up_nobody(
 def test_what_has_a_record_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lead(make_study(tmp_path))
     (tmp_path / "queue.sqlite3").unlink()
+    archive.pack(tmp_path / "records")
+    shutil.rmtree(tmp_path / "records" / "tiny")
+    archive.unpack(tmp_path / "records")
     for path in (tmp_path / "records").rglob("3001.json"):
         path.unlink()
     ran: list[int] = []
@@ -339,7 +343,7 @@ def test_a_worker_without_a_sign_of_life_loses_its_job(tmp_path: Path) -> None:
     assert cell_file(tmp_path)["stages"]["tune"]["runs"] == 8
 
 
-@pytest.mark.parametrize("command", ["run", "work", "status", "collect"])
+@pytest.mark.parametrize("command", ["run", "work", "status", "collect", "pack"])
 def test_every_help_has_an_example(command: str) -> None:
     result = CliRunner().invoke(app, ["study", command, "--help"])
     assert result.exit_code == 0

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from . import archive
+
 SCHEMA = 1
 
 
@@ -93,8 +95,13 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is not a record of this version; the message names it.
     """
+    return parsed(path, path.read_bytes())
+
+
+def parsed(path: Path, text: bytes) -> dict[str, Any]:
+    """A record from its text; see :func:`read`."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(text)
         if record["schema"] != SCHEMA:
             raise ValueError(f"schema {record['schema']!r}")
         _ = record["run"]["seed"], record["result"]["status"], record["time"]["step_median_s"]
@@ -105,10 +112,15 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_all(root: Path) -> list[dict[str, Any]]:
-    """Every record below a folder, in the order of their paths."""
+    """Every record below a folder, loose or archived, in the order of their paths."""
     if not root.exists():
         raise ValueError(f"{root} does not exist; run 'hatam compare --records {root}' first")
-    return [read(path) for path in sorted(root.rglob("*.json"), key=lambda path: (path.parent, int(path.stem)))]
+    found = []
+    for path, text in archive.files(root):
+        if isinstance(text, ValueError):
+            raise text
+        found.append((path.parent, int(path.stem), parsed(path, text)))
+    return [record for _, _, record in sorted(found, key=lambda each: each[:2])]
 
 
 @cache

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .. import archive
 from ..records import SCHEMA
 
 
@@ -88,10 +89,12 @@ def find(root: Path) -> Found:
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder; give the folder of the records, or make some with 'hatam compare'")
     found, times = Found(), dict[tuple[str, str, str], float]()
-    for path in sorted(path for path in root.rglob("*.json") if path.is_file()):
+    for path, content in archive.files(root):
         relative = path.relative_to(root)
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(content, ValueError):
+                raise content
+            record = json.loads(content)
             if _is_run(relative, record):
                 found.entries.append(_entry(relative, record))
             else:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .. import archive
 from ..contenders import known
 from ..tasks import all_tasks
 from . import coordinator
@@ -64,6 +65,7 @@ def run(
     folder = results / name
     folder.mkdir(parents=True, exist_ok=True)
     url, waiting = storage or embedded(folder), _waiting(heartbeat)
+    archive.unpack(folder / "records")
     queue = Queue(url, name, waiting)
     study = Coordinator(chosen, folder, queue, all_tasks(), cast(Spaces, importlib.import_module("hatam.bench.spaces")))
     if retry_failed:
@@ -79,6 +81,8 @@ def run(
     except KeyboardInterrupt:
         console.print("interrupted; finished runs are kept, the same command goes on", soft_wrap=True)
         raise typer.Exit(130) from None
+    finally:
+        _pack(study.root)
     _show_cost(study)
     queue.close()
     if study.failures:
@@ -152,6 +156,23 @@ def collect(
     console.print(f"{count} records are in {results / name / 'records'}", soft_wrap=True, highlight=False)
 
 
+@app.command()
+def pack(
+    name: Annotated[str, typer.Option(help="Of the study.")] = "full",
+    results: Annotated[Path, RESULTS] = Path("results"),
+) -> None:
+    """Put the records that there are into one archive for each task, as 'hatam study run' does at its end.
+
+    Example: hatam study pack --name full
+    """
+    _pack(_there(results / name) / "records")
+
+
+def _pack(root: Path) -> None:
+    if root.exists():
+        console.print(f"{archive.pack(root)} records are in the archives in {root}", soft_wrap=True, highlight=False)
+
+
 def _there(folder: Path) -> Path:
     if not folder.exists():
         raise ValueError(f"there is no study in {folder}; begin it with 'hatam study run', or give --storage")
@@ -169,7 +190,7 @@ def _waiting(heartbeat: int) -> Waiting:
 def _predict(study: Coordinator, jobs: int) -> None:
     left = timedelta(seconds=round((study.seconds_in_all() - study.seconds_done()) / max(1, jobs)))
     many = len(study.cells)
-    console.print(f"{many} contenders on tasks to tune and judge; left: about {left} on {jobs} cores", highlight=False)
+    console.print(f"{many} cells (task, contender, comparison) to tune and judge; left: about {left} on {jobs} cores", highlight=False)
 
 
 def _lead(study: Coordinator, workers: LocalWorkers) -> None:
