@@ -129,13 +129,16 @@ def test_records_with_nothing_but_the_needful(tmp_path: Path) -> None:
     report.write(tmp_path, tmp_path / "out")
 
 
-def test_a_batched_run_has_the_studys_time(tmp_path: Path) -> None:
-    for label in ("adamw", "sam"):
-        put(tmp_path / "full" / "records", label, 0, 1.0, time={"step_median_s": None})
+@pytest.mark.parametrize("measured", [None, 7.0])  # done together, or alone on a busy machine
+def test_a_studys_run_has_the_studys_time(tmp_path: Path, measured: float | None) -> None:
+    for label, steps in (("adamw", 100), ("adamw", 300), ("sam", 100)):
+        put(tmp_path / "full" / "records", label, 0, 1.0, time={"step_median_s": measured}, steps=steps)
     (tmp_path / "full" / "timing").mkdir()
     timing = {"task": "mnist1d-mlp", "step_s": {"adamw": 0.5, "sam": 1.5}}
     (tmp_path / "full" / "timing" / "mnist1d-mlp.json").write_text(json.dumps(timing))
-    assert table_of(tmp_path)["sam"]["time/step"] == "3.00"
+    assert [each.budget for each in comparisons_of(tmp_path)] == ["equal steps", "equal time"]
+    for each in comparisons_of(tmp_path):
+        assert each.relative_time(next(c for c in each.contestants if c.label == "sam")) == 3.0
 
 
 def test_a_run_without_a_score_counts_as_diverged_and_is_last(tmp_path: Path) -> None:

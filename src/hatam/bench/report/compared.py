@@ -55,7 +55,7 @@ class Contestant:
 class Comparison:
     """The contestants on one task in one folder of records.
 
-    ``budget`` is "" or, where runs of several lengths lie there, "equal steps" or "own steps".
+    ``budget`` is "" or, where runs of several lengths lie there, "equal steps" or "own steps", in a study "equal time".
     """
 
     group: str
@@ -162,7 +162,9 @@ def _budgets(runs: list[Entry]) -> dict[str, list[Entry]]:
     common, _ = min(Counter(steps for each in lengths.values() for steps in each).items(), key=lambda x: (-x[1], x[0]))
     return {
         "equal steps": [run for run in runs if run.steps == common],
-        "own steps": [run for run in runs if run.steps != common or lengths[run.label] == {common}],
+        "equal time" if runs[0].timed else "own steps": [
+            run for run in runs if run.steps != common or lengths[run.label] == {common}
+        ],
     }
 
 

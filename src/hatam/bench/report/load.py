@@ -24,7 +24,8 @@ class Entry:
         curve: (step, validation) in the order of the steps.
         shifts: score by shift and severity.
         sharpness: by measure, ``lambda_max`` always among them.
-        step_s: median seconds of a step.
+        step_s: median seconds of a step; a study's are measured once, all contenders in turns.
+        timed: whether they were, which a study does to give everyone the same time.
     """
 
     group: str
@@ -44,6 +45,7 @@ class Entry:
     sharpness: dict[str, float]
     step_s: float
     gradients_per_step: float
+    timed: bool = False
 
 
 @dataclass
@@ -103,15 +105,14 @@ def find(root: Path) -> Found:
         except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
             found.damaged.append((text(relative.as_posix()), text(what.replace(str(root), root.name))))
-    found.entries = [
-        replace(e, step_s=times.get((e.group, e.task, e.contender), e.step_s)) if math.isnan(e.step_s) else e
-        for e in found.entries
-    ]
+    for i, e in enumerate(found.entries):
+        if (key := (e.group, e.task, e.contender)) in times:
+            found.entries[i] = replace(e, step_s=times[key], timed=True)
     return found
 
 
 def _times(path: Path, record: Any) -> dict[tuple[str, str, str], float]:
-    """Seconds of a step by group, task and contender from a study's timing/TASK.json, for runs done in batches."""
+    """Seconds of a step by group, task and contender from a study's timing/TASK.json, where all took turns."""
     if path.parent.name != "timing" or not isinstance(record, dict) or not isinstance(record.get("step_s"), dict):
         return {}
     group = text((path.parent.parent / "records").as_posix())

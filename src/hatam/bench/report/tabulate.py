@@ -43,7 +43,7 @@ def results(comparison: Comparison, p_values: PValues, made_by: Sources) -> Tabl
         tuple(_result(comparison, c, p_values) for c in comparison.contestants),
         f"Test {comparison.metric}. Mean over n seeds with Student's 95% interval; differences to AdamW are paired by "
         "seed, with their 95% interval, Student's paired t, and Holm's correction over the tasks of this folder of "
-        "records. Time/step is measured, AdamW = 1, for runs done in batches by the study's timing; λ_max is the "
+        "records. Time/step is measured, AdamW = 1, in a study by all contenders in turns; λ_max is the "
         "median over seeds. A run that diverged counts with its score; where it has none, n leaves it out.",
         made_by,
     )

@@ -190,7 +190,10 @@ def _waiting(heartbeat: int) -> Waiting:
 def _predict(study: Coordinator, jobs: int) -> None:
     left = timedelta(seconds=round((study.seconds_in_all() - study.seconds_done()) / max(1, jobs)))
     many = len(study.cells)
-    console.print(f"{many} cells (task, contender, comparison) to tune and judge; left: about {left} on {jobs} cores", highlight=False)
+    console.print(
+        f"{many} cells (task, contender, comparison) to tune and judge; left: about {left} on {jobs} cores",
+        highlight=False,
+    )
 
 
 def _lead(study: Coordinator, workers: LocalWorkers) -> None:
