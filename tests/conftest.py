@@ -30,11 +30,15 @@ MODULATORS = ("relative", "uniform")
 VARIANTS: dict[str, dict[str, Any]] = {
     f"{form}-{modulator}": {"form": form, "modulator": modulator}
     for form, modulator in itertools.product(FORMS, MODULATORS)
+} | {
+    f"decoupled-{modulator}-to-weights": {"form": "decoupled", "modulator": modulator, "radius": "relative"}
+    for modulator in MODULATORS
 }
-"""Every form with every modulator, otherwise at its defaults."""
+"""Every form with every modulator and every radius, otherwise at its defaults."""
 
 DEFAULT_FORMS: dict[str, dict[str, Any]] = {
     "decoupled": {"form": "decoupled"},
+    "decoupled-to-weights": {"form": "decoupled", "radius": "relative"},
     "raw": {"form": "raw"},
     "published": dict(PUBLISHED_FORM),
 }
@@ -50,6 +54,8 @@ KERNEL_FORMS: dict[str, dict[str, Any]] = {
     for name, options in {
         "shared-m": {"form": "decoupled"},
         "own-e": {"form": "decoupled", "beta_c": 0.7},
+        "shared-m-to-weights": {"form": "decoupled", "radius": "relative"},
+        "own-e-to-weights": {"form": "decoupled", "radius": "relative", "beta_c": 0.7},
         "raw": {"form": "raw"},
         "published": {"form": "published"},
     }.items()

@@ -25,6 +25,7 @@ SHAPES = ((gpu.CHUNK + 1,), (), (0,))
 FORMS: dict[str, dict[str, Any]] = {
     "decoupled": {"form": "decoupled"},
     "own": {"form": "decoupled", "beta_c": 0.7},
+    "to-weights": {"form": "decoupled", "radius": "relative", "gamma": 2**-5},  # the same in every precision
     "raw": {"form": "raw"},
     "published": {"form": "published"},
 }
@@ -274,16 +275,18 @@ def test_the_number_of_launches_is_constant(monkeypatch: pytest.MonkeyPatch) -> 
         assert launched == ["prepare", "update", "finish"]
 
 
-def test_the_mean_of_a_tensor_of_many_chunks() -> None:
+def test_the_means_of_a_tensor_of_many_chunks() -> None:
     """More partial sums than `finish` adds at a time, without a tensor that large."""
     k, chunks, beta2 = gpu.kernels(), 2500, 0.9
-    step, mean = torch.tensor(3.0), torch.tensor(math.inf)
-    sums = torch.rand(chunks, dtype=torch.float64)
+    step, mean, scale = torch.tensor(3.0), torch.tensor(math.inf), torch.tensor(0.0)
+    sums, spans, sizes = torch.rand(3, chunks, dtype=torch.float64)
     row = torch.zeros(1, k.words.COLUMNS.value, dtype=torch.int64)
     row[0, k.words.STEP.value], row[0, k.words.DENOM_MEAN.value] = step.data_ptr(), mean.data_ptr()
+    row[0, k.words.DISPLACEMENT_SCALE.value] = scale.data_ptr()
     row[0, k.words.NUMEL.value] = numel = chunks * gpu.CHUNK - 5
     k.finish[(1,)](
-        row, sums, None, log_beta2=math.log(beta2), eps=1e-8, no_gradient_yet=1e-8,
+        row, sums, spans, sizes, None, log_beta2=math.log(beta2), eps=1e-8, no_gradient_yet=1e-8, least_span=1e-9,
         STEP_TYPE=k.tl.float32, SCALAR_TYPE=k.tl.float32, CHUNK=gpu.CHUNK, WIDTH=1024,
     )  # fmt: skip
     assert float(mean) == pytest.approx(float(sums.sum()) / numel / math.sqrt(1 - beta2**3) + 1e-8, rel=1e-6)
+    assert float(scale) == pytest.approx(math.sqrt(float(sizes.sum() / spans.sum())), rel=1e-6)

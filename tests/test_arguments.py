@@ -27,7 +27,7 @@ NUMBERS = {
     "fade": ("(0, 1]", [NAN, -0.1, 0.0, 1.1, INF]),
 }
 NOT_NUMBERS = ["1", True, np.array([1.0]), [0.1], 1j]  # True is 1 to Python, but never meant as a number
-MAY_BE_NONE = {"beta_c", "modulator_cap", "fade"}
+MAY_BE_NONE = {"gamma", "beta_c", "modulator_cap", "fade"}
 
 Case = tuple[dict[str, Any], type[Exception], list[str]]
 
@@ -72,6 +72,9 @@ BAD: list[Case] = [
     ({"lr": torch.tensor(NAN)}, ValueError, ["lr", "nan", "[0, inf)"]),
     ({"lr": torch.tensor(-0.5)}, ValueError, ["lr", "-0.5", "[0, inf)"]),
     ({"lr": torch.tensor(0.1), "foreach": True}, ValueError, ["lr", "foreach", "capturable=True"]),
+    ({"radius": "weights"}, ValueError, ["radius", "'weights'", "'lr', 'relative'"]),
+    ({"radius": 0.1}, TypeError, ["radius", "0.1", "string"]),
+    ({"radius": "relative", "form": "raw"}, ValueError, ["radius", "'relative'", "form='decoupled'"]),
     ({"form": "Decoupled"}, ValueError, ["form", "'Decoupled'", "'decoupled', 'raw', 'published'"]),
     ({"form": None}, TypeError, ["form", "None", "string"]),
     ({"modulator": "relativ"}, ValueError, ["modulator", "'relativ'", "'relative', 'uniform'"]),

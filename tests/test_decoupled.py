@@ -230,3 +230,66 @@ def test_zero_gradients_at_the_start_displace_nothing(foreach: bool) -> None:
         param.grad = torch.full((3,), gradient)
         optimizer.step()
     assert torch.all((param - 1).abs() < 0.1)
+
+
+# A radius relative to the weights ------------------------------------------------------------------------------------
+
+
+def sizes(optimizer: HATAM, params: list[torch.nn.Parameter]) -> list[float]:
+    """RMS(d) / RMS(z) of every parameter."""
+    displaced = [p.detach().clone() for p in params]
+    with optimizer.straightened():
+        return [
+            float(((w - p).square().mean() / p.square().mean()).sqrt()) for w, p in zip(displaced, params, strict=True)
+        ]
+
+
+@every_modulator
+@every_beta_c
+def test_the_displacement_is_as_large_as_asked_for(modulator: str, beta_c: float | None) -> None:
+    """But for what a step changes, whatever lr and the scale of the gradients; and no more once lr has run out."""
+    params = [torch.nn.Parameter(scale * torch.randn(80, 30)) for scale in (0.01, 1.0, 30.0)]
+    optimizer = HATAM(params, 1e-4, radius="relative", gamma=0.05, modulator=modulator, beta_c=beta_c)
+    for factor in (1e-6, 1.0, 1e6):
+        for _ in range(30):
+            for p in params:
+                p.grad = factor * torch.randn_like(p)
+            optimizer.step()
+        assert sizes(optimizer, params) == pytest.approx([0.05] * 3, rel=0.15)
+    for lr in (5e-6, 0.0):  # half of what fade = 0.1 leaves alone, and the end of a schedule
+        optimizer.param_groups[0]["lr"] = lr
+        for p in params:
+            p.grad = 1e6 * torch.randn_like(p)
+        optimizer.step()
+        assert sizes(optimizer, params) == pytest.approx([0.05 * lr / 1e-5] * 3, rel=0.15, abs=1e-7)
+
+
+def test_a_gradient_that_fades_away_does_not_blow_up_the_next() -> None:
+    param = torch.nn.Parameter(torch.randn(500))
+    optimizer = HATAM([param], 0.01, betas=(0.9, 0.999), radius="relative", gamma=0.05)
+    for t in range(300):
+        param.grad = torch.randn(500) * (0.0 if 100 <= t < 299 else 1.0)
+        optimizer.step()
+        assert sizes(optimizer, [param])[0] < 0.05 * 5
+
+
+def test_the_unit_of_the_radius_can_change_in_mid_training() -> None:
+    param = torch.nn.Parameter(torch.randn(50, 20))
+    optimizer = HATAM([param], 0.01)
+    expected = []
+    for t in range(30):
+        optimizer.param_groups[0].update(
+            radius="relative" if 10 <= t < 20 else "lr", gamma=0.05 if 10 <= t < 20 else 1.0
+        )
+        param.grad = torch.randn(50, 20)
+        optimizer.step()
+        expected.append(sizes(optimizer, [param])[0])
+    assert expected[19] == pytest.approx(0.05, rel=0.1)
+    assert expected[29] == pytest.approx(expected[9], rel=0.2)
+
+
+def test_gamma_has_a_default_for_each_unit() -> None:
+    param = torch.nn.Parameter(torch.randn(5))
+    groups = [{"params": [param]}, {"params": [torch.nn.Parameter(torch.randn(5))], "radius": "lr"}]
+    optimizer = HATAM(groups, radius="relative")
+    assert [group["gamma"] for group in optimizer.param_groups] == [0.03, 1.0]

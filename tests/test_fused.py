@@ -133,6 +133,8 @@ def test_step_by_step_it_is_the_wide_path(
     monkeypatch.setattr(narrow, "needed", lambda *_: True)
     params = parameters(((50, 41), (1100,), (3,), ()), dtype)
     others = twins(params)
+    # A unit of an e in bfloat16 is as much of a displacement, which may be far larger than the weight that it moves.
+    reach = 100.0 if "radius" in options and BF16 in (dtype, storage.get("state_dtype")) else 0.1
     optimizer = HATAM(params, 0.01, **options, **storage, fused=True, seed=7)
     other = HATAM(others, 0.01, **options, **storage, fused=False, seed=7)
     with kernel_calls() as calls:
@@ -149,7 +151,7 @@ def test_step_by_step_it_is_the_wide_path(
                 for key in state.keys() & {*SCALARS, "step"}:
                     tolerance = {torch.float64: 1e-14, BF16: 1e-4}.get(dtype, 1e-6)  # v in bfloat16 goes into means
                     torch.testing.assert_close(state[key], other_state[key], rtol=tolerance, atol=0)
-                check_stored(p, q, q.detach().abs() + 0.1, "param")
+                check_stored(p, q, q.detach().abs() + reach, "param")
                 q.data.copy_(p.detach())
                 for key, x in state.items():
                     other_state[key].copy_(x)

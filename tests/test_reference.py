@@ -62,6 +62,7 @@ def references(params: list[torch.nn.Parameter], optimizer: HATAM) -> list[Refer
             cap=form.cap if group["modulator_cap"] is None else group["modulator_cap"],
             fade=0.1 if group["fade"] is None else group["fade"],
             uniform=group["modulator"] == "uniform",
+            relative=group["radius"] == "relative",
         )
         for p in params
     ]

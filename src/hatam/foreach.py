@@ -9,7 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .update import Options, Scalar, State, averaged_gradient, hand_over_mean_, number, remember_mean_
+from .update import (
+    Options,
+    Scalar,
+    State,
+    averaged_gradient,
+    hand_over_mean_,
+    number,
+    remember_mean_,
+    remember_scale_,
+    set_radius_,
+)
 
 Tensors = list[Tensor]
 
@@ -68,10 +78,16 @@ def remember_means_(states: list[State], hs: Tensors, o: Options) -> None:
             remember_mean_(state["denom_mean"], h, o)
 
 
-def displace_(params: Tensors, states: list[State], hs: Tensors, radii: list[Scalar], o: Options) -> None:
-    """w ← w + d with d = ρ S e / h. Overwrites h."""
-    spreads = o.modulator.foreach_spread(hs, means(states, "displacement_mean"), o.cap)
-    add_ratios_(params, [averaged_gradient(s) for s in states], spreads, radii)
+def spreads(states: list[State], hs: Tensors, o: Options) -> Tensors:
+    """h / S of the displacement that w has now. Overwrites h."""
+    return o.modulator.foreach_spread(hs, means(states, "displacement_mean"), o.cap)
+
+
+def remember_scales_(params: Tensors, states: list[State], es: Tensors, over: Tensors, o: Options) -> None:
+    """Keep RMS(z) / RMS(u) for the next step, see :func:`hatam.update.remember_scale_`."""
+    for param, state, e, spread in zip(params, states, es, over, strict=True):
+        if o.relative:
+            remember_scale_(state["displacement_scale"], param, e, spread, o)
 
 
 def corrected_gradients(grads: Tensors, states: list[State], hs: Tensors, o: Options) -> Tensors:
@@ -94,8 +110,8 @@ def decoupled_(params: Tensors, grads: Tensors, states: list[State], o: Options)
     own = [(s["exp_avg_grad"], g) for s, g in zip(states, grads, strict=True) if "exp_avg_grad" in s]
 
     # z = w + d_{t−1}
-    hs = denominators(vs, numbers(states, "step", o), o)
-    displace_(params, states, hs, numbers(states, "displacement_radius", o), o)
+    es, hs = [averaged_gradient(s) for s in states], denominators(vs, numbers(states, "step", o), o)
+    add_ratios_(params, es, spreads(states, hs, o), numbers(states, "displacement_radius", o))
     del hs
 
     # z ← z − lr (m̂ / h + wd z)
@@ -106,7 +122,7 @@ def decoupled_(params: Tensors, grads: Tensors, states: list[State], o: Options)
     moments_(ms, vs, grads, grads, o)
     hs = denominators(vs, steps, o)
     for state in states:
-        state["displacement_radius"].fill_(o.radius)
+        set_radius_(state, o)
         if "denom_mean" in state:
             hand_over_mean_(state, o)
     remember_means_(states, hs, o)
@@ -116,7 +132,9 @@ def decoupled_(params: Tensors, grads: Tensors, states: list[State], o: Options)
     if isinstance(steps[0], Tensor):
         del hs
         hs = denominators(vs, steps, o)
-    displace_(params, states, hs, [-radius for radius in numbers(states, "displacement_radius", o)], o)
+    over = spreads(states, hs, o)
+    remember_scales_(params, states, es, over, o)
+    add_ratios_(params, es, over, [-radius for radius in numbers(states, "displacement_radius", o)])
 
 
 def corrected_(params: Tensors, grads: Tensors, states: list[State], o: Options, *, raw: bool) -> None:

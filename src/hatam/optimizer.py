@@ -18,6 +18,7 @@ from torch.optim.optimizer import (
 from . import fused, narrow, options, paths
 from .forms import FORMS, real
 from .fused.batches import Division
+from .radii import RADII
 from .storage import SCALARS, new_moment, restore_dtypes
 from .update import State
 
@@ -53,11 +54,13 @@ class HATAM(Optimizer):
         eps: added to the denominator, >= 0.
         weight_decay: decoupled weight decay, >= 0.
         gamma: strength of the correction, >= 0; 0 is AdamW, bit for bit. In the decoupled form it is the radius of
-            the displacement in units of the peak learning rate.
+            the displacement, in the unit that ``radius`` says. None means 1, or 0.03 where that is "relative".
         beta_c: rate of e, in [0, 1). None means β1 (decoupled) or 0.9 (raw, published).
         modulator: "relative", or "uniform" for S = 1, which is ATAM.
         modulator_cap: largest S, in (0, inf]. None means 3 (decoupled, raw) or no cap (published).
         form: "decoupled", "raw" or "published".
+        radius: "lr", so that ρ is in units of the peak learning rate, or "relative", so that the root mean square of d
+            is γ times that of each tensor's weights; see :mod:`hatam.radii`. Decoupled only.
         fade: share of the peak lr below which the radius runs out with lr, in (0, 1]. None means 0.1. Decoupled only.
         maximize: maximize the objective.
         foreach: use the multi-tensor path. None chooses as torch does.
@@ -101,11 +104,12 @@ class HATAM(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         *,
-        gamma: float = 1.0,
+        gamma: float | None = None,
         beta_c: float | None = None,
         modulator: str = "relative",
         modulator_cap: float | None = None,
         form: str = "decoupled",
+        radius: str = "lr",
         fade: float | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
@@ -126,6 +130,7 @@ class HATAM(Optimizer):
             "modulator": modulator,
             "modulator_cap": modulator_cap,
             "form": form,
+            "radius": radius,
             "fade": fade,
             "maximize": maximize,
             "foreach": foreach,
@@ -154,6 +159,7 @@ class HATAM(Optimizer):
         except RuntimeError:
             del self.param_groups[-1]
             raise
+        self._complete(self.param_groups[-1])
         self.param_groups[-1]["lr_peak"] = paths.peak_of_kind(self.param_groups[-1])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -163,6 +169,12 @@ class HATAM(Optimizer):
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
+            self._complete(group)
+
+    @staticmethod
+    def _complete(group: dict[str, Any]) -> None:
+        if group["gamma"] is None:
+            group["gamma"] = RADII[group["radius"]].gamma
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the optimizer's state, as torch does, but leave every state tensor in the dtype that it was saved in."""

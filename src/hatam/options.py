@@ -15,6 +15,7 @@ from torch.optim.optimizer import ParamsT
 from . import fused
 from .forms import FORMS
 from .modulators import MODULATORS
+from .radii import RADII
 from .storage import STATE_DTYPES
 from .update import Options, Scalar
 
@@ -36,8 +37,10 @@ def check(group: Mapping[str, Any]) -> None:
     check_number("betas[1]", betas[1], 0.0, 1.0, open_end=True, remedy="AdamW's default is 0.999")
     check_number("eps", group["eps"], 0.0, math.inf, open_end=True, remedy="AdamW's default is 1e-8")
     check_number("weight_decay", group["weight_decay"], 0.0, math.inf, open_end=True, remedy="0 turns it off")
-    check_number("gamma", group["gamma"], 0.0, math.inf, open_end=True, remedy="0 is AdamW")
+    if group["gamma"] is not None:
+        check_number("gamma", group["gamma"], 0.0, math.inf, open_end=True, remedy="0 is AdamW")
     check_choice("form", group["form"], FORMS)
+    check_choice("radius", group["radius"], RADII)
     check_choice("modulator", group["modulator"], MODULATORS)
     if group["beta_c"] is not None:
         check_number("beta_c", group["beta_c"], 0.0, 1.0, open_end=True, remedy="None takes the form's default")
@@ -67,6 +70,11 @@ def check_radius_options(group: Mapping[str, Any]) -> None:
                 f"fade={group['fade']!r} is not used by form={group['form']!r}, which has no radius; leave fade at "
                 "None or use form='decoupled'"
             )
+    if RADII[group["radius"]].needs_scale and not FORMS[group["form"]].fades:
+        raise ValueError(
+            f"radius={group['radius']!r} is not used by form={group['form']!r}, which has no radius; leave radius at "
+            "'lr' or use form='decoupled'"
+        )
 
 
 def check_eps(group: Mapping[str, Any]) -> None:
@@ -214,6 +222,7 @@ def resolve(
         modulator=MODULATORS[group["modulator"]],
         cap=form.cap if group["modulator_cap"] is None else group["modulator_cap"],
         radius=radius(group, lr, lr_peak) if form.fades else 0.0,
+        relative=RADII[group["radius"]].needs_scale,
         grad_factor=(-1 if group["maximize"] else 1) / (1 if grad_scale is None else grad_scale),
         capturable=group["capturable"],
         form=group["form"],
@@ -230,10 +239,25 @@ def zero_dim(x: Scalar) -> Scalar:
 
 
 def radius(group: Mapping[str, Any], lr: Scalar, lr_peak: Scalar) -> Scalar:
-    """ρ_t = γ · min(lr_peak, lr_t / fade): held until lr has fallen to ``fade`` of its peak, then fading with it."""
+    """ρ_t = γ · min(lr_peak, lr_t / fade): held until lr has fallen to ``fade`` of its peak, then fading with it.
+
+    Relative to the weights γ · min(1, lr_t / (fade · lr_peak)), which a tensor's scale is still to multiply.
+    """
     fade = DEFAULT_FADE if group["fade"] is None else group["fade"]
+    if RADII[group["radius"]].needs_scale:
+        return group["gamma"] * faded(lr, lr_peak, fade)
     if isinstance(lr_peak, Tensor) and not (isinstance(lr, Tensor) and lr.device == lr_peak.device):
         return group["gamma"] * lr_peak.clamp(max=float(lr) / fade)  # on the peak's device, without waiting for it
     if isinstance(lr, Tensor):
         return group["gamma"] * torch.minimum(torch.as_tensor(lr_peak), torch.as_tensor(lr / fade))
     return group["gamma"] * min(lr_peak, lr / fade)
+
+
+def faded(lr: Scalar, lr_peak: Scalar, fade: float) -> Scalar:
+    """min(1, lr_t / (fade · lr_peak)); 0 while lr has always been 0."""
+    if isinstance(lr_peak, Tensor):
+        lr = lr if isinstance(lr, Tensor) and lr.device == lr_peak.device else float(lr)
+        return torch.where(lr_peak > 0, (lr / (fade * lr_peak)).clamp(max=1.0), 0.0)
+    if isinstance(lr, Tensor):
+        return torch.where(lr > 0, (lr / (fade * lr_peak)).clamp(max=1.0), 0.0) if lr_peak else 0.0 * lr
+    return min(1.0, lr / (fade * lr_peak)) if lr_peak else 0.0

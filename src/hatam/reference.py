@@ -21,6 +21,7 @@ class Reference:
         w: the start, any shape; copied to float64.
         form: "published", "raw" or "decoupled".
         gamma, beta1, beta2, beta_c, eps, weight_decay, cap, fade, uniform: as in :class:`hatam.HATAM`, all explicit.
+        relative: whether γ is in units of the weights, radius="relative".
 
     Example:
         >>> import torch
@@ -42,6 +43,7 @@ class Reference:
     cap: float = math.inf
     fade: float = 0.1
     uniform: bool = False
+    relative: bool = False
     t: int = 0
     lr_peak: float = 0.0
 
@@ -51,6 +53,7 @@ class Reference:
         self.m, self.v, self.e, self.c, self.g_prev, self.d = (torch.zeros_like(self.w) for _ in range(6))
         self.S = torch.ones_like(self.w)
         self.mean_h = torch.tensor(math.inf)  # of the step before; there is none before the first
+        self.rms_z = self.rms_u = torch.tensor(0.0)  # of the step before
 
     def step(self, g: Tensor, lr: float) -> None:
         """One step with the gradient ``g``, taken at ``self.w``."""
@@ -84,10 +87,16 @@ class Reference:
         h = torch.sqrt(self.v / (1 - self.beta2**self.t)) + self.eps
         self.z = self.z - lr * (self.m / (1 - self.beta1**self.t) / h + self.weight_decay * self.z)
         self.lr_peak = max(self.lr_peak, lr)
-        rho = self.gamma * min(self.lr_peak, lr / self.fade)
+        if self.relative:
+            held = min(1.0, lr / (self.fade * self.lr_peak)) if self.lr_peak > 0 else 0.0
+            noise = math.sqrt((1 - self.beta_c) / (1 + self.beta_c))
+            rho = float(self.gamma * held * self.rms_z / self.rms_u.clamp(min=0.25 * noise)) if self.rms_u > 0 else 0.0
+        else:
+            rho = self.gamma * min(self.lr_peak, lr / self.fade)
         known = self.mean_h > (1 + 1e-6) * self.eps  # else no gradient has come yet
         S = torch.clamp(h / self.mean_h, max=self.cap) if known else torch.zeros_like(h)
         self.S = torch.ones_like(h) if self.uniform else S
+        self.rms_z, self.rms_u = self.z.square().mean().sqrt(), (self.S * self.e / h).square().mean().sqrt()
         self.d = rho * self.S * self.e / h
         self.w = self.z - self.d
         self.mean_h = h.mean()

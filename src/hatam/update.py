@@ -16,6 +16,7 @@ h             ``h``                Adam's denominator, sqrt(v̂) + ε
 mean(h)       ``denom_mean``       mean of h over the tensor, one step old
 S             never stored         modulator, see :mod:`hatam.modulators`
 d, ρ          ``displacement_*``   displacement of w from the straightened point z, and its radius
+u             ``span``             S e / h, the displacement before it is scaled
 ============  ===================  ==========================================================
 
 :mod:`hatam.foreach` is the same, line for line, for lists of tensors.
@@ -33,6 +34,7 @@ from torch import Tensor
 from .modulators import Modulator
 
 NO_GRADIENT_YET = 1 + 1e-6  # times ε: the mean of h = ε, with room for rounding
+LEAST_SPAN = 0.25  # of the RMS of e / h in pure noise
 
 Scalar: TypeAlias = Any  # a float, or a 0-dim tensor where a host demands it (capturable, tensor lr, torch.compile)
 State: TypeAlias = dict[str, Any]
@@ -52,8 +54,9 @@ class Options(NamedTuple):
     beta_c: float
     modulator: Modulator
     cap: float
-    radius: Scalar  # ρ_t, of the decoupled form
+    radius: Scalar  # ρ_t of the decoupled form; where it is relative to the weights, times the tensor's scale
     grad_factor: Scalar  # 1, or −1 to maximize; divided by the loss scale
+    relative: bool  # the radius is so to the weights
     capturable: bool
     form: str
     round_param: bool  # bfloat16 parameters at random; else to nearest
@@ -122,9 +125,26 @@ def hand_over_mean_(state: State, o: Options) -> None:
     state["displacement_mean"].copy_(torch.where(mean > NO_GRADIENT_YET * o.eps, mean, math.inf))
 
 
-def displace_(param: Tensor, exp_avg_grad: Tensor, h: Tensor, mean: Tensor | None, radius: Scalar, o: Options) -> None:
-    """w ← w + d with d = ρ S e / h. Overwrites h."""
-    add_ratio_(param, exp_avg_grad, o.modulator.spread(h, mean, o.cap), radius)
+def least_span(o: Options) -> float:
+    """The least mean of u² that counts. A gradient that fades away must not blow up the first that comes after it."""
+    return LEAST_SPAN**2 * (1 - o.beta_c) / (1 + o.beta_c)
+
+
+def remember_scale_(scale: Tensor, z: Tensor, e: Tensor, spread: Tensor, o: Options) -> None:
+    """Keep RMS(z) / RMS(u), u = e / spread, for the next step: 0 before any gradient, the last good one for a NaN."""
+    span = (e / spread).square_().mean(dtype=scale.dtype)
+    new = (z.square().mean(dtype=scale.dtype) / span.clamp(min=least_span(o))).sqrt()
+    good = (span < math.inf) & (new < math.inf)
+    scale.copy_(torch.where(span == 0, 0.0, torch.where(good, new, kept(scale))))
+
+
+def set_radius_(state: State, o: Options) -> None:
+    """The radius of this step's displacement, which undoing it will need."""
+    radius = o.radius * kept(state["displacement_scale"]) if o.relative else o.radius
+    if isinstance(radius, Tensor):
+        state["displacement_radius"].copy_(radius)
+    else:
+        state["displacement_radius"].fill_(radius)
 
 
 def corrected_gradient(grad: Tensor, exp_avg_grad: Tensor, h: Tensor, mean: Tensor | None, o: Options) -> Tensor:
@@ -156,19 +176,21 @@ def decoupled_descent_(param: Tensor, state: State, o: Options) -> None:
 
     # w = z − d_t, d_t = ρ_t S_t e_t / h_t
     mean = state.get("denom_mean")
-    state["displacement_radius"].fill_(o.radius)
+    set_radius_(state, o)
     if mean is not None:
         hand_over_mean_(state, o)
         remember_mean_(mean, h, o)
-    radius = -number(state["displacement_radius"], o)
-    displace_(param, averaged_gradient(state), h, displacement_mean(state), radius, o)
+    e, spread = averaged_gradient(state), o.modulator.spread(h, displacement_mean(state), o.cap)
+    if o.relative:
+        remember_scale_(state["displacement_scale"], param, e, spread, o)
+    add_ratio_(param, e, spread, -number(state["displacement_radius"], o))
 
 
 def undo_displacement_(param: Tensor, state: State, o: Options) -> None:
     """z = w + d, with d recomputed from the state that displaced w."""
     h = denominator(state["exp_avg_sq"], number(state["step"], o), o)
-    radius = number(state["displacement_radius"], o)
-    displace_(param, averaged_gradient(state), h, displacement_mean(state), radius, o)
+    spread = o.modulator.spread(h, displacement_mean(state), o.cap)
+    add_ratio_(param, averaged_gradient(state), spread, number(state["displacement_radius"], o))
 
 
 def averaged_gradient(state: State) -> Tensor:

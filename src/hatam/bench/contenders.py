@@ -190,6 +190,20 @@ CONTENDERS: dict[str, Contender] = {
             hatam_options("decoupled"),
             by_task={"mnist1d-mlp-plain": {"gamma": 7.0}, "mnist1d-conv": {"gamma": 2.0}},
         ),
+        Contender(
+            "atam-relative",
+            "isotropic straightening with a radius relative to the weights",
+            SEED_DOCUMENT,
+            builders.hatam,
+            hatam_options("decoupled", radius="relative", modulator="uniform", gamma=0.03),
+        ),
+        Contender(
+            "hatam-relative",
+            "HATAM, decoupled, with a radius relative to the weights",
+            SEED_DOCUMENT,
+            builders.hatam,
+            hatam_options("decoupled", radius="relative", gamma=0.03),
+        ),
     )
 }
 

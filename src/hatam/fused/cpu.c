@@ -26,8 +26,13 @@ enum { BLOCK = 1024, CHUNK = 32 * BLOCK };
 
 /* What the compiler makes a loop of its own for. */
 typedef struct {
-    int param, exp_avg, exp_avg_sq, random_state, random_param, own_e, raw;
+    int param, exp_avg, exp_avg_sq, random_state, random_param, own_e, raw, relative;
 } Types;
+
+/* Over a chunk, or over a tensor. */
+typedef struct {
+    double root, span, size;
+} Sum;
 
 static double scalar(const void *x, int32_t dtype) { return dtype == FLOAT64 ? *(const double *)x : *(const float *)x; }
 
@@ -40,6 +45,13 @@ static void set_scalar(void *x, int32_t dtype, double value) {
 
 /* A mean of eps is that of v = 0: nothing is known of sharpness yet, and S = 0. */
 static double known_mean(double mean, const Options *o) { return mean > o->no_gradient_yet ? mean : INFINITY; }
+
+static int is_relative(const Options *o) { return o->loop == SHARED_RELATIVE || o->loop == OWN_RELATIVE; }
+
+/* rho of this step; relative to the weights, by the sizes one step before. */
+static double radius_of(const Table *table, const Options *o, int64_t t) {
+    return is_relative(o) ? o->radius * scalar(table->displacement_scale[t], o->scalar_dtype) : o->radius;
+}
 
 /* The types of parameter and gradient, of m and e, of v; and whether state and parameter are rounded at random. */
 #define FLOAT_COMBINATIONS(ROW)                                  \
@@ -78,7 +90,7 @@ typedef struct {
     const Table *table;
     const Options *options;
     const int64_t *first; /* number of the first chunk of each tensor, and of all chunks at the end */
-    double *sums;         /* of sqrt(v) over each chunk */
+    Sum *sums;            /* over each chunk */
     int64_t next;         /* the chunk that nobody has taken yet */
 } Job;
 
@@ -96,15 +108,23 @@ static void work(void *data) {
 }
 
 /* Moves the scalars of one tensor on, once all its chunks are done. */
-static void finish(const Table *table, const Options *o, int64_t t, const double *sums, int64_t chunks) {
-    const double step = scalar(table->step[t], o->step_dtype) + 1;
+static void finish(const Table *table, const Options *o, int64_t t, const Sum *sums, int64_t chunks) {
+    const double step = scalar(table->step[t], o->step_dtype) + 1, numel = (double)table->numel[t];
     set_scalar(table->step[t], o->step_dtype, step);
-    if (o->loop < RAW) set_scalar(table->displacement_radius[t], o->scalar_dtype, o->radius);
+    if (o->loop < RAW) set_scalar(table->displacement_radius[t], o->scalar_dtype, radius_of(table, o, t));
+    Sum sum = {0, 0, 0};
+    for (int64_t i = 0; i < chunks; i++) sum.root += sums[i].root, sum.span += sums[i].span, sum.size += sums[i].size;
+    if (is_relative(o)) {
+        /* a NaN leaves the last one; without any gradient there is nothing to scale */
+        const double span = sum.span / numel, scale = sqrt(sum.size / numel / fmax(span, o->least_span));
+        if (span == 0 || numel == 0)
+            set_scalar(table->displacement_scale[t], o->scalar_dtype, 0);
+        else if (span < INFINITY && scale < INFINITY)
+            set_scalar(table->displacement_scale[t], o->scalar_dtype, scale);
+    }
     if (table->denom_mean == NULL) return;
     const double last = known_mean(scalar(table->denom_mean[t], o->scalar_dtype), o);
-    double sum = 0;
-    for (int64_t i = 0; i < chunks; i++) sum += sums[i];
-    const double mean = sum / (double)table->numel[t] / sqrt(1 - pow(o->beta2, step)) + o->eps;
+    const double mean = sum.root / numel / sqrt(1 - pow(o->beta2, step)) + o->eps;
     if (o->loop < RAW && table->displacement_mean != NULL) set_scalar(table->displacement_mean[t], o->scalar_dtype, last);
     set_scalar(table->denom_mean[t], o->scalar_dtype, mean < INFINITY ? mean : last);
 }
@@ -123,7 +143,7 @@ int32_t hatam_step(const Table *table, const Options *options, Parallel parallel
     if (first == NULL) return 0;
     first[0] = 0;
     for (int64_t t = 0; t < tensors; t++) first[t + 1] = first[t] + (table->numel[t] + CHUNK - 1) / CHUNK;
-    double *sums = malloc(sizeof *sums * (size_t)(first[tensors] + 1));
+    Sum *sums = malloc(sizeof *sums * (size_t)(first[tensors] + 1));
     if (sums != NULL) {
         Job job = {table, options, first, sums, 0};
         if (parallel != NULL && options->threads > 1 && first[tensors] > 1)

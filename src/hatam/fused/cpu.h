@@ -4,9 +4,10 @@
 
 #include <stdint.h>
 
-#define HATAM_LAYOUT 1 /* counts the changes of this file, so that a binary of another version is noticed */
+#define HATAM_LAYOUT 2 /* counts the changes of this file, so that a binary of another version is noticed */
 
-enum loop { SHARED, OWN, RAW, PUBLISHED }; /* decoupled where e is m, decoupled with e of its own, and the other forms */
+/* Decoupled where e is m, decoupled with e of its own; both with a radius relative to the weights; the other forms. */
+enum loop { SHARED, OWN, SHARED_RELATIVE, OWN_RELATIVE, RAW, PUBLISHED };
 enum dtype { FLOAT32, FLOAT64, BFLOAT16 };
 
 /* Columns of one pointer per tensor. Columns that the loop does not use are NULL. */
@@ -16,12 +17,14 @@ typedef struct {
     const uint32_t *number; /* place among the optimizer's parameters, for random numbers of its own */
     void *const *param, *const *grad, *const *exp_avg, *const *exp_avg_sq, *const *exp_avg_grad;
     void *const *step, *const *denom_mean, *const *displacement_mean, *const *displacement_radius;
+    void *const *displacement_scale;
 } Table;
 
 typedef struct {
     double lr, beta1, beta2, eps, weight_decay, gamma, beta_c, cap, radius;
     double grad_factor;     /* 1 / loss scale, negative to maximize */
     double no_gradient_yet; /* a mean of h up to this is that of v = 0 */
+    double least_span;      /* the least mean of (S e / h)^2 that counts */
     int32_t loop, uniform;
     int32_t param_dtype, exp_avg_dtype, exp_avg_sq_dtype; /* the gradient's is the parameter's, e's is m's */
     int32_t step_dtype, scalar_dtype;

@@ -5,14 +5,15 @@
 
 COMBINATIONS(LOOPS)
 
-typedef void (*FN(Loop))(FN(Block), REAL *, const FN(Constants) *);
+typedef void (*FN(Loop))(FN(Block), FN(Sums) *, const FN(Constants) *);
 
 static FN(Loop) FN(choose)(const Options *o) {
 #define ROW(name, p, m, v, state, param) \
-    {p, m, v, state, param, {FN(name##_shared), FN(name##_own), FN(name##_raw), FN(name##_published)}},
+    {p, m, v, state, param, {FN(name##_shared), FN(name##_own), FN(name##_shared_relative), FN(name##_own_relative), \
+                             FN(name##_raw), FN(name##_published)}},
     static const struct {
         int param, exp_avg, exp_avg_sq, random_state, random_param;
-        FN(Loop) loops[4];
+        FN(Loop) loops[PUBLISHED + 1];
     } rows[] = {COMBINATIONS(ROW)};
 #undef ROW
     if (o->loop < RAW && o->eps < LEAST_EPS) return NULL; /* h_before h must be a normal number */
@@ -51,7 +52,7 @@ static FN(Constants) FN(constants)(const Table *table, const Options *o, int64_t
         c.level = o->uniform ? 1 : 0;
         return c;
     }
-    c.radius = (REAL)o->radius;
+    c.radius = (REAL)radius_of(table, o, t);
     c.radius_before = (REAL)scalar(table->displacement_radius[t], o->scalar_dtype);
     c.inv_mean = c.inv_mean_before = (REAL)INFINITY; /* S = 1, and so S / h = min(1 / h, inf) */
     if (o->uniform) {
@@ -75,9 +76,17 @@ static void FN(close)(void *const *column, int64_t t, int64_t at, int32_t dtype,
     if (column != NULL && dtype == BFLOAT16) FN(narrow)((uint16_t *)column[t] + at, buffer, n);
 }
 
-/* Returns the sum of sqrt(v). */
-static double FN(chunk)(const Table *table, const Options *o, int64_t t, int64_t begin, int64_t end) {
-    REAL roots[BLOCK] = {0}, param[BLOCK], grad[BLOCK], exp_avg[BLOCK], exp_avg_sq[BLOCK], exp_avg_grad[BLOCK];
+static double FN(added)(const REAL *x) {
+    double lanes[16] = {0}, sum = 0;
+    for (int i = 0; i < BLOCK; i += 16)
+        for (int j = 0; j < 16; j++) lanes[j] += x[i + j];
+    for (int j = 0; j < 16; j++) sum += lanes[j];
+    return sum;
+}
+
+static Sum FN(chunk)(const Table *table, const Options *o, int64_t t, int64_t begin, int64_t end) {
+    FN(Sums) sums = {0};
+    REAL param[BLOCK], grad[BLOCK], exp_avg[BLOCK], exp_avg_sq[BLOCK], exp_avg_grad[BLOCK];
     const FN(Constants) c = FN(constants)(table, o, t);
     const FN(Loop) loop = FN(choose)(o);
     for (int64_t at = begin; at < end; at += BLOCK) {
@@ -91,15 +100,12 @@ static double FN(chunk)(const Table *table, const Options *o, int64_t t, int64_t
             .at = (uint32_t)at,
             .n = n,
         };
-        loop(block, roots, &c);
+        loop(block, &sums, &c);
         FN(close)(table->param, t, at, o->param_dtype, param, n);
         FN(close)(table->exp_avg, t, at, o->exp_avg_dtype, exp_avg, n);
         FN(close)(table->exp_avg_sq, t, at, o->exp_avg_sq_dtype, exp_avg_sq, n);
         FN(close)(table->exp_avg_grad, t, at, o->exp_avg_dtype, exp_avg_grad, n);
     }
-    double lanes[16] = {0}, sum = 0;
-    for (int i = 0; i < BLOCK; i += 16)
-        for (int j = 0; j < 16; j++) lanes[j] += roots[i + j];
-    for (int j = 0; j < 16; j++) sum += lanes[j];
-    return sum;
+    if (!is_relative(o)) return (Sum){FN(added)(sums.root), 0, 0};
+    return (Sum){FN(added)(sums.root), FN(added)(sums.span), FN(added)(sums.size)};
 }

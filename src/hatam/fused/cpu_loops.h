@@ -23,6 +23,11 @@ typedef struct {
     int n;
 } FN(Block);
 
+/* By place in a block: of sqrt(v) and, for a radius relative to the weights, of (S e / h)^2 and z^2. */
+typedef struct {
+    REAL root[BLOCK], span[BLOCK], size[BLOCK];
+} FN(Sums);
+
 /* A NaN in x stays one. */
 static inline REAL FN(at_most)(REAL x, REAL most) { return most <= x ? most : x; }
 
@@ -36,7 +41,7 @@ INLINE uint32_t FN(draw)(uint32_t at, int i, uint32_t key, const int wanted) {
 }
 
 /* AdamW on z = w + d with the gradient taken at w; then w is displaced from z again. */
-INLINE void FN(decoupled)(FN(Block) b, REAL *restrict roots, const FN(Constants) *c, const Types t) {
+INLINE void FN(decoupled)(FN(Block) b, FN(Sums) *restrict sums, const FN(Constants) *c, const Types t) {
     const FN(Constants) k = *c;
     SIMD for (int i = 0; i < b.n; i++) {
         REAL w = b.param[i], g = b.grad[i] * k.grad_factor;
@@ -62,14 +67,15 @@ INLINE void FN(decoupled)(FN(Block) b, REAL *restrict roots, const FN(Constants)
         z = z * k.keep - k.step_size * m * inv_h;
 
         /* w = z - d_t */
-        roots[i] += root;
-        s_over_h = FN(at_most)(k.cap * inv_h, k.inv_mean);
-        FN(store)(b.param + i, t.param, k.radius != 0 ? z - k.radius * (t.own_e ? e : m) * s_over_h : z, for_param, t.random_param);
+        sums->root[i] += root;
+        REAL span = (t.own_e ? e : m) * FN(at_most)(k.cap * inv_h, k.inv_mean);
+        if (t.relative) sums->span[i] += span * span, sums->size[i] += z * z;
+        FN(store)(b.param + i, t.param, k.radius != 0 ? z - k.radius * span : z, for_param, t.random_param);
     }
 }
 
 /* AdamW on the corrected gradient; "raw" builds v from the gradient itself. */
-INLINE void FN(corrected)(FN(Block) b, REAL *restrict roots, const FN(Constants) *c, const Types t) {
+INLINE void FN(corrected)(FN(Block) b, FN(Sums) *restrict sums, const FN(Constants) *c, const Types t) {
     const FN(Constants) k = *c;
     SIMD for (int i = 0; i < b.n; i++) {
         REAL w = b.param[i], g = b.grad[i] * k.grad_factor;
@@ -88,7 +94,7 @@ INLINE void FN(corrected)(FN(Block) b, REAL *restrict roots, const FN(Constants)
         m = FN(store)(b.exp_avg + i, t.exp_avg, m + k.rate1 * (corrected - m), for_state, t.random_state);
         v = FN(store)(b.exp_avg_sq + i, t.exp_avg_sq, v * k.beta2 + k.rate2 * (for_v * for_v), for_param >> 16, t.random_state);
         REAL root = SQRT(v);
-        roots[i] += root;
+        sums->root[i] += root;
         FN(store)(b.param + i, t.param, w * k.keep - k.step_size * m / (root * k.h_factor + k.eps), for_param, t.random_param);
     }
 }
@@ -102,17 +108,15 @@ CLONES static void FN(narrow)(uint16_t *restrict y, const REAL *restrict x, int 
     for (int i = 0; i < n; i++) y[i] = narrowed((float)x[i]);
 }
 
-/* The four loops of one combination of types. */
-#define LOOPS(name, p, m, v, state, param)                                                                       \
-    CLONES static void FN(name##_shared)(FN(Block) b, REAL *restrict roots, const FN(Constants) * c) {                     \
-        FN(decoupled)(b, roots, c, (Types){p, m, v, state, param, 0, 0});                                         \
-    }                                                                                                            \
-    CLONES static void FN(name##_own)(FN(Block) b, REAL *restrict roots, const FN(Constants) * c) {                        \
-        FN(decoupled)(b, roots, c, (Types){p, m, v, state, param, 1, 0});                                         \
-    }                                                                                                            \
-    CLONES static void FN(name##_raw)(FN(Block) b, REAL *restrict roots, const FN(Constants) * c) {                        \
-        FN(corrected)(b, roots, c, (Types){p, m, v, state, param, 1, 1});                                         \
-    }                                                                                                            \
-    CLONES static void FN(name##_published)(FN(Block) b, REAL *restrict roots, const FN(Constants) * c) {                  \
-        FN(corrected)(b, roots, c, (Types){p, m, v, state, param, 1, 0});                                         \
+/* The loops of one combination of types. */
+#define LOOP(name, body, ...)                                                                          \
+    CLONES static void FN(name)(FN(Block) b, FN(Sums) *restrict sums, const FN(Constants) * c) { \
+        FN(body)(b, sums, c, (Types){__VA_ARGS__});                                                   \
     }
+#define LOOPS(name, p, m, v, state, param)                             \
+    LOOP(name##_shared, decoupled, p, m, v, state, param, 0, 0, 0)          \
+    LOOP(name##_own, decoupled, p, m, v, state, param, 1, 0, 0)             \
+    LOOP(name##_shared_relative, decoupled, p, m, v, state, param, 0, 0, 1) \
+    LOOP(name##_own_relative, decoupled, p, m, v, state, param, 1, 0, 1)    \
+    LOOP(name##_raw, corrected, p, m, v, state, param, 1, 1, 0)             \
+    LOOP(name##_published, corrected, p, m, v, state, param, 1, 0, 0)

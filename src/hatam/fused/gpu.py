@@ -2,7 +2,7 @@
 
 It does what :mod:`hatam.fused.cpu` does, element by element with the same bits but for a division (m, v and e have the
 same bits). A step is three launches whatever the number of tensors, waits for nothing on the host and gives the same
-bits every time. Table and scratch need 12 integers per tensor and 12 bytes per 2048 elements.
+bits every time. Table and scratch need 13 integers per tensor and at most 28 bytes per 2048 elements.
 
 The table holds addresses, and stays on the device while the addresses stay the same. Where they change (gradients that
 ``zero_grad()`` has freed), it is copied again, without waiting.
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..storage import MOMENTS, SCALARS
-from ..update import NO_GRADIENT_YET, Options, Scalar
+from ..update import NO_GRADIENT_YET, Options, Scalar, least_span
 from .batches import Batch
 
 CHUNK = 2048  # elements per program: 8 for each of 256 threads
@@ -177,23 +177,25 @@ def launch(table: Tables, dtypes: dict[str, torch.dtype], o: Options) -> None:
     precision = torch.float64 if double else torch.float32
     constants = torch.empty(tensors, k.words.CONSTANTS.value, dtype=precision, device=device)
     keys = torch.empty(tensors, dtype=torch.int32, device=device)
-    sums = torch.empty(chunks, dtype=torch.float64, device=device) if relative else None
+    kept = (relative, o.relative, o.relative)  # of sqrt(v); of (S e / h)^2 and z^2
+    sums, spans, sizes = (torch.empty(chunks, dtype=torch.float64, device=device) if keep else None for keep in kept)
     found_inf = None if o.found_inf is None else o.found_inf.to(device, non_blocking=True)
     scalars = scalar_types(dtypes)
     shared = {"log_beta2": log(o.beta2), "eps": float(o.eps), "no_gradient_yet": NO_GRADIENT_YET * o.eps}
 
     k.prepare[(-(-tensors // LANES),)](
         table.rows, constants, keys, tensors, o.seed, found_inf, **options(o, device), **shared, **scalars,
-        DECOUPLED=o.form == "decoupled", UNIFORM=not relative, LANES=LANES, enable_fp_fusion=False,
+        DECOUPLED=o.form == "decoupled", UNIFORM=not relative, RELATIVE=o.relative, LANES=LANES, enable_fp_fusion=False,
     )  # fmt: skip
     if chunks:
         k.update[(chunks,)](
-            table.rows, table.chunks, constants, keys, sums, found_inf, **loop(dtypes, o),
+            table.rows, table.chunks, constants, keys, sums, spans, sizes, found_inf, **loop(dtypes, o),
             ALIGNED=table.aligned, CHUNK=CHUNK, num_warps=WARPS, enable_fp_fusion=False,
         )  # fmt: skip
-    if relative:
+    if relative or o.relative:
         k.finish[(tensors,)](
-            table.rows, sums, found_inf, **shared, **scalars, CHUNK=CHUNK, WIDTH=1024, enable_fp_fusion=False
+            table.rows, sums, spans, sizes, found_inf, **shared, **scalars, least_span=least_span(o),
+            CHUNK=CHUNK, WIDTH=1024, enable_fp_fusion=False,
         )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 A step is three launches whatever the number of tensors: ``prepare`` works out the constants of every tensor's step in
 float64 and moves its scalars on, ``update`` does one pass over memory with a program for every chunk of every tensor,
-and ``finish`` adds the sums of sqrt(v) in one order and keeps the mean of h, so that two runs have the same bits.
+and ``finish`` adds the sums over chunks in one order and keeps the means, so that two runs have the same bits.
 
 Tensors are given by their addresses, one row of ``table`` for each; an address that is not needed is 0. bfloat16 is
 read and written as its 16 bits, so that rounding, random or not, has the same bits as on the CPU. Square roots and
@@ -40,8 +40,8 @@ def prepare(
     lr: tl.float64, radius: tl.float64, grad_factor: tl.float64, beta1: tl.float64, beta2: tl.float64,
     log_beta1: tl.float64, log_beta2: tl.float64, eps: tl.float64, weight_decay: tl.float64, gamma: tl.float64,
     beta_c: tl.float64, cap: tl.float64, no_gradient_yet: tl.float64,
-    DECOUPLED: tl.constexpr, UNIFORM: tl.constexpr, STEP_TYPE: tl.constexpr, SCALAR_TYPE: tl.constexpr,
-    LANES: tl.constexpr,
+    DECOUPLED: tl.constexpr, UNIFORM: tl.constexpr, RELATIVE: tl.constexpr, STEP_TYPE: tl.constexpr,
+    SCALAR_TYPE: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Every tensor's constants from its scalars, which it moves on, all but the mean: that comes from the new v."""
     t = tl.program_id(0) * LANES + tl.arange(0, LANES)
@@ -71,7 +71,7 @@ def prepare(
     tl.store(k + words.EPS, wide(eps), mask=inside)
     if DECOUPLED:
         radius, no_gradient_yet = number_or_at(radius, radius_at), wide(no_gradient_yet)
-        prepare_displacement(row, k, radius, wide(cap), no_gradient_yet, inside, moves, UNIFORM, SCALAR_TYPE)
+        prepare_displacement(row, k, radius, wide(cap), no_gradient_yet, inside, moves, UNIFORM, RELATIVE, SCALAR_TYPE)
     else:
         gain = wide(gamma) * (1 - wide(beta_c))
         prepare_correction(row, k, gain, wide(eps), wide(cap), inside, UNIFORM, SCALAR_TYPE)
@@ -79,9 +79,13 @@ def prepare(
 
 @triton.jit
 def prepare_displacement(
-    row, k, radius, cap, no_gradient_yet, inside, moves, UNIFORM: tl.constexpr, SCALAR_TYPE: tl.constexpr
-):
-    """S / h = min(cap / h, 1 / mean), before and now."""
+    row, k, radius, cap, no_gradient_yet, inside, moves,
+    UNIFORM: tl.constexpr, RELATIVE: tl.constexpr, SCALAR_TYPE: tl.constexpr,
+):  # fmt: skip
+    """S / h = min(cap / h, 1 / mean), before and now; ``RELATIVE`` to the weights the radius has a scale."""
+    if RELATIVE:
+        scale_at = scalars(row, words.DISPLACEMENT_SCALE, SCALAR_TYPE, inside)
+        radius = radius * tl.load(scale_at, mask=inside, other=0).to(tl.float64)
     radius_at = scalars(row, words.DISPLACEMENT_RADIUS, SCALAR_TYPE, inside)
     tl.store(k + words.RADIUS_BEFORE, tl.load(radius_at, mask=inside, other=0), mask=inside)
     tl.store(k + words.RADIUS, radius, mask=inside)
@@ -120,11 +124,11 @@ def prepare_correction(row, k, gain, eps, cap, inside, UNIFORM: tl.constexpr, SC
 
 @triton.jit
 def update(
-    table, chunks, constants, keys, sums, found_inf,
+    table, chunks, constants, keys, sums, spans, sizes, found_inf,
     P: tl.constexpr, M: tl.constexpr, V: tl.constexpr, FORM: tl.constexpr, OWN_E: tl.constexpr,
     ROUND_PARAM: tl.constexpr, ROUND_M: tl.constexpr, ROUND_V: tl.constexpr, ALIGNED: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """One chunk of one tensor, and its sum of sqrt(v); ``sums`` is None where no mean is kept."""
+    """One chunk of one tensor, and its sums of sqrt(v), (S e / h)^2 and z^2; None for those that nobody keeps."""
     chunk = tl.program_id(0)
     t = tl.load(chunks + chunk)
     row, k = table + t * words.COLUMNS, constants + t * words.CONSTANTS
@@ -134,12 +138,19 @@ def update(
     place = begin + tl.arange(0, CHUNK)
     if skipped(found_inf) == 0:
         if begin + CHUNK <= numel:  # whole: without a mask, which would keep memory from being read 16 bytes at a time
-            total = advance(row, k, key, place, None, P, M, V, FORM, OWN_E, ROUND_PARAM, ROUND_M, ROUND_V, ALIGNED)
+            total, span, size = advance(
+                row, k, key, place, None, P, M, V, FORM, OWN_E, ROUND_PARAM, ROUND_M, ROUND_V, ALIGNED
+            )  # fmt: skip
         else:
             inside = place < numel
-            total = advance(row, k, key, place, inside, P, M, V, FORM, OWN_E, ROUND_PARAM, ROUND_M, ROUND_V, ALIGNED)
+            total, span, size = advance(
+                row, k, key, place, inside, P, M, V, FORM, OWN_E, ROUND_PARAM, ROUND_M, ROUND_V, ALIGNED
+            )  # fmt: skip
         if sums is not None:
             tl.store(sums + chunk, total)
+        if spans is not None:
+            tl.store(spans + chunk, span)
+            tl.store(sizes + chunk, size)
 
 
 @triton.jit
@@ -148,14 +159,14 @@ def advance(
     P: tl.constexpr, M: tl.constexpr, V: tl.constexpr, FORM: tl.constexpr, OWN_E: tl.constexpr,
     ROUND_PARAM: tl.constexpr, ROUND_M: tl.constexpr, ROUND_V: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """The elements at ``place``, and the sum of their sqrt(v)."""
+    """The elements at ``place``, and their sums; what nobody stores the compiler leaves out."""
     param, grad = address(row, words.PARAM, P, ALIGNED) + place, address(row, words.GRAD, P, ALIGNED) + place
     m_at, v_at = address(row, words.EXP_AVG, M, ALIGNED) + place, address(row, words.EXP_AVG_SQ, V, ALIGNED) + place
     e_at = address(row, words.EXP_AVG_GRAD, M, ALIGNED) + place
     for_state = draw(place, key, ROUND_M)
     for_param = draw(place, key ^ 0xFFFFFFFF, ROUND_PARAM or ROUND_V)
     if FORM == "decoupled":
-        r = decoupled(
+        r, span, z = decoupled(
             param, grad, m_at, v_at, e_at, k, for_state, for_param, inside, OWN_E, ROUND_PARAM, ROUND_M, ROUND_V
         )  # fmt: skip
     else:
@@ -163,9 +174,15 @@ def advance(
         r = corrected(
             param, grad, m_at, v_at, e_at, k, for_state, for_param, inside, raw, ROUND_PARAM, ROUND_M, ROUND_V
         )  # fmt: skip
+        span, z = r, r
+    return added(r, inside), added(span * span, inside), added(z * z, inside)
+
+
+@triton.jit
+def added(x, inside):
     if inside is not None:
-        r = tl.where(inside, r, 0.0)
-    return tl.sum(r).to(tl.float64)
+        x = tl.where(inside, x, 0.0)
+    return tl.sum(x).to(tl.float64)
 
 
 @triton.jit
@@ -173,7 +190,10 @@ def decoupled(
     param, grad, m_at, v_at, e_at, k, for_state, for_param, inside,
     OWN_E: tl.constexpr, ROUND_PARAM: tl.constexpr, ROUND_M: tl.constexpr, ROUND_V: tl.constexpr,
 ):  # fmt: skip
-    """AdamW on z = w + d with the gradient taken at w; then w is displaced from z again. Returns sqrt(v)."""
+    """AdamW on z = w + d with the gradient taken at w; then w is displaced from z again.
+
+    Returns sqrt(v), S e / h and z.
+    """
     w, g = read(param, inside), read(grad, inside) * tl.load(k + words.GRAD_FACTOR)
     m, v = read(m_at, inside), read(v_at, inside)
     e = read(e_at, inside) if OWN_E else m
@@ -200,9 +220,9 @@ def decoupled(
 
     # w = z - d_t
     radius = tl.load(k + words.RADIUS)
-    s_over_h = at_most(cap * inv_h, tl.load(k + words.INV_MEAN))
-    write(param, tl.where(radius != 0, z - radius * e * s_over_h, z), for_param, inside, ROUND_PARAM)
-    return r
+    span = e * at_most(cap * inv_h, tl.load(k + words.INV_MEAN))
+    write(param, tl.where(radius != 0, z - radius * span, z), for_param, inside, ROUND_PARAM)
+    return r, span, z
 
 
 @triton.jit
@@ -237,29 +257,44 @@ def corrected(
     return r
 
 
-# 3: the mean --------------------------------------------------------------------------------------------------------
+# 3: the means -------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
 def finish(
-    table, sums, found_inf, log_beta2: tl.float64, eps: tl.float64, no_gradient_yet: tl.float64,
+    table, sums, spans, sizes, found_inf, log_beta2: tl.float64, eps: tl.float64, no_gradient_yet: tl.float64,
+    least_span: tl.float64,
     STEP_TYPE: tl.constexpr, SCALAR_TYPE: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Keep mean(h) of one tensor; where it is no number, the last good one."""
+    """Keep mean(h) of one tensor and, for a radius relative to the weights, RMS(z) / RMS(S e / h)."""
     row = table + tl.program_id(0) * words.COLUMNS
     numel, first = column(row, words.NUMEL), column(row, words.FIRST)
-    chunks = (numel + CHUNK - 1) // CHUNK
+    chunks, moves = (numel + CHUNK - 1) // CHUNK, skipped(found_inf) == 0
+    if sums is not None:
+        step = tl.load(column(row, words.STEP).to(tl.pointer_type(STEP_TYPE))).to(tl.float64)
+        step = tl.maximum(step, 1.0)  # a first step that is skipped has not been counted
+        mean = mean_of(sums, first, chunks, numel, WIDTH)  # of sqrt(v)
+        mean = mean / tl.sqrt(one_minus_power(wide(log_beta2), step)) + wide(eps)
+        mean_at = column(row, words.DENOM_MEAN).to(tl.pointer_type(SCALAR_TYPE))
+        last = known(tl.load(mean_at).to(tl.float64), wide(no_gradient_yet))
+        tl.store(mean_at, tl.where((mean < float("inf")) & (numel > 0), mean, last), mask=moves)
+    if spans is not None:
+        span, size = mean_of(spans, first, chunks, numel, WIDTH), mean_of(sizes, first, chunks, numel, WIDTH)
+        scale = tl.sqrt(size / tl.maximum(span, wide(least_span)))
+        scale_at = column(row, words.DISPLACEMENT_SCALE).to(tl.pointer_type(SCALAR_TYPE))
+        good = (span < float("inf")) & (scale < float("inf"))
+        scale = tl.where(good, scale, tl.load(scale_at).to(tl.float64))
+        tl.store(scale_at, tl.where(span == 0, 0.0, scale), mask=moves)
+
+
+@triton.jit
+def mean_of(sums, first, chunks, numel, WIDTH: tl.constexpr):
+    """The mean over one tensor from the sums of its chunks, always added in the same order."""
     lanes = tl.arange(0, WIDTH)
     total = tl.zeros((WIDTH,), tl.float64)
     for i in range(0, chunks, WIDTH):
         total += tl.load(sums + first + i + lanes, mask=i + lanes < chunks, other=0)
-    step = tl.load(column(row, words.STEP).to(tl.pointer_type(STEP_TYPE))).to(tl.float64)
-    step = tl.maximum(step, 1.0)  # a first step that is skipped has not been counted
-    mean = tl.sum(total) / tl.maximum(numel, 1).to(tl.float64)  # of sqrt(v)
-    mean = mean / tl.sqrt(one_minus_power(wide(log_beta2), step)) + wide(eps)
-    mean_at = column(row, words.DENOM_MEAN).to(tl.pointer_type(SCALAR_TYPE))
-    last = known(tl.load(mean_at).to(tl.float64), wide(no_gradient_yet))
-    tl.store(mean_at, tl.where((mean < float("inf")) & (numel > 0), mean, last), mask=skipped(found_inf) == 0)
+    return tl.sum(total) / tl.maximum(numel, 1).to(tl.float64)
 
 
 @triton.jit

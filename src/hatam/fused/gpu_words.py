@@ -13,10 +13,11 @@ STEP = tl.constexpr(5)
 DENOM_MEAN = tl.constexpr(6)
 DISPLACEMENT_MEAN = tl.constexpr(7)
 DISPLACEMENT_RADIUS = tl.constexpr(8)
-NUMEL = tl.constexpr(9)
-NUMBER = tl.constexpr(10)  # of the parameter, for random numbers
-FIRST = tl.constexpr(11)  # number of the tensor's first chunk
-COLUMNS = tl.constexpr(12)
+DISPLACEMENT_SCALE = tl.constexpr(9)
+NUMEL = tl.constexpr(10)
+NUMBER = tl.constexpr(11)  # of the parameter, for random numbers
+FIRST = tl.constexpr(12)  # number of the tensor's first chunk
+COLUMNS = tl.constexpr(13)
 
 # The constants of one tensor's step, named as in cpu_loops.h.
 KEEP = tl.constexpr(0)

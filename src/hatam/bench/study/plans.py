@@ -34,7 +34,7 @@ class Budget:
     settings: int = 24
     finalists: int = 3
     seeds: Mapping[str, int] = field(
-        default_factory=lambda: {"tune": 2, "select": 6, "final": 20, "sensitivity": 4}, hash=False
+        default_factory=lambda: {"tune": 2, "select": 6, "final": 20, "sensitivity": 2}, hash=False
     )
 
     def check(self, where: str) -> None:
