@@ -27,7 +27,7 @@ from hatam.bench.tasks import Data, Split, Task, all_tasks
 from hatam.bench.training import train
 
 ROOT = Path(__file__).resolve().parent.parent
-TASKS = ("mnist1d-mlp", "mnist1d-conv")
+TASKS = ("mnist1d-mlp", "mnist1d-conv", "digits", "diabetes")
 CONTENDERS = ("adamw", "hatam", "sam")
 SIZES = (1, 8, 32, 96)
 STEPS = 40

@@ -96,7 +96,7 @@ def close(x: Tensor, y: Tensor) -> bool:
 @every_form
 def test_agrees_with_the_reference(taken: list[int], form: str, modulator: str) -> None:
     params = parameters(((5, 4), (7,), ()), torch.float64)
-    optimizer = HATAM(params, 0.01, fused=True, modulator=modulator, weight_decay=0.1, gamma=1.5, **FORMS[form])
+    optimizer = HATAM(params, 0.01, fused=True, modulator=modulator, weight_decay=0.1, **{"gamma": 1.5, **FORMS[form]})
     compare(optimizer, params, references(params, optimizer), gradients(params, 12), cosine(12, 0.01, 3))
     assert taken == [3] * 12
 

@@ -132,8 +132,8 @@ def least_span(o: Options) -> float:
 
 def remember_scale_(scale: Tensor, z: Tensor, e: Tensor, spread: Tensor, o: Options) -> None:
     """Keep RMS(z) / RMS(u), u = e / spread, for the next step: 0 before any gradient, the last good one for a NaN."""
-    span = (e / spread).square_().mean(dtype=scale.dtype)
-    new = (z.square().mean(dtype=scale.dtype) / span.clamp(min=least_span(o))).sqrt()
+    span = (kept(e) / kept(spread)).square().mean(dtype=scale.dtype)
+    new = (kept(z).square().mean(dtype=scale.dtype) / span.clamp(min=least_span(o))).sqrt()
     good = (span < math.inf) & (new < math.inf)
     scale.copy_(torch.where(span == 0, 0.0, torch.where(good, new, kept(scale))))
 
