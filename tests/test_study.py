@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from optuna.trial import TrialState
 from study_tiny import SPACES, TASKS, load, make_budget, make_plan, make_task
 from typer.testing import CliRunner
 
@@ -339,6 +340,22 @@ def test_a_worker_without_a_sign_of_life_loses_its_job(tmp_path: Path) -> None:
     assert Counter(state.state for state in states) == {"complete": 4}
     assert records.read(taken[0].runs[0].path(study.root))["started"] == first["started"]
     study.queue.complete(taken[0], 1.0)  # it was not dead after all: too late, and no harm
+    lead(study)
+    assert cell_file(tmp_path)["stages"]["tune"]["runs"] == 8
+
+
+def test_a_failed_job_is_put_back_by_the_leader_only_if_nobody_else_does(tmp_path: Path) -> None:
+    study = make_study(tmp_path, make_plan(contenders=("adamw",)))
+    study.step()
+    stage = "tune/tiny/adamw/steps"
+    taken = study.queue.take(stage, 1)
+    study.queue.storage.set_trial_state_values(taken[0].trial_id, TrialState.FAIL)  # and dies before it puts it back
+    for _ in range(3):
+        assert [state.state for state in study.queue.states(stage)] == ["waiting"] * 4
+    assert len(study.queue.trials(stage)) == 4  # a worker that lives would have put it back by itself
+    time.sleep(QUICK.grace + 0.2)
+    assert [state.state for state in study.queue.states(stage)] == ["waiting"] * 4
+    assert len(study.queue.trials(stage)) == 5
     lead(study)
     assert cell_file(tmp_path)["stages"]["tune"]["runs"] == 8
 

@@ -106,6 +106,7 @@ class Queue:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._retry = ignoring_experimental(lambda: optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES))
         self._studies: dict[str, optuna.Study] = {}
+        self._failed_since: dict[int, float] = {}  # by this machine's clock, when a failed try was first seen
         self.storage: optuna.storages.RDBStorage = self._connect()
 
     @patient
@@ -199,8 +200,10 @@ class Queue:
         name = {"COMPLETE": "complete", "RUNNING": "running", "WAITING": "waiting", "FAIL": "failed"}[best.state.name]
         error = best.user_attrs.get("error", "the worker died") if name == "failed" else None
         if name == "failed" and len(best.system_attrs.get("retry_history", [])) < RETRIES:
-            # Who failed it died, or is about to, before it could put it back.
-            self._retry(self._study(stage), best)
+            # Who failed it puts it back in the next moment; if that has not come after this time, it died in between.
+            since = self._failed_since.setdefault(best._trial_id, time.monotonic())
+            if time.monotonic() - since > self.waiting.grace:
+                self._retry(self._study(stage), best)
             name, error = "waiting", None
         return State(name, kept, error)
 
