@@ -9,7 +9,7 @@ PEERS := adamw adamw-no-momentum sam k-sam msam atam atam-decoupled hatam-publis
 CONTENDERS := $(addprefix --contender ,$(PEERS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit format study study-quick study-records readme report gpu-check step-cost sanitize clean
+.PHONY: help demo test lint types unit format study study-quick study-records radius readme report gpu-check step-cost sanitize clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-16s %s\n", $$1, $$2}'
@@ -42,21 +42,26 @@ format: $(VENV)/dev ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-study: $(VENV)/bench ## the whole study; says how long before it starts, and resumes
+study: $(VENV)/bench ## the whole study and its report; says how long before it starts, and resumes
 	$(BIN)/hatam study run --plan full
+	$(BIN)/hatam report results/full --out runs/full/report
 
-study-quick: $(VENV)/bench ## a first look at the study, with too few seeds for claims; resumes
+study-quick: $(VENV)/bench ## a first look at the study and its report, with too few seeds for claims; resumes
 	$(BIN)/hatam study run --plan quick --results runs
+	$(BIN)/hatam report runs/quick --out runs/quick/report
 
 study-records: $(VENV)/bench ## the committed records of the comparison: 16 seeds, three tasks; resumes
 	for task in mnist1d-mlp-plain mnist1d-mlp mnist1d-conv; do \
 		$(BIN)/hatam compare --task $$task $(CONTENDERS) --seeds 16 --first-seed 100 --records results/compare --out docs/figures || exit; done
 	$(BIN)/hatam compare --task mnist1d-mlp --contender hatam:gamma=7 --seeds 16 --first-seed 100 --records results/compare --out runs
 
+radius: $(VENV)/bench ## unit and rules of the radius, docs/log.md; resumes
+	$(BIN)/python benchmarks/radius.py && $(BIN)/python benchmarks/rules.py
+
 readme: $(VENV)/dev ## render tables and plots of README and docs from the committed records
 	$(BIN)/hatam table results/compare --update README.md --plots docs/figures
 	$(BIN)/hatam table results/compare --update docs/results.md
-	for script in feedback step_cost training_cost small_state batched task_ranges; do $(BIN)/python benchmarks/$$script.py --render || exit; done
+	for script in feedback step_cost training_cost small_state batched task_ranges radius rules; do $(BIN)/python benchmarks/$$script.py --render || exit; done
 	$(BIN)/python benchmarks/gpu_table.py
 
 report: $(VENV)/bench ## render the committed records into one page, runs/report/index.html

@@ -86,7 +86,7 @@ class Comparison:
     @property
     def where(self) -> str:
         """The folder of records and the budget, in brackets."""
-        words = ", ".join(filter(None, (self.group.removesuffix("/records"), self.budget)))
+        words = ", ".join(filter(None, (self.group.removesuffix("records").rstrip("/"), self.budget)))
         return f" ({words})" if words else ""
 
     @property
@@ -96,7 +96,7 @@ class Comparison:
 
     def slug(self, *words: str) -> str:
         """A name for files and ids."""
-        return slug(*words, self.group.removesuffix("/records"), self.budget.replace(" ", "-"), self.task)
+        return slug(*words, self.group.removesuffix("records").rstrip("/"), self.budget.replace(" ", "-"), self.task)
 
     @cached_property
     def baseline(self) -> Contestant | None:

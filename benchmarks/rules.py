@@ -1,0 +1,186 @@
+"""Rules for a radius that finds its own size, tried on stacked runs before any of them goes into the library.
+
+The radius is relative to the weights: RMS(d) = γ f RMS(z) for every tensor. A rule says f from what a step knows for
+free: lr over its peak, and r = mean(h) over its largest value so far, which falls as a network comes to fit its data.
+Everyone has AdamW's options of the task; scores are on validation data.
+
+    python benchmarks/rules.py               try what has no record yet, fill in docs/log.md
+    python benchmarks/rules.py --render      fill in from the records alone
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from radius import FIRST_SEED, SEEDS, TASKS
+from torch import Tensor
+
+from hatam.bench import records, report
+from hatam.bench.batched import Stack
+from hatam.bench.cli import make_run
+from hatam.bench.schedules import cosine
+from hatam.bench.tasks import Task, find
+from hatam.bench.trainers import Gradient
+from hatam.bench.training import _batches, evaluate
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDS = ROOT / "results/rules"
+CAP, FADE, EPS = 3.0, 0.1, 1e-8
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule: γ and f, ``factor(lr / peak, r of the tensor, r of the tensor that fell least)``; r has shape (runs,)."""
+
+    words: str
+    gamma: float
+    factor: Callable[[float, Tensor, Tensor], Tensor]
+
+
+RULES = {
+    "adamw": Rule("AdamW", 0.0, lambda lr, r, slow: torch.zeros_like(r)),
+    **{
+        f"constant-{g}": Rule(f"constant, γ = {g}", g, lambda lr, r, slow: torch.ones_like(r))
+        for g in (0.01, 0.03, 0.1)
+    },
+    "late-0.1": Rule("1 − lr / peak, γ = 0.1", 0.1, lambda lr, r, slow: torch.full_like(r, 1 - lr)),
+    "inverse-0.03": Rule("1 / r, γ = 0.03, at most 0.2", 0.03, lambda lr, r, slow: (1 / r).clamp(max=0.2 / 0.03)),
+    "inverse-slow-0.02": Rule(
+        "1 / r of the tensor that fell least, γ = 0.02, at most 0.2",
+        0.02,
+        lambda lr, r, slow: (1 / slow).clamp(max=0.2 / 0.02),
+    ),
+    "excess-slow-0.1": Rule(
+        "1 / r − 1 of the tensor that fell least, γ = 0.1, at most 0.2",
+        0.1,
+        lambda lr, r, slow: (1 / slow - 1).clamp(max=0.2 / 0.1),
+    ),
+}
+
+
+class Stacked:
+    """AdamW on z and the displacement for all runs of a stack: leading axis runs, every mean a run's own."""
+
+    def __init__(self, stack: Stack, options: dict[str, Any], rule: Rule) -> None:
+        self.params, self.grads, self.rule = list(stack.params.values()), stack.grads, rule
+        self.lr, self.wd = options["lr"], options["weight_decay"]
+        self.beta1, self.beta2 = options["beta1"], options["beta2"]
+        self.m, self.v, self.d = ([torch.zeros_like(p) for p in self.params] for _ in range(3))
+        runs = len(self.params[0])
+        self.mean = [torch.full((runs,), math.inf) for _ in self.params]
+        self.largest = [torch.zeros(runs) for _ in self.params]
+        self.t = 0
+
+    def step(self, share: float, peaked: bool) -> None:
+        """One step at ``share`` of the peak lr."""
+        self.t += 1
+        moved = [self._descend(i, share * self.lr) for i in range(len(self.params))]
+        ratios = [mean / largest for mean, largest in zip(self.mean, self.largest, strict=True)]
+        slow = torch.stack([r for r, p in zip(ratios, self.params, strict=True) if p.ndim > 2]).amax(0)
+        held = min(1.0 if peaked else share, share / FADE)
+        for i, (z, u) in enumerate(moved):
+            size = self.rule.gamma * held * self.rule.factor(share if peaked else 1.0, ratios[i], slow)
+            scale = torch.nan_to_num(size * rms(z) / rms(u), 0.0, 0.0, 0.0)
+            self.d[i] = along(scale, u) * u
+            self.params[i].data.copy_(z - self.d[i])
+
+    def _descend(self, i: int, lr: float) -> tuple[Tensor, Tensor]:
+        """z after a step of AdamW, and S e / h with e = m."""
+        p, g, m, v = self.params[i].detach(), self.grads[i], self.m[i], self.v[i]
+        m.lerp_(g, 1 - self.beta1)
+        v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
+        h = (v / (1 - self.beta2**self.t)).sqrt() + EPS
+        z = p + self.d[i]
+        z = z - lr * (m / (1 - self.beta1**self.t) / h + self.wd * z)
+        u = m / torch.maximum(along(self.mean[i], h), h / CAP)
+        self.mean[i] = h.flatten(1).mean(1)
+        self.largest[i] = torch.maximum(self.largest[i], self.mean[i])
+        return z, u
+
+    def straighten(self) -> None:
+        """Put z in place of w."""
+        for p, d in zip(self.params, self.d, strict=True):
+            p.data.add_(d)
+
+
+def along(x: Tensor, like: Tensor) -> Tensor:
+    """One number for each run, beside a tensor of all runs."""
+    return x.view(-1, *[1] * (like.ndim - 1))
+
+
+def rms(x: Tensor) -> Tensor:
+    """Of each run."""
+    return x.square().flatten(1).mean(1).sqrt()
+
+
+def tried(task: Task, rule: Rule, seeds: list[int]) -> list[float]:
+    """The validation scores of a rule, one for each seed."""
+    data, options, models = task.data(), make_run(task, "adamw", 0).options, []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        models.append(task.model())
+    stack = Stack(models, task.loss)
+    batches = [_batches(len(data.train.y), task.batch_size, seed) for seed in seeds]
+    with torch.no_grad():
+        optimizer = Stacked(stack, options, rule)
+        for t in range(task.steps):
+            chosen = [next(each) for each in batches]
+            stack.answer([Gradient(data.train.x[i], data.train.y[i]) for i in chosen])
+            optimizer.step(cosine(t, task.steps, task.warmup), t >= task.warmup * task.steps)
+        optimizer.straighten()
+    return [evaluate(task, model, data.validation) for model in models]
+
+
+def measure() -> None:
+    """Try every rule on every task, each written as soon as it is there."""
+    torch.set_num_threads(1)
+    for name in TASKS:
+        for key, rule in RULES.items():
+            path = RECORDS / name / f"{key}.json"
+            if path.exists():
+                continue
+            seeds = [FIRST_SEED + i for i in range(SEEDS.get(name, 4))]
+            scores = tried(find(name), rule, seeds)
+            found = {"benchmark": "rules", "environment": records.environment(), "rule": rule.words, "seeds": seeds}
+            records.write(path, {**found, "validation": scores})
+            print(name, rule.words, cell(scores), flush=True)
+
+
+def table() -> str:
+    """A row for each rule, a column for each task."""
+    lines = [f"| f, γ | {' | '.join(TASKS)} |", "|---|" + "---:|" * len(TASKS)]
+    for key, rule in RULES.items():
+        paths = [RECORDS / name / f"{key}.json" for name in TASKS]
+        scores = [json.loads(p.read_text(encoding="utf-8"))["validation"] if p.exists() else [] for p in paths]
+        lines.append(f"| {rule.words} | {' | '.join(map(cell, scores))} |")
+    return "\n".join(lines)
+
+
+def cell(values: list[Any]) -> str:
+    """Mean and standard error."""
+    numbers = [float(value) for value in values]
+    if not numbers:
+        return ""
+    digits = 1 if fmean(numbers) > 9 else 3
+    return f"{fmean(numbers):.{digits}f} ± {stdev(numbers) / len(numbers) ** 0.5:.{digits}f}"
+
+
+def main() -> None:
+    """Measure unless told not to, then fill in from the records."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--render", action="store_true", help="do not measure, only fill in from the records")
+    if not parser.parse_args().render:
+        measure()
+    report.fill_in(ROOT / "docs/log.md", "rules", table())
+
+
+if __name__ == "__main__":
+    main()
