@@ -52,7 +52,7 @@ study-quick: $(VENV)/bench ## a first look at the study and its report, with too
 
 study-records: $(VENV)/bench ## the committed records of the comparison: 16 seeds, three tasks; resumes
 	for task in mnist1d-mlp-plain mnist1d-mlp mnist1d-conv; do \
-		$(BIN)/hatam compare --task $$task $(CONTENDERS) --seeds 16 --first-seed 100 --records results/compare --out docs/figures || exit; done
+		$(BIN)/hatam compare --task $$task $(CONTENDERS) --steps 2000 --seeds 16 --first-seed 100 --records results/compare --out docs/figures || exit; done
 	$(BIN)/hatam compare --task mnist1d-mlp --contender hatam:gamma=7 --seeds 16 --first-seed 100 --records results/compare --out runs
 
 radius: $(VENV)/bench ## unit and rules of the radius, docs/log.md; resumes

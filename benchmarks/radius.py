@@ -35,8 +35,13 @@ TASKS = (
     "bytes",
     "bytes-overfit",
 )
-SIZES = {"hatam": (1, 2, 4, 8), "hatam-relative": (0.003, 0.01, 0.03, 0.1, 0.3), "atam-relative": (0.01, 0.03, 0.1)}
-SPECS = ("adamw", *(f"{contender}:gamma={gamma}" for contender, gammas in SIZES.items() for gamma in gammas))
+SIZES = {
+    "hatam:": (1, 2, 4, 8),
+    "hatam-relative:": (0.003, 0.01, 0.03, 0.1, 0.3),
+    "hatam-relative:modulator_cap=1.0,": (0.03, 0.1),
+    "atam-relative:": (0.01, 0.03, 0.1),
+}
+SPECS = ("adamw", *(f"{contender}gamma={gamma}" for contender, gammas in SIZES.items() for gamma in gammas))
 
 
 def runs() -> list[Run]:

@@ -1,4 +1,4 @@
-"""The tables of docs/speed.md and docs/tasks.md are those of the committed records, to the letter."""
+"""The tables of docs/speed.md, docs/tasks.md and docs/log.md are those of the committed records, to the letter."""
 
 from __future__ import annotations
 
@@ -38,6 +38,13 @@ def test_speed_tables(marker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, draw = TABLES[marker]
     page = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
     assert report.replace_between(page, marker, draw(importlib.import_module(name))) == page
+
+
+@pytest.mark.parametrize("name", ["radius", "rules"])
+def test_log_tables(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    page = (ROOT / "docs/log.md").read_text(encoding="utf-8")
+    assert report.replace_between(page, name, importlib.import_module(name).table()) == page
 
 
 def test_task_ranges(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -378,12 +378,13 @@ def count(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("records/*/*/*.json")}
 
 
-def test_interrupted_and_given_again_it_repeats_no_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["by Ctrl-C", "in the background"])
+def test_interrupted_and_given_again_it_repeats_no_run(tmp_path: Path, how: signal.Signals) -> None:
     options = ("run", "--plan", "slow", "--jobs", "1", "--heartbeat", "1")
     first = start(tmp_path, *options)
     while len(count(tmp_path)) < 3 and first.poll() is None:
         time.sleep(0.05)
-    os.killpg(first.pid, signal.SIGINT)
+    os.kill(first.pid, how)
     output, errors = first.communicate(timeout=60)
     assert first.returncode == 130, errors
     assert "the same command goes on" in output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -75,6 +76,7 @@ def run(
     count = _count(jobs)
     finished = study.step()  # so that what is recorded already is known
     _predict(study, count)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a study in the background is ended by that
     try:
         if not finished:
             _lead(study, LocalWorkers(count, url, name, study.root, batch, waiting))
