@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,6 +19,7 @@ from ..training import evaluate, measured
 from .plans import TIME_UNIT
 
 ROUNDS, STEPS_A_ROUND, WARM_UP = 12, 5, 3
+SLOW_S = 0.05  # a step that takes so long is timed once a round: it is not disturbed by the one before
 
 
 def measure(task: Task, contenders: Sequence[str]) -> dict[str, Any]:
@@ -38,13 +40,11 @@ def measure(task: Task, contenders: Sequence[str]) -> dict[str, Any]:
         }
         times: dict[str, list[float]] = {name: [] for name in names}
         x, y = data.train.x[: task.batch_size], data.train.y[: task.batch_size]
-        for round_ in range(ROUNDS + 1):
+        warm = {name: [_seconds(partial(t.step, x, y)) for _ in range(WARM_UP)] for name, t in trainers.items()}
+        for _ in range(ROUNDS):
             for name, trainer in trainers.items():
-                for _ in range(STEPS_A_ROUND if round_ else WARM_UP):
-                    before = time.perf_counter()
-                    trainer.step(x, y)
-                    if round_:
-                        times[name].append(time.perf_counter() - before)
+                for _ in range(STEPS_A_ROUND if min(warm[name]) < SLOW_S else 1):
+                    times[name].append(_seconds(partial(trainer.step, x, y)))
         model = next(iter(trainers.values())).model
         evaluation = _seconds(lambda: evaluate(task, model, data.validation))
         final = _seconds(lambda: measured(task, model, data))
