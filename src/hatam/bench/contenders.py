@@ -193,14 +193,14 @@ CONTENDERS: dict[str, Contender] = {
         Contender(
             "atam-relative",
             "isotropic straightening with a radius relative to the weights",
-            SEED_DOCUMENT,
+            "docs/log.md",
             builders.hatam,
             hatam_options("decoupled", radius="relative", modulator="uniform", gamma=0.03),
         ),
         Contender(
             "hatam-relative",
             "HATAM, decoupled, with a radius relative to the weights",
-            SEED_DOCUMENT,
+            "docs/log.md",
             builders.hatam,
             hatam_options("decoupled", radius="relative", gamma=0.03),
         ),
