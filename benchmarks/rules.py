@@ -16,11 +16,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from radius import FIRST_SEED, SEEDS, TASKS
+from radius import FIRST_SEED, SEEDS, TASKS, cell
 from torch import Tensor
 
 from hatam.bench import records, report
@@ -162,15 +161,6 @@ def table() -> str:
         scores = [json.loads(p.read_text(encoding="utf-8"))["validation"] if p.exists() else [] for p in paths]
         lines.append(f"| {rule.words} | {' | '.join(map(cell, scores))} |")
     return "\n".join(lines)
-
-
-def cell(values: list[Any]) -> str:
-    """Mean and standard error."""
-    numbers = [float(value) for value in values]
-    if not numbers:
-        return ""
-    digits = 1 if fmean(numbers) > 9 else 3
-    return f"{fmean(numbers):.{digits}f} ± {stdev(numbers) / len(numbers) ** 0.5:.{digits}f}"
 
 
 def main() -> None:

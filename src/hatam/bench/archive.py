@@ -11,7 +11,9 @@ import os
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 SUFFIX = ".tar.xz"
 
@@ -73,18 +75,24 @@ def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _write(archive: Path, contents: dict[str, bytes]) -> None:
-    """Whole or not at all; the same records give the same bytes."""
-    handle, temporary = tempfile.mkstemp(dir=archive.parent, prefix=f".{archive.name}-", suffix=".tmp")
+    """The same records give the same bytes."""
+    with whole(archive) as file, tarfile.open(fileobj=file, mode="w:xz") as tar:
+        for name, content in sorted(contents.items()):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, so that a reader, or the next run, sees all of it or nothing."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            with tarfile.open(fileobj=file, mode="w:xz") as tar:
-                for name, content in sorted(contents.items()):
-                    member = tarfile.TarInfo(name)
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, archive)
+        os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

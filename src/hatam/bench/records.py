@@ -9,7 +9,6 @@ import os
 import platform
 import re
 import subprocess
-import tempfile
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -76,17 +75,8 @@ def jsonable(value: Any) -> Any:
 def write(path: Path, record: dict[str, Any]) -> None:
     """Write a record so that a reader, or the next run, sees all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(jsonable(record), file, indent=1, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with archive.whole(path) as file:
+        file.write(json.dumps(jsonable(record), indent=1, allow_nan=False).encode() + b"\n")
 
 
 def read(path: Path) -> dict[str, Any]:
