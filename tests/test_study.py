@@ -159,11 +159,41 @@ def test_the_comparisons_share_the_tuning_and_nothing_else(tmp_path: Path) -> No
     assert study.seconds_done() == pytest.approx(study.seconds_in_all())
 
 
+def test_some_contenders_can_come_first(tmp_path: Path) -> None:
+    plan, _ = make_plan().resolved(TINY)
+    make_study(tmp_path)
+    queue = Queue(embedded(tmp_path), "tiny", QUICK)
+    first = Coordinator(plan, tmp_path, queue, TINY, SPACES, ["hatam"])
+    list(first.time())
+    lead(first)
+    assert {record["run"]["contender"] for record in records.read_all(first.root)} == {"hatam"}
+    assert queue.noted("finished")
+    rest = make_study(tmp_path)
+    before = count(tmp_path)
+    lead(rest)
+    assert before.items() <= count(tmp_path).items()
+    assert {record["run"]["contender"] for record in records.read_all(first.root)} == {"adamw", "hatam"}
+    with pytest.raises(ValueError, match=r"unknown contender of the plan 'sam'"):
+        Coordinator(plan, tmp_path, queue, TINY, SPACES, ["sam"])
+
+
 def test_step_times_are_measured() -> None:
     measured = timing.measure(TASKS["tiny"], ["adamw"])
     assert measured["step_s"].keys() == {"adamw", "sam"}
     assert min(measured["evaluation_s"], measured["final_s"]) > 0
     assert 1 < measured["step_s"]["sam"] / measured["step_s"]["adamw"] < 10
+
+
+def test_a_contender_that_comes_later_is_measured_beside_sam(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.json"
+    records.write(path, {"step_s": {"adamw": 1.0, "sam": 1000.0}, "evaluation_s": 1.0, "final_s": 1.0})
+    times = timing.read_or_measure(TASKS["tiny"], ["adamw", "hatam"], path)["step_s"]
+    assert (times["adamw"], times["sam"]) == (1.0, 1000.0)
+    assert 100 < times["hatam"] < 2000
+    assert json.loads(path.read_text())["step_s"] == times
+    path.write_text('{"step_s": []}')
+    with pytest.raises(ValueError, match=r"tiny\.json is not a record of times"):
+        timing.read_or_measure(TASKS["tiny"], ["adamw"], path)
 
 
 @pytest.mark.parametrize("higher", [True, False])

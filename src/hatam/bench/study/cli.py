@@ -40,6 +40,7 @@ STORAGE = typer.Option(
 )
 BATCH = typer.Option(min=1, help="Jobs that a worker takes at a time.")
 JOBS = typer.Option(min=0, help="Processes on this machine. Default: the cores.")
+ONLY = typer.Option(help="Lead only these contenders of the plan now; give it again for each. Default: all.")
 HEARTBEAT = typer.Option(min=1, help="Seconds between two signs of life of a worker; the same for all of a study.")
 
 
@@ -52,6 +53,7 @@ def run(
     jobs: Annotated[int | None, JOBS] = None,
     batch: Annotated[int, BATCH] = 8,
     heartbeat: Annotated[int, HEARTBEAT] = 30,
+    contender: Annotated[list[str] | None, ONLY] = None,
     retry_failed: Annotated[bool, typer.Option(help="Try jobs again that failed for good.")] = False,
 ) -> None:
     """Do a study, from its plan to its last record. The same command goes on where it was interrupted.
@@ -68,7 +70,8 @@ def run(
     url, waiting = storage or embedded(folder), _waiting(heartbeat)
     archive.unpack(folder / "records")
     queue = Queue(url, name, waiting)
-    study = Coordinator(chosen, folder, queue, all_tasks(), cast(Spaces, importlib.import_module("hatam.bench.spaces")))
+    spaces = cast(Spaces, importlib.import_module("hatam.bench.spaces"))
+    study = Coordinator(chosen, folder, queue, all_tasks(), spaces, contender)
     if retry_failed:
         queue.try_again()
     for task in study.time():
@@ -224,7 +227,7 @@ def _lead(study: Coordinator, workers: LocalWorkers) -> None:
 def _show_cost(study: Coordinator) -> None:
     """What each contender's stages took, in thousands of gradients of a batch, and what failed."""
     shown = Table("contender", *STAGES, "all", title="cost in thousands of gradients")
-    for contender in study.plan.contenders or ():
+    for contender in study.only or study.plan.contenders or ():
         costs = [_cost(study, contender, stage) for stage in STAGES]
         shown.add_row(contender, *(f"{cost / 1e3:.1f}" for cost in (*costs, sum(costs))))
     console.print(shown)

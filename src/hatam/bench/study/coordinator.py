@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 from .. import records
-from ..contenders import parse
+from ..contenders import known, parse
 from ..records import Run
 from ..tasks import Task
 from . import summary
@@ -46,13 +46,23 @@ class Coordinator:
         queue: of the study.
         tasks: by name.
         spaces: where to tune.
+        only: the plan's contenders to lead now, the others another time; None means all.
 
     Raises:
-        ValueError: the folder holds a study with another plan, or a damaged file.
+        ValueError: the folder holds a study with another plan, or a damaged file; or one of ``only`` is unknown.
     """
 
-    def __init__(self, plan: Plan, folder: Path, queue: Queue, tasks: Mapping[str, Task], spaces: Spaces) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        queue: Queue,
+        tasks: Mapping[str, Task],
+        spaces: Spaces,
+        only: Collection[str] | None = None,
+    ) -> None:
         self.plan, self.folder, self.queue, self.spaces = plan, folder, queue, spaces
+        self.only = [known(name, plan.contenders or (), "contender of the plan") for name in only or ()] or None
         self.root = folder / "records"
         self.tasks = {name: tasks[name] for name in plan.tasks or ()}
         self.failures: list[Failure] = []
@@ -79,7 +89,7 @@ class Coordinator:
 
     def _cells(self, task: Task) -> Iterator[Cell]:
         """Who needs as long as SAM has the same steps in both comparisons, and is run once."""
-        for contender in self.plan.contenders or ():
+        for contender in self.only or self.plan.contenders or ():
             steps = {"steps": task.steps, "time": steps_in_time(task, contender, self.timing[task.name])}
             wanted = [name for name in self.plan.comparisons if name == "steps" or steps["time"] != steps["steps"]]
             for comparison in wanted or ["steps"]:
