@@ -230,6 +230,7 @@ SIZES = [
     CHUNK,
     CHUNK + 1,
     2 * CHUNK + 3,
+    4 * CHUNK + 1,  # in longer chunks
 ]
 
 

@@ -22,7 +22,8 @@
 #define INLINE __attribute__((always_inline)) static inline
 #define SIMD _Pragma("omp simd")
 
-enum { BLOCK = 1024, CHUNK = 32 * BLOCK };
+/* Fewer elements than GRAIN are done before a second thread has woken up. */
+enum { LANES = 128, BLOCK = 8 * LANES, GRAIN = 32 * BLOCK, CHUNK = 64 * BLOCK, LONGEST_CHUNK = 256 * BLOCK };
 
 /* What the compiler makes a loop of its own for. */
 typedef struct {
@@ -94,14 +95,21 @@ typedef struct {
     int64_t next;         /* the chunk that nobody has taken yet */
 } Job;
 
+/* A quarter of the tensor, within limits: memory likes long runs, and each chunk has sums of its own to add up. */
+static int64_t chunk_size(int64_t numel) {
+    const int64_t blocks = (numel / 4 + BLOCK - 1) / BLOCK * BLOCK;
+    return blocks < CHUNK ? CHUNK : blocks > LONGEST_CHUNK ? LONGEST_CHUNK : blocks;
+}
+
 static void work(void *data) {
     Job *job = data;
     const Table *table = job->table;
     int64_t t = 0, chunk;
     while ((chunk = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < job->first[table->tensors]) {
         while (job->first[t + 1] <= chunk) t++;
-        const int64_t begin = (chunk - job->first[t]) * CHUNK, rest = table->numel[t] - begin;
-        const int64_t end = begin + (rest < CHUNK ? rest : CHUNK);
+        const int64_t size = chunk_size(table->numel[t]);
+        const int64_t begin = (chunk - job->first[t]) * size, rest = table->numel[t] - begin;
+        const int64_t end = begin + (rest < size ? rest : size);
         job->sums[chunk] = job->options->param_dtype == FLOAT64 ? chunk_double(table, job->options, t, begin, end)
                                                                 : chunk_float(table, job->options, t, begin, end);
     }
@@ -141,12 +149,17 @@ int32_t hatam_step(const Table *table, const Options *options, Parallel parallel
     const int64_t tensors = table->tensors;
     int64_t *first = malloc(sizeof *first * (size_t)(tensors + 1));
     if (first == NULL) return 0;
+    int64_t elements = 0;
     first[0] = 0;
-    for (int64_t t = 0; t < tensors; t++) first[t + 1] = first[t] + (table->numel[t] + CHUNK - 1) / CHUNK;
+    for (int64_t t = 0; t < tensors; t++) {
+        elements += table->numel[t];
+        const int64_t size = chunk_size(table->numel[t]);
+        first[t + 1] = first[t] + (table->numel[t] + size - 1) / size;
+    }
     Sum *sums = malloc(sizeof *sums * (size_t)(first[tensors] + 1));
     if (sums != NULL) {
         Job job = {table, options, first, sums, 0};
-        if (parallel != NULL && options->threads > 1 && first[tensors] > 1)
+        if (parallel != NULL && options->threads > 1 && elements > GRAIN)
             parallel(work, &job, (unsigned)options->threads, 0);
         else
             work(&job);

@@ -78,7 +78,7 @@ static void FN(close)(void *const *column, int64_t t, int64_t at, int32_t dtype,
 
 static double FN(added)(const REAL *x) {
     double lanes[16] = {0}, sum = 0;
-    for (int i = 0; i < BLOCK; i += 16)
+    for (int i = 0; i < LANES; i += 16)
         for (int j = 0; j < 16; j++) lanes[j] += x[i + j];
     for (int j = 0; j < 16; j++) sum += lanes[j];
     return sum;

@@ -1,8 +1,8 @@
 /* The update of a block of elements in arithmetic of type REAL: hatam/update.py, in one loop per form.
  *
  * Included once for float and once for double. One loop, not one for each line of the equations, since arithmetic has
- * to overlap with memory. No operation depends on the width of the vectors (contraction is off, each place in a block
- * has a sum of its own), so that every processor and every number of threads gives the same bits.
+ * to overlap with memory. No operation depends on the width of the vectors (contraction is off, each lane has a sum of
+ * its own), so that every processor and every number of threads gives the same bits.
  */
 
 typedef struct {
@@ -23,9 +23,9 @@ typedef struct {
     int n;
 } FN(Block);
 
-/* By place in a block: of sqrt(v) and, for a radius relative to the weights, of (S e / h)^2 and z^2. */
+/* By lane: of sqrt(v) and, for a radius relative to the weights, of (S e / h)^2 and z^2. */
 typedef struct {
-    REAL root[BLOCK], span[BLOCK], size[BLOCK];
+    REAL root[LANES], span[LANES], size[LANES];
 } FN(Sums);
 
 /* A NaN in x stays one. */
@@ -108,10 +108,16 @@ CLONES static void FN(narrow)(uint16_t *restrict y, const REAL *restrict x, int 
     for (int i = 0; i < n; i++) y[i] = narrowed((float)x[i]);
 }
 
+/* One element for each lane, from the i-th of a block. */
+INLINE FN(Block) FN(part)(FN(Block) b, int i) {
+    return (FN(Block)){b.param + i, b.exp_avg + i, b.exp_avg_sq + i, b.exp_avg_grad == NULL ? NULL : b.exp_avg_grad + i,
+                       b.grad + i, b.at + (uint32_t)i, b.n - i < LANES ? b.n - i : LANES};
+}
+
 /* The loops of one combination of types. */
 #define LOOP(name, body, ...)                                                                          \
     CLONES static void FN(name)(FN(Block) b, FN(Sums) *restrict sums, const FN(Constants) * c) { \
-        FN(body)(b, sums, c, (Types){__VA_ARGS__});                                                   \
+        for (int i = 0; i < b.n; i += LANES) FN(body)(FN(part)(b, i), sums, c, (Types){__VA_ARGS__}); \
     }
 #define LOOPS(name, p, m, v, state, param)                             \
     LOOP(name##_shared, decoupled, p, m, v, state, param, 0, 0, 0)          \
