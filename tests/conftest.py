@@ -31,14 +31,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     f"{form}-{modulator}": {"form": form, "modulator": modulator}
     for form, modulator in itertools.product(FORMS, MODULATORS)
 } | {
-    f"decoupled-{modulator}-to-weights": {"form": "decoupled", "modulator": modulator, "radius": "relative"}
+    f"decoupled-{modulator}-by-lr": {"form": "decoupled", "modulator": modulator, "radius": "lr"}
     for modulator in MODULATORS
 }
 """Every form with every modulator and every radius, otherwise at its defaults."""
 
 DEFAULT_FORMS: dict[str, dict[str, Any]] = {
     "decoupled": {"form": "decoupled"},
-    "decoupled-to-weights": {"form": "decoupled", "radius": "relative"},
+    "decoupled-by-lr": {"form": "decoupled", "radius": "lr", "modulator_cap": 3.0},
     "raw": {"form": "raw"},
     "published": dict(PUBLISHED_FORM),
 }
@@ -54,8 +54,8 @@ KERNEL_FORMS: dict[str, dict[str, Any]] = {
     for name, options in {
         "shared-m": {"form": "decoupled"},
         "own-e": {"form": "decoupled", "beta_c": 0.7},
-        "shared-m-to-weights": {"form": "decoupled", "radius": "relative"},
-        "own-e-to-weights": {"form": "decoupled", "radius": "relative", "beta_c": 0.7},
+        "shared-m-by-lr": {"form": "decoupled", "radius": "lr"},
+        "own-e-by-lr": {"form": "decoupled", "radius": "lr", "beta_c": 0.7},
         "raw": {"form": "raw"},
         "published": {"form": "published"},
     }.items()
@@ -79,6 +79,11 @@ def kernel_calls() -> Iterator[list[int]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, "step", counted)
         yield taken
+
+
+def is_relative(options: dict[str, Any]) -> bool:
+    """Whether the displacement is in units of the weights, as it is by default."""
+    return options.get("form", "decoupled") == "decoupled" and options.get("radius") != "lr"
 
 
 def through_a_file(state_dict: dict[str, Any]) -> dict[str, Any]:

@@ -23,9 +23,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim
 BF16 = torch.bfloat16
 SHAPES = ((gpu.CHUNK + 1,), (), (0,))
 FORMS: dict[str, dict[str, Any]] = {
-    "decoupled": {"form": "decoupled"},
-    "own": {"form": "decoupled", "beta_c": 0.7},
-    "to-weights": {"form": "decoupled", "radius": "relative", "gamma": 2**-5},  # the same in every precision
+    "decoupled": {"form": "decoupled", "gamma": 2**-5},  # the same in every precision
+    "own": {"form": "decoupled", "gamma": 2**-5, "beta_c": 0.7},
+    "by-lr": {"form": "decoupled", "radius": "lr"},
     "raw": {"form": "raw"},
     "published": {"form": "published"},
 }

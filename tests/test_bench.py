@@ -185,9 +185,9 @@ def test_damaged_records_are_named(tmp_path: Path, content: str) -> None:
 
 def test_options_decide_where_a_record_lies(tmp_path: Path) -> None:
     task = all_tasks()["mnist1d-mlp"]
-    specs = ["hatam", "hatam:gamma=2", "hatam:modulator_cap=inf"]
+    specs = ["hatam", "hatam:gamma=0.1", "hatam:modulator_cap=inf"]
     assert len({make_run(task, spec, 0).path(tmp_path).parent for spec in specs}) == 3
-    assert make_run(task, "hatam:gamma=1.0", 0).path(tmp_path) == make_run(task, "hatam", 0).path(tmp_path)
+    assert make_run(task, "hatam:gamma=0.03", 0).path(tmp_path) == make_run(task, "hatam", 0).path(tmp_path)
 
 
 @pytest.mark.parametrize("changed", [{"steps": 5}, {"options": {"lr": 1.0}}])
@@ -237,9 +237,9 @@ def test_compare_end_to_end_and_resume(tmp_path: Path) -> None:
         "--steps",
         "20",
     ]
-    arguments += ["--contender", "adamw", "--contender", "hatam:gamma=2", "--records", str(tmp_path), "--jobs", "2"]
+    arguments += ["--contender", "adamw", "--contender", "hatam:gamma=0.1", "--records", str(tmp_path), "--jobs", "2"]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
-    assert "hatam:gamma=2" in done.stdout
+    assert "hatam:gamma=0.1" in done.stdout
     assert (tmp_path / "mnist1d-conv.png").stat().st_size > 10_000
     assert (tmp_path / "mnist1d-conv.svg").read_text().startswith("<?xml")
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("[0-9].json")}
@@ -247,7 +247,7 @@ def test_compare_end_to_end_and_resume(tmp_path: Path) -> None:
     subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("[0-9].json")}
     rows = report.by_task(records.read_all(tmp_path))["mnist1d-conv"]
-    assert [row.label for row in rows] == ["adamw", "hatam:gamma=2"]
+    assert [row.label for row in rows] == ["adamw", "hatam:gamma=0.1"]
     assert rows[1].difference.n == 2
 
 

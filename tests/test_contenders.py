@@ -275,7 +275,7 @@ def test_evaluation_restores_exactly_and_changes_no_training(name: str) -> None:
         step(other, t, float(options["lr"]))
         before = flat(model)
         with contextlib.suppress(KeyboardInterrupt), trainer.evaluation():
-            assert t == 1 or not torch.equal(flat(model), before)
+            assert t <= 2 or not torch.equal(flat(model), before)  # HATAM has sizes to scale by from step 3 on
             raise KeyboardInterrupt
         assert torch.equal(flat(model), before)
         assert torch.equal(flat(undisturbed), before)

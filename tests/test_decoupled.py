@@ -83,12 +83,16 @@ def test_undoing_and_redoing_does_not_drift(dtype: torch.dtype) -> None:
 @every_path
 @every_modulator
 @every_beta_c
-def test_moments_and_z_are_those_of_adamw(beta_c: float | None, modulator: str, foreach: bool) -> None:
+@pytest.mark.parametrize(("radius", "gamma"), [("relative", 0.1), ("lr", 3.0)])
+def test_moments_and_z_are_those_of_adamw(
+    radius: str, gamma: float, beta_c: float | None, modulator: str, foreach: bool
+) -> None:
     """The gradient is taken elsewhere; what is done with it is AdamW, to the last bit in the moments."""
     params = parameters()
     others = twins(params)
     grads, lrs = gradients(params, 30), cosine(30, 0.01, 5)
-    optimizer = HATAM(params, 0.01, gamma=3.0, beta_c=beta_c, modulator=modulator, foreach=foreach)
+    options = {"radius": radius, "gamma": gamma, "beta_c": beta_c, "modulator": modulator}
+    optimizer = HATAM(params, 0.01, **options, foreach=foreach)
     adamw = AdamW(others, 0.01, foreach=foreach)
     feed(optimizer, params, grads, lrs)
     feed(adamw, others, grads, lrs)
@@ -106,7 +110,8 @@ def test_moments_and_z_are_those_of_adamw(beta_c: float | None, modulator: str, 
 def test_displacement_by_its_formula(modulator: str, foreach: bool) -> None:
     """d = z − w = ρ S e / h from what the state says, with the cap at work in some coordinates and not in others."""
     params = parameters([(200,)], torch.float64)
-    optimizer = HATAM(params, 0.01, gamma=2.0, modulator=modulator, foreach=foreach)
+    cap = {"modulator_cap": 3.0} if modulator == "relative" else {}
+    optimizer = HATAM(params, 0.01, gamma=2.0, radius="lr", modulator=modulator, **cap, foreach=foreach)
     grads = gradients(params, 20)
     feed(optimizer, params, grads[:19])
     v, t = optimizer.state[params[0]]["exp_avg_sq"], 19
@@ -129,7 +134,7 @@ def test_first_displacement(beta_c: float | None, foreach: bool) -> None:
     """The relative modulator has no mean of the step before yet: d_1 = 0. The uniform one needs none: d_1 = ρ e / h."""
     for modulator in ("relative", "uniform"):
         params = parameters(dtype=torch.float64)
-        optimizer = HATAM(params, 0.01, modulator=modulator, beta_c=beta_c, foreach=foreach)
+        optimizer = HATAM(params, 0.01, radius="lr", modulator=modulator, beta_c=beta_c, foreach=foreach)
         feed(optimizer, params, gradients(params, 1))
         w = twins(params)
         with optimizer.straightened():
@@ -144,19 +149,22 @@ def test_the_radius_is_held_until_lr_has_fallen_to_its_share() -> None:
     params = parameters(dtype=torch.float64)
     lrs = [0.1, 0.08, 0.05, 0.026, 0.025, 0.02, 0.01, 0.001, 0.0]
     expected = [0.2, 0.2, 0.2, 0.2, 0.2, 0.16, 0.08, 0.008, 0.0]
-    assert radii(HATAM(params, 0.1, gamma=2.0, fade=0.25), params, lrs) == pytest.approx(expected, rel=1e-14, abs=0)
+    assert radii(HATAM(params, 0.1, gamma=2.0, radius="lr", fade=0.25), params, lrs) == pytest.approx(
+        expected, rel=1e-14, abs=0
+    )
 
 
 def test_fade_1_follows_lr() -> None:
     params = parameters(dtype=torch.float64)
     lrs = cosine(20, 0.1, 5)
-    assert radii(HATAM(params, 0.1, gamma=2.0, fade=1.0), params, lrs) == pytest.approx([2 * lr for lr in lrs], abs=0)
+    optimizer = HATAM(params, 0.1, gamma=2.0, radius="lr", fade=1.0)
+    assert radii(optimizer, params, lrs) == pytest.approx([2 * lr for lr in lrs], abs=0)
 
 
 def test_fade_is_a_tenth_by_default() -> None:
     params = parameters(dtype=torch.float64)
     lrs = [0.1, 0.011, 0.01, 0.005]
-    assert radii(HATAM(params, 0.1), params, lrs) == pytest.approx([0.1, 0.1, 0.1, 0.05], rel=1e-14, abs=0)
+    assert radii(HATAM(params, 0.1, radius="lr"), params, lrs) == pytest.approx([0.1, 0.1, 0.1, 0.05], rel=1e-14, abs=0)
 
 
 def test_during_a_warm_up_the_peak_is_the_largest_lr_so_far() -> None:
@@ -164,7 +172,7 @@ def test_during_a_warm_up_the_peak_is_the_largest_lr_so_far() -> None:
     params = parameters(dtype=torch.float64)
     lrs = [0.01, 0.02, 0.04, 0.03, 0.001, 0.02, 0.04, 0.06, 0.05]
     expected = [0.01, 0.02, 0.04, 0.04, 0.01, 0.04, 0.04, 0.06, 0.06]
-    optimizer = HATAM(params, 99.0)  # the constructor's lr, which no step has had, does not count
+    optimizer = HATAM(params, 99.0, radius="lr")  # the constructor's lr, which no step has had, does not count
     assert radii(optimizer, params, lrs) == pytest.approx(expected, rel=1e-14, abs=0)
     assert optimizer.param_groups[0]["lr_peak"] == 0.06
 
@@ -173,9 +181,9 @@ def test_during_a_warm_up_the_peak_is_the_largest_lr_so_far() -> None:
 def test_the_peak_survives_a_checkpoint(lr: float | Tensor) -> None:
     """It is the past's, and a resumed run late in its schedule cannot find it again."""
     params = parameters()
-    optimizer = HATAM(params, copy.deepcopy(lr))
+    optimizer = HATAM(params, copy.deepcopy(lr), radius="lr")
     feed(optimizer, params, gradients(params, 3), [0.01, 0.1, 0.05])
-    resumed = HATAM(params, copy.deepcopy(lr))
+    resumed = HATAM(params, copy.deepcopy(lr), radius="lr")
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert radii(resumed, params, [0.02, 0.005]) == pytest.approx([0.1, 0.05])
     # loading did not tie the two together
@@ -202,7 +210,7 @@ def test_every_group_has_a_peak_of_its_own(gamma_at_first: float) -> None:
 def test_one_cycle_agrees_with_the_reference(beta_c: float | None, modulator: str, foreach: bool) -> None:
     """It changes β1 every step, and βc with it where e is m; d_{t−1} is undone as it was done all the same."""
     (param,) = parameters([(6, 5)], torch.float64)
-    oracle = Reference(param, cap=3.0, uniform=modulator == "uniform", beta_c=0.9)
+    oracle = Reference(param, cap=1.0, gamma=0.03, relative=True, uniform=modulator == "uniform", beta_c=0.9)
     optimizer = HATAM([param], 0.01, beta_c=beta_c, modulator=modulator, foreach=foreach)
     steps = 50
     scheduler = OneCycleLR(optimizer, max_lr=0.05, total_steps=steps)
@@ -225,7 +233,7 @@ def test_one_cycle_agrees_with_the_reference(beta_c: float | None, modulator: st
 def test_zero_gradients_at_the_start_displace_nothing(foreach: bool) -> None:
     """mean(h) = ε after them measures no sharpness: without a cap the next displacement would be ρ e / ε."""
     param = torch.nn.Parameter(torch.ones(3))
-    optimizer = HATAM([param], lr=0.01, modulator_cap=math.inf, foreach=foreach)
+    optimizer = HATAM([param], lr=0.01, radius="lr", modulator_cap=math.inf, foreach=foreach)
     for gradient in (0.0, 0.0, 1.0):
         param.grad = torch.full((3,), gradient)
         optimizer.step()
@@ -251,7 +259,7 @@ def test_the_displacement_is_as_large_as_asked_for(modulator: str, beta_c: float
     """But for what a step changes, whatever lr and the scale of the gradients; and no more once lr has run out."""
     torch.manual_seed(0)
     params = [torch.nn.Parameter(scale * torch.randn(80, 30)) for scale in (0.01, 1.0, 30.0)]
-    optimizer = HATAM(params, 1e-4, radius="relative", gamma=0.05, modulator=modulator, beta_c=beta_c)
+    optimizer = HATAM(params, 1e-4, gamma=0.05, modulator=modulator, beta_c=beta_c)
     for factor in (1e-6, 1.0, 1e6):
         for _ in range(30):
             for p in params:
@@ -269,7 +277,7 @@ def test_the_displacement_is_as_large_as_asked_for(modulator: str, beta_c: float
 def test_a_gradient_that_fades_away_does_not_blow_up_the_next() -> None:
     torch.manual_seed(0)
     param = torch.nn.Parameter(torch.randn(500))
-    optimizer = HATAM([param], 0.01, betas=(0.9, 0.999), radius="relative", gamma=0.05)
+    optimizer = HATAM([param], 0.01, betas=(0.9, 0.999), gamma=0.05)
     for t in range(300):
         param.grad = torch.randn(500) * (0.0 if 100 <= t < 299 else 1.0)
         optimizer.step()
@@ -279,7 +287,7 @@ def test_a_gradient_that_fades_away_does_not_blow_up_the_next() -> None:
 def test_the_unit_of_the_radius_can_change_in_mid_training() -> None:
     torch.manual_seed(0)
     param = torch.nn.Parameter(torch.randn(50, 20))
-    optimizer = HATAM([param], 0.01)
+    optimizer = HATAM([param], 0.01, radius="lr")
     expected = []
     for t in range(30):
         optimizer.param_groups[0].update(
@@ -293,7 +301,8 @@ def test_the_unit_of_the_radius_can_change_in_mid_training() -> None:
 
 
 def test_gamma_has_a_default_for_each_unit() -> None:
-    param = torch.nn.Parameter(torch.randn(5))
-    groups = [{"params": [param]}, {"params": [torch.nn.Parameter(torch.randn(5))], "radius": "lr"}]
-    optimizer = HATAM(groups, radius="relative")
-    assert [group["gamma"] for group in optimizer.param_groups] == [0.03, 1.0]
+    params = [torch.nn.Parameter(torch.randn(5)) for _ in range(3)]
+    options: list[dict[str, Any]] = [{}, {"radius": "lr"}, {"form": "raw"}]
+    optimizer = HATAM([{"params": [p], **o} for p, o in zip(params, options, strict=True)])
+    found = [(group["radius"], group["gamma"]) for group in optimizer.param_groups]
+    assert found == [("relative", 0.03), ("lr", 1.0), (None, 1.0)]

@@ -26,6 +26,7 @@ from torch.optim import AdamW
 
 from hatam import HATAM
 
+RADIUS, MEANS = {"displacement_radius"}, {"denom_mean", "displacement_mean"}
 ADAMW_KEYS = {"step", "exp_avg", "exp_avg_sq"}
 COMMON = {"betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
 
@@ -122,14 +123,13 @@ def test_gamma_lowered_to_0_in_mid_run(options: dict[str, Any], foreach: bool) -
 @pytest.mark.parametrize(
     ("options", "extra"),
     [
-        ({"form": "decoupled"}, {"displacement_radius", "denom_mean", "displacement_mean"}),
-        ({"form": "decoupled", "modulator": "uniform"}, {"displacement_radius"}),
-        ({"form": "decoupled", "beta_c": 0.8}, {"displacement_radius", "denom_mean", "displacement_mean"}),
-        (
-            {"form": "decoupled", "beta_c": 0.5},
-            {"displacement_radius", "denom_mean", "displacement_mean", "exp_avg_grad"},
-        ),
-        ({"form": "decoupled", "beta_c": 0.5, "modulator": "uniform"}, {"displacement_radius", "exp_avg_grad"}),
+        ({}, {*RADIUS, *MEANS, "displacement_scale"}),
+        ({"modulator": "uniform"}, {*RADIUS, "displacement_scale"}),
+        ({"radius": "lr"}, {*RADIUS, *MEANS}),
+        ({"radius": "lr", "modulator": "uniform"}, RADIUS),
+        ({"beta_c": 0.8}, {*RADIUS, *MEANS, "displacement_scale"}),
+        ({"beta_c": 0.5}, {*RADIUS, *MEANS, "displacement_scale", "exp_avg_grad"}),
+        ({"beta_c": 0.5, "modulator": "uniform", "radius": "lr"}, {*RADIUS, "exp_avg_grad"}),
         ({"form": "raw"}, {"exp_avg_grad", "denom_mean"}),
         ({"form": "raw", "modulator": "uniform"}, {"exp_avg_grad"}),
         ({"form": "published"}, {"exp_avg_grad", "denom_mean"}),

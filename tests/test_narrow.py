@@ -56,7 +56,7 @@ def test_steps_below_half_a_unit(gamma: float, fused: bool) -> None:
     moved = {}
     for name, dtype, at_random in (("float32", FLOAT, False), ("random", BF16, True), ("nearest", BF16, False)):
         p = torch.nn.Parameter(torch.ones(20_000, dtype=dtype))
-        options = {"state_dtype": FLOAT, "bf16_stochastic_round": at_random, "modulator": "uniform"}
+        options = {"state_dtype": FLOAT, "bf16_stochastic_round": at_random, "modulator": "uniform", "radius": "lr"}
         optimizer = HATAM([p], 1e-4, weight_decay=0.0, gamma=gamma, fused=fused, **options)
         p.grad = torch.ones_like(p)
         for _ in range(100):
@@ -71,7 +71,12 @@ def test_steps_below_half_a_unit(gamma: float, fused: bool) -> None:
 UNDONE: dict[str, tuple[dict[str, Any], int]] = {
     **{
         f"{name}-{path}": ({**options, "state_dtype": BF16, "fused": path == "kernel"}, 200)
-        for name, options in {"shared-m": {}, "own-e": {"beta_c": 0.5}, "uniform": {"modulator": "uniform"}}.items()
+        for name, options in {
+            "shared-m": {},
+            "own-e": {"beta_c": 0.5},
+            "uniform": {"modulator": "uniform"},
+            "to-weights": {"radius": "relative", "gamma": 0.01},
+        }.items()
         for path in ("kernel", "unfused")
     },
     "8bit": ({"state_dtype": "8bit"}, 15),
@@ -87,7 +92,7 @@ def test_the_displacement_is_undone_as_it_was_done(options: dict[str, Any], step
     """
     (p,) = parameters([(64, 64)])
     start = p.detach().clone()
-    optimizer = HATAM([p], 1e-12, gamma=1e10, weight_decay=0.0, **options)
+    optimizer = HATAM([p], 1e-12, **{"radius": "lr", "gamma": 1e10, "weight_decay": 0.0, **options})
     rng = generator(1)
     for _ in range(steps):
         p.grad = torch.randn(64, 64, generator=rng)
@@ -150,7 +155,7 @@ def test_a_v_that_8_bits_cannot_hold(options: dict[str, Any]) -> None:
     assert (optimizer.state[p]["exp_avg_sq"].dequantize() == 0).any()
     feed(optimizer, [p], grads[1:])
     feed(HATAM([other], 0.01, **options), [other], grads)
-    assert (p - other).abs().max() <= 0.15  # neither has gone further than some steps of lr
+    assert (p - other).abs().max() <= 0.25  # neither has gone further than some steps of lr and some γ
     with optimizer.straightened():
         assert (p - other).abs().max() <= 0.3
 

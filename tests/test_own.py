@@ -52,7 +52,7 @@ def test_the_example_runs(tmp_path: Path) -> None:
     shown = run(str(EXAMPLE), cwd=tmp_path)
     assert shown.startswith("accuracy, %: mean ± 95% interval")
     rows = [line.split() for line in shown.splitlines()[2:]]
-    assert [row[0] for row in rows[:3]] == ["adamw:lr=0.003", "adamw:lr=0.03", "hatam:gamma=2,lr=0.003"]
+    assert [row[0] for row in rows[:3]] == ["adamw:lr=0.003", "adamw:lr=0.03", "hatam:gamma=0.1,lr=0.003"]
     assert [row[1] for row in rows] == ["4"] * 8
     assert float(rows[1][2]) > 80
     assert len(records.read_all(tmp_path / "runs")) == 32
@@ -148,11 +148,11 @@ def test_contenders_that_cannot_be_compared_are_refused(tmp_path: Path, contende
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("contender", ["hatam:gamma=5", "msam", ("own", lambda params: HATAM(params, gamma=5))])
+@pytest.mark.parametrize("contender", ["hatam:gamma=0.5", "msam", ("own", lambda params: HATAM(params, gamma=0.5))])
 def test_evaluating_gives_the_point_to_evaluate(contender) -> None:
     w = torch.nn.Parameter(torch.ones(3))
     optimizer = make_optimizer(_contestants(contender, {})[0], [w])
-    for _ in range(2):
+    for _ in range(3):
         w.grad = torch.tensor([1.0, 2.0, 3.0])
         optimizer.step()
     inside = optimizer.straightened if isinstance(optimizer, HATAM) else optimizer.undisplaced

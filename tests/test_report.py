@@ -15,10 +15,11 @@ import pytest
 from report_records import LABELS, put, rich
 from typer.testing import CliRunner
 
-from hatam.bench import report
+from hatam.bench import records, report
 from hatam.bench.cli import app
 from hatam.bench.contenders import CONTENDERS
 from hatam.bench.report import compared, figures, load, overall, sections, sensitivity, style, summary, tabulate
+from hatam.bench.stats import p_text, paired
 from hatam.bench.tasks import all_tasks
 
 
@@ -279,3 +280,34 @@ def test_every_label_of_the_page_is_in_its_alternatives(made: Path) -> None:
         figure = figures.curves(comparison, style.looks(labels), sections.sources([], ""))
         assert set(LABELS) <= set(labels)
         assert all(label in figure.alt for label in LABELS)
+
+
+def test_a_study_in_short(tmp_path: Path) -> None:
+    """Three contenders at two budgets; a lower error is better on diabetes, and p-values are corrected over tasks."""
+    root = tmp_path / "study" / "records"
+    for task, sign in (("mnist1d-mlp", 1), ("diabetes", -1)):
+        for seed in range(6):
+            for label, gain in (("adamw", 0.0), ("sam", 3.0), ("hatam", 2.0 + 0.02 * seed), ("lion", 9.0)):
+                for steps in (100, 200) if label != "sam" else (100,):
+                    put(root, label, seed, 70 + sign * gain + 0.1 * seed, task=task, steps=steps)
+    put(root, "adamw", 0, 50.0, task="digits")  # nobody to compare with
+    for task in ("mnist1d-mlp", "diabetes"):
+        times = dict.fromkeys(("adamw", "sam", "hatam", "lion"), 1.0)
+        records.write(tmp_path / "study" / "timing" / f"{task}.json", {"task": task, "step_s": times})
+    text = report.brief(tmp_path / "study")
+    steps, _, time = text.partition("At equal time:")
+    rows, others = (
+        [line.strip("| ").split(" | ") for line in part.strip().splitlines()[-2:]] for part in (steps, time)
+    )
+    assert [row[0] for row in others] == [row[0] for row in rows]
+    assert [row[0] for row in rows] == ["mnist1d-mlp ↑, 6", "diabetes ↓, 6"]
+    assert rows[0][2].startswith("73.25 ± ")
+    assert rows[0][4].startswith("+2.05 [")
+    assert rows[1][4].startswith("-2.05 [")
+    assert rows[0][6].startswith("-0.95 [")
+    difference = paired({s: 2 + 0.02 * s for s in range(6)}, dict.fromkeys(range(6), 0.0))
+    assert rows[0][5] == p_text(min(1.0, 2 * difference.p))
+    assert "lion" not in text
+    assert "digits" not in text
+    with pytest.raises(ValueError, match="is not a folder"):
+        report.brief(tmp_path / "nowhere")

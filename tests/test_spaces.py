@@ -68,7 +68,7 @@ def test_a_trial_is_completed_by_the_defaults() -> None:
 
 def test_optuna_takes_a_space() -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    trials = [study.ask(space("hatam", "digits")) for _ in range(20)]
+    trials = [study.ask(space("hatam-lr", "digits")) for _ in range(20)]
     assert {trial.params["modulator_cap"] for trial in trials} == {1.0, 3.0, math.inf}
     assert all(6e-4 <= trial.params["lr"] <= 0.17 for trial in trials)
 

@@ -390,7 +390,7 @@ def test_a_failed_job_is_put_back_by_the_leader_only_if_nobody_else_does(tmp_pat
     assert cell_file(tmp_path)["stages"]["tune"]["runs"] == 8
 
 
-@pytest.mark.parametrize("command", ["run", "work", "status", "collect", "pack"])
+@pytest.mark.parametrize("command", ["run", "work", "status", "collect", "pack", "table"])
 def test_every_help_has_an_example(command: str) -> None:
     result = CliRunner().invoke(app, ["study", command, "--help"])
     assert result.exit_code == 0

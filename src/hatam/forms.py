@@ -41,7 +41,7 @@ class Form:
         prepare: adds to a group's states what the form needs beyond AdamW's, ``prepare(states, params, options)``.
         cap: the modulator's cap unless the user gives one.
         beta_c: the rate of e unless the user gives one; None means β1, so that e is m.
-        fades: whether the form has a radius, and so uses ``fade``.
+        radius: the unit of its radius unless the user gives one; None where it has no radius.
     """
 
     moments: update.Moments
@@ -50,7 +50,7 @@ class Form:
     prepare: Callable[[list[State], list[Tensor], Options], None]
     cap: float
     beta_c: float | None
-    fades: bool
+    radius: str | None
 
 
 def scalar(value: float, param: Tensor, device: torch.device | None = None) -> Tensor:
@@ -100,9 +100,9 @@ FORMS: dict[str, Form] = {
         descent=update.decoupled_descent_,
         foreach=foreach.decoupled_,
         prepare=prepare_decoupled,
-        cap=3.0,
+        cap=1.0,
         beta_c=None,
-        fades=True,
+        radius="relative",
     ),
     "raw": Form(
         moments=partial(update.corrected_moments_, raw=True),
@@ -111,7 +111,7 @@ FORMS: dict[str, Form] = {
         prepare=prepare_corrected,
         cap=3.0,
         beta_c=0.9,
-        fades=False,
+        radius=None,
     ),
     "published": Form(
         moments=partial(update.corrected_moments_, raw=False),
@@ -120,6 +120,6 @@ FORMS: dict[str, Form] = {
         prepare=prepare_corrected,
         cap=math.inf,
         beta_c=0.9,
-        fades=False,
+        radius=None,
     ),
 }

@@ -18,7 +18,6 @@ from torch.optim.optimizer import (
 from . import fused, narrow, options, paths
 from .forms import FORMS, real
 from .fused.batches import Division
-from .radii import RADII
 from .storage import SCALARS, new_moment, restore_dtypes
 from .update import State
 
@@ -37,8 +36,10 @@ class HATAM(Optimizer):
         w_t = z_t - d_t, \qquad d_t = \rho_t\, S_t\, e_t / h_t,
 
     .. math::
-        h_t = \sqrt{\hat v_t} + \varepsilon, \qquad S_t = \min(h_t / \mathrm{mean}(h_{t-1}), \mathrm{cap}), \qquad
-        \rho_t = \gamma \min(\mathrm{lr\ peak}, \mathrm{lr}_t / \mathrm{fade}).
+        h_t = \sqrt{\hat v_t} + \varepsilon, \qquad S_t = \min(h_t / \mathrm{mean}(h_{t-1}), \mathrm{cap}),
+
+    with :math:`\rho_t` such that the displacement of every tensor is :math:`\gamma` times as large as its weights, by
+    the root mean square, until lr has fallen to ``fade`` of its peak; from there on it runs out with lr.
 
     Taking gradients there is straightening the trajectory by :math:`c_t = \mathrm{EMA}(g_t - g_{t-1})` in other
     coordinates. Once the schedule has brought lr to 0, w is z and there is nothing to switch; before that
@@ -54,13 +55,13 @@ class HATAM(Optimizer):
         eps: added to the denominator, >= 0.
         weight_decay: decoupled weight decay, >= 0.
         gamma: strength of the correction, >= 0; 0 is AdamW, bit for bit. In the decoupled form it is the radius of
-            the displacement, in the unit that ``radius`` says. None means 1, or 0.03 where that is "relative".
+            the displacement, in the unit that ``radius`` says. None means 0.03 (relative to the weights) or else 1.
         beta_c: rate of e, in [0, 1). None means β1 (decoupled) or 0.9 (raw, published).
         modulator: "relative", or "uniform" for S = 1, which is ATAM.
-        modulator_cap: largest S, in (0, inf]. None means 3 (decoupled, raw) or no cap (published).
+        modulator_cap: largest S, in (0, inf]. None means 1 (decoupled), 3 (raw) or no cap (published).
         form: "decoupled", "raw" or "published".
-        radius: "lr", so that ρ is in units of the peak learning rate, or "relative", so that the root mean square of d
-            is γ times that of each tensor's weights; see :mod:`hatam.radii`. Decoupled only.
+        radius: "relative", so that the root mean square of d is γ times that of each tensor's weights, or "lr", so that
+            ρ is in units of the peak learning rate; see :mod:`hatam.radii`. None means "relative". Decoupled only.
         fade: share of the peak lr below which the radius runs out with lr, in (0, 1]. None means 0.1. Decoupled only.
         maximize: maximize the objective.
         foreach: use the multi-tensor path. None chooses as torch does.
@@ -109,7 +110,7 @@ class HATAM(Optimizer):
         modulator: str = "relative",
         modulator_cap: float | None = None,
         form: str = "decoupled",
-        radius: str = "lr",
+        radius: str | None = None,
         fade: float | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
@@ -159,7 +160,7 @@ class HATAM(Optimizer):
         except RuntimeError:
             del self.param_groups[-1]
             raise
-        self._complete(self.param_groups[-1])
+        options.complete(self.param_groups[-1])
         self.param_groups[-1]["lr_peak"] = paths.peak_of_kind(self.param_groups[-1])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -169,12 +170,7 @@ class HATAM(Optimizer):
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
-            self._complete(group)
-
-    @staticmethod
-    def _complete(group: dict[str, Any]) -> None:
-        if group["gamma"] is None:
-            group["gamma"] = RADII[group["radius"]].gamma
+            options.complete(group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the optimizer's state, as torch does, but leave every state tensor in the dtype that it was saved in."""

@@ -20,6 +20,7 @@ from .storage import STATE_DTYPES
 from .update import Options, Scalar
 
 DEFAULT_FADE = 0.1
+DEFAULT_GAMMA = 1.0  # of the forms without a radius
 
 
 def check(group: Mapping[str, Any]) -> None:
@@ -40,7 +41,8 @@ def check(group: Mapping[str, Any]) -> None:
     if group["gamma"] is not None:
         check_number("gamma", group["gamma"], 0.0, math.inf, open_end=True, remedy="0 is AdamW")
     check_choice("form", group["form"], FORMS)
-    check_choice("radius", group["radius"], RADII)
+    if group["radius"] is not None:
+        check_choice("radius", group["radius"], RADII)
     check_choice("modulator", group["modulator"], MODULATORS)
     if group["beta_c"] is not None:
         check_number("beta_c", group["beta_c"], 0.0, 1.0, open_end=True, remedy="None takes the form's default")
@@ -65,21 +67,17 @@ def check_radius_options(group: Mapping[str, Any]) -> None:
             )
     if group["fade"] is not None:
         check_number("fade", group["fade"], 0.0, 1.0, open_start=True, remedy="1 lets the radius follow lr")
-        if not FORMS[group["form"]].fades:
+    for name in ("fade", "radius"):
+        if group[name] is not None and FORMS[group["form"]].radius is None:
             raise ValueError(
-                f"fade={group['fade']!r} is not used by form={group['form']!r}, which has no radius; leave fade at "
+                f"{name}={group[name]!r} is not used by form={group['form']!r}, which has no radius; leave {name} at "
                 "None or use form='decoupled'"
             )
-    if RADII[group["radius"]].needs_scale and not FORMS[group["form"]].fades:
-        raise ValueError(
-            f"radius={group['radius']!r} is not used by form={group['form']!r}, which has no radius; leave radius at "
-            "'lr' or use form='decoupled'"
-        )
 
 
 def check_eps(group: Mapping[str, Any]) -> None:
     """Where h divides by its own mean before any gradient has come, ε must not be 0."""
-    if group["eps"] == 0 and MODULATORS[group["modulator"]].needs_mean and not FORMS[group["form"]].fades:
+    if group["eps"] == 0 and MODULATORS[group["modulator"]].needs_mean and FORMS[group["form"]].radius is None:
         raise ValueError(
             f"eps={group['eps']!r} makes the first step of form={group['form']!r} 0 / 0: it must be in (0, inf) there; "
             "AdamW's default is 1e-8"
@@ -221,8 +219,8 @@ def resolve(
         beta_c=beta_c,
         modulator=MODULATORS[group["modulator"]],
         cap=form.cap if group["modulator_cap"] is None else group["modulator_cap"],
-        radius=radius(group, lr, lr_peak) if form.fades else 0.0,
-        relative=RADII[group["radius"]].needs_scale,
+        radius=0.0 if form.radius is None else radius(group, lr, lr_peak),
+        relative=needs_scale(group),
         grad_factor=(-1 if group["maximize"] else 1) / (1 if grad_scale is None else grad_scale),
         capturable=group["capturable"],
         form=group["form"],
@@ -238,13 +236,26 @@ def zero_dim(x: Scalar) -> Scalar:
     return x.squeeze() if isinstance(x, Tensor) else x
 
 
+def complete(group: dict[str, Any]) -> None:
+    """Fill in the radius and the strength that the user left to form and radius."""
+    if group["radius"] is None:
+        group["radius"] = FORMS[group["form"]].radius
+    if group["gamma"] is None:
+        group["gamma"] = DEFAULT_GAMMA if group["radius"] is None else RADII[group["radius"]].gamma
+
+
+def needs_scale(group: Mapping[str, Any]) -> bool:
+    """Whether the radius is in units of each tensor's weights."""
+    return group["radius"] is not None and RADII[group["radius"]].needs_scale
+
+
 def radius(group: Mapping[str, Any], lr: Scalar, lr_peak: Scalar) -> Scalar:
     """ρ_t = γ · min(lr_peak, lr_t / fade): held until lr has fallen to ``fade`` of its peak, then fading with it.
 
     Relative to the weights γ · min(1, lr_t / (fade · lr_peak)), which a tensor's scale is still to multiply.
     """
     fade = DEFAULT_FADE if group["fade"] is None else group["fade"]
-    if RADII[group["radius"]].needs_scale:
+    if needs_scale(group):
         return group["gamma"] * faded(lr, lr_peak, fade)
     if isinstance(lr_peak, Tensor) and not (isinstance(lr, Tensor) and lr.device == lr_peak.device):
         return group["gamma"] * lr_peak.clamp(max=float(lr) / fade)  # on the peak's device, without waiting for it

@@ -62,7 +62,7 @@ def compare(
     Every run is recorded as soon as it ends, and a run that has a record is not done again: interrupt it and give the
     same command to go on.
 
-    Example: hatam compare --task mnist1d-conv --contender adamw --contender hatam:gamma=2 --seeds 8
+    Example: hatam compare --task mnist1d-conv --contender adamw --contender hatam:gamma=0.1 --seeds 8
     """
     chosen = find(task)
     if missing := chosen.missing():

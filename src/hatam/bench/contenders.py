@@ -1,6 +1,6 @@
 """The contenders: a name, the options that it takes with their defaults, and how it trains.
 
-On the command line ``hatam:gamma=2,lr=0.01`` is the contender ``hatam`` with two options changed.
+On the command line ``hatam:gamma=0.1,lr=0.01`` is the contender ``hatam`` with two options changed.
 """
 
 from __future__ import annotations
@@ -163,10 +163,10 @@ CONTENDERS: dict[str, Contender] = {
         ),
         Contender(
             "atam-decoupled",
-            "isotropic straightening with a radius that outlives lr",
+            "HATAM without anisotropy, S = 1",
             SEED_DOCUMENT,
             builders.hatam,
-            hatam_options("decoupled", modulator="uniform", gamma=3.0),
+            hatam_options("decoupled", radius="relative", modulator="uniform", gamma=0.03),
         ),
         Contender(
             "hatam-published",
@@ -183,26 +183,19 @@ CONTENDERS: dict[str, Contender] = {
             hatam_options("raw"),
         ),
         Contender(
-            "hatam",
-            "HATAM, decoupled",
+            "hatam-lr",
+            "HATAM with a radius in units of the peak lr",
             SEED_DOCUMENT,
             builders.hatam,
-            hatam_options("decoupled"),
+            hatam_options("decoupled", radius="lr", modulator_cap=3.0),
             by_task={"mnist1d-mlp-plain": {"gamma": 7.0}, "mnist1d-conv": {"gamma": 2.0}},
         ),
         Contender(
-            "atam-relative",
-            "isotropic straightening with a radius relative to the weights",
-            "docs/log.md",
+            "hatam",
+            "HATAM: straightening further in sharp coordinates, by a radius in units of the weights",
+            SEED_DOCUMENT,
             builders.hatam,
-            hatam_options("decoupled", radius="relative", modulator="uniform", gamma=0.03),
-        ),
-        Contender(
-            "hatam-relative",
-            "HATAM, decoupled, with a radius relative to the weights",
-            "docs/log.md",
-            builders.hatam,
-            hatam_options("decoupled", radius="relative", gamma=0.03),
+            hatam_options("decoupled", radius="relative", modulator_cap=1.0, gamma=0.03),
         ),
     )
 }
@@ -215,9 +208,9 @@ def parse(spec: str, task: str) -> tuple[Contender, Options]:
         ValueError: no such contender or option; the message suggests the nearest name.
 
     Example:
-        >>> contender, options = parse("hatam:gamma=2", "mnist1d-mlp")
+        >>> contender, options = parse("hatam:gamma=0.1", "mnist1d-mlp")
         >>> contender.name, options["gamma"], options["form"]
-        ('hatam', 2, 'decoupled')
+        ('hatam', 0.1, 'decoupled')
     """
     name, _, changes = spec.partition(":")
     contender = CONTENDERS[known(name, CONTENDERS, "contender")]

@@ -64,7 +64,7 @@ def compare(
         train_fn: ``train_fn(make_optimizer, seed)`` trains once and returns a score, or several by name. It gets its
             optimizer from ``make_optimizer(params)``, an ordinary ``torch.optim.Optimizer``, and takes its scores
             inside ``with evaluating(optimizer):``. torch's generator is seeded with ``seed`` before.
-        contenders: names as ``hatam contenders`` lists them, with options as in ``"hatam:gamma=2,lr=0.01"``, or pairs
+        contenders: names as ``hatam contenders`` lists them, with options as in ``"hatam:gamma=0.1,lr=0.01"``, or pairs
             ``(name, factory)`` with a ``factory(params, **options)``. The first is the one to which differences are.
             Only those with one gradient a step: SAM and its kin own the step and need a :class:`Task`.
         seeds: how many, or which.

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .. import archive
+from .. import archive, report
 from ..contenders import known
 from ..tasks import all_tasks
 from . import coordinator
@@ -171,6 +171,23 @@ def pack(
     Example: hatam study pack --name full
     """
     _pack(_there(results / name) / "records")
+
+
+@app.command()
+def table(
+    name: Annotated[str, typer.Option(help="Of the study.")] = "full",
+    results: Annotated[Path, RESULTS] = Path("results"),
+    update: Annotated[Path | None, typer.Option(help="Page with the lines <!-- NAME:start --> and …:end -->.")] = None,
+) -> None:
+    """Print AdamW, SAM and HATAM task by task as Markdown, or fill a page in; 'hatam report' shows everyone.
+
+    Example: hatam study table --name full --update README.md
+    """
+    text = report.brief(_there(results / name))
+    if update is None:
+        print(text)
+    else:
+        report.fill_in(update, name, text)
 
 
 def _pack(root: Path) -> None:

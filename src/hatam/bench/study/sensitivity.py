@@ -26,7 +26,7 @@ def explicit(options: Mapping[str, Any]) -> dict[str, float]:
         form = FORMS[options["form"]]
         meant: dict[str, Any] = {
             "modulator_cap": form.cap if MODULATORS[options["modulator"]].needs_mean else None,
-            "fade": DEFAULT_FADE if form.fades else None,
+            "fade": None if form.radius is None else DEFAULT_FADE,
             "beta_c": options["beta1"] if form.beta_c is None else form.beta_c,
         }
         values = {name: meant.get(name) if value is None else value for name, value in values.items()}
