@@ -4,12 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-# Whom the README's tables compare; the study compares all.
-PEERS := adamw adamw-no-momentum sam k-sam msam atam atam-decoupled hatam-published hatam-raw hatam
+# Whom the demo compares; the study compares all.
+PEERS := adamw adamw-no-momentum sam k-sam msam atam atam-decoupled hatam-published hatam-raw hatam:gamma=0.1
 CONTENDERS := $(addprefix --contender ,$(PEERS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit format study study-quick study-records radius readme report gpu-check step-cost sanitize clean
+.PHONY: help demo test lint types unit format study study-quick log readme report gpu-check step-cost sanitize clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-16s %s\n", $$1, $$2}'
@@ -50,18 +50,14 @@ study-quick: $(VENV)/bench ## a first look at the study and its report, with too
 	$(BIN)/hatam study run --plan quick --results runs
 	$(BIN)/hatam report runs/quick --out runs/quick/report
 
-study-records: $(VENV)/bench ## the committed records of the comparison: 16 seeds, three tasks; resumes
-	for task in mnist1d-mlp-plain mnist1d-mlp mnist1d-conv; do \
-		$(BIN)/hatam compare --task $$task $(CONTENDERS) --steps 2000 --seeds 16 --first-seed 100 --records results/compare --out docs/figures || exit; done
-	$(BIN)/hatam compare --task mnist1d-mlp --contender hatam:gamma=7 --seeds 16 --first-seed 100 --records results/compare --out runs
-
-radius: $(VENV)/bench ## unit and rules of the radius, docs/log.md; resumes
-	$(BIN)/python benchmarks/radius.py && $(BIN)/python benchmarks/rules.py
+log: $(VENV)/bench ## what docs/log.md tells of: unit and rules of the radius, the default, ablations; after the study; resumes
+	for script in radius rules untuned ablation; do $(BIN)/python benchmarks/$$script.py || exit; done
 
 readme: $(VENV)/dev ## render tables and plots of README and docs from the committed records
-	$(BIN)/hatam table results/compare --update README.md --plots docs/figures
-	$(BIN)/hatam table results/compare --update docs/results.md
-	for script in feedback step_cost training_cost small_state batched task_ranges radius rules; do $(BIN)/python benchmarks/$$script.py --render || exit; done
+	$(BIN)/hatam study table --update README.md
+	$(BIN)/hatam study table --everyone --update docs/results.md
+	for script in feedback step_cost training_cost small_state batched task_ranges radius rules untuned ablation; do $(BIN)/python benchmarks/$$script.py --render || exit; done
+	$(BIN)/python benchmarks/targets.py
 	$(BIN)/python benchmarks/gpu_table.py
 
 report: $(VENV)/bench ## render the committed records into one page, runs/report/index.html

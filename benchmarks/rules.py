@@ -2,7 +2,8 @@
 
 The radius is relative to the weights: RMS(d) = γ f RMS(z) for every tensor. A rule says f from what a step knows for
 free: lr over its peak, and r = mean(h) over its largest value so far, which falls as a network comes to fit its data.
-Everyone has AdamW's options of the task; scores are on validation data.
+It may also take a mean over the whole network where others take a tensor's, or add S c to the step instead of undoing
+and redoing S e. Everyone has AdamW's options of the task; scores are on validation data.
 
     python benchmarks/rules.py               try what has no record yet, fill in docs/log.md
     python benchmarks/rules.py --render      fill in from the records alone
@@ -10,19 +11,18 @@ Everyone has AdamW's options of the task; scores are on validation data.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import grids
 import torch
-from radius import FIRST_SEED, SEEDS, TASKS, cell
+from radius import FIRST_SEED, SEEDS, TASKS
 from torch import Tensor
 
-from hatam.bench import records, report
+from hatam.bench import records
 from hatam.bench.batched import Stack
 from hatam.bench.cli import make_run
 from hatam.bench.schedules import cosine
@@ -30,25 +30,43 @@ from hatam.bench.tasks import Task, find
 from hatam.bench.trainers import Gradient
 from hatam.bench.training import _batches, evaluate
 
-ROOT = Path(__file__).resolve().parent.parent
-RECORDS = ROOT / "results/rules"
+RECORDS = grids.ROOT / "results/rules"
 CAP, FADE, EPS = 3.0, 0.1, 1e-8
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule: γ and f, ``factor(lr / peak, r of the tensor, r of the tensor that fell least)``; r has shape (runs,)."""
+    """A rule: γ and f, ``factor(lr / peak, r of the tensor, r of the tensor that fell least)``; r has shape (runs,).
+
+    Attributes:
+        network: which means are over the network: "" none, "h" that of the modulator, "size" RMS(z) and RMS(S e / h).
+        additive: w ← w − lr m̂ / h − ρ S c / h, with nothing to undo.
+        only: "matrices" or "vectors", norms and biases, where only these are displaced.
+    """
 
     words: str
     gamma: float
     factor: Callable[[float, Tensor, Tensor], Tensor]
+    network: str = ""
+    additive: bool = False
+    only: str = ""
+
+
+def one(lr: float, r: Tensor, slow: Tensor) -> Tensor:
+    """No rule."""
+    return torch.ones_like(r)
 
 
 RULES = {
     "adamw": Rule("AdamW", 0.0, lambda lr, r, slow: torch.zeros_like(r)),
+    **{f"constant-{g}": Rule(f"constant, γ = {g}", g, one) for g in (0.01, 0.03, 0.1)},
+    **{f"additive-{g}": Rule(f"additive, γ = {g}", g, one, additive=True) for g in (0.03, 0.1)},
+    **{f"network-h-{g}": Rule(f"S by the network's mean, γ = {g}", g, one, network="h") for g in (0.03, 0.1)},
+    **{f"network-size-{g}": Rule(f"sizes of the network, γ = {g}", g, one, network="size") for g in (0.03, 0.1)},
+    **{f"{only}-0.1": Rule(f"{only} alone, γ = 0.1", 0.1, one, only=only) for only in ("matrices", "vectors")},
     **{
-        f"constant-{g}": Rule(f"constant, γ = {g}", g, lambda lr, r, slow: torch.ones_like(r))
-        for g in (0.01, 0.03, 0.1)
+        f"follows-{g}": Rule(f"lr / peak (fade = 1), γ = {g}", g, lambda lr, r, slow: torch.full_like(r, lr))
+        for g in (0.03, 0.1)
     },
     "late-0.1": Rule("1 − lr / peak, γ = 0.1", 0.1, lambda lr, r, slow: torch.full_like(r, 1 - lr)),
     "inverse-0.03": Rule("1 / r, γ = 0.03, at most 0.2", 0.03, lambda lr, r, slow: (1 / r).clamp(max=0.2 / 0.03)),
@@ -81,28 +99,35 @@ class Stacked:
     def step(self, share: float, peaked: bool) -> None:
         """One step at ``share`` of the peak lr."""
         self.t += 1
-        moved = [self._descend(i, share * self.lr) for i in range(len(self.params))]
+        known = overall(self.mean, self.params) if self.rule.network == "h" else self.mean
+        moved = [self._descend(i, share * self.lr, known[i]) for i in range(len(self.params))]
         ratios = [mean / largest for mean, largest in zip(self.mean, self.largest, strict=True)]
         slow = torch.stack([r for r, p in zip(ratios, self.params, strict=True) if p.ndim > 2]).amax(0)
         held = min(1.0 if peaked else share, share / FADE)
-        for i, (z, u) in enumerate(moved):
+        sizes = [[x.square().flatten(1).mean(1) for x in column] for column in list(zip(*moved, strict=True))[:2]]
+        if self.rule.network == "size":
+            sizes = [overall(column, self.params) for column in sizes]
+        for i, (z, u, bend) in enumerate(moved):
             size = self.rule.gamma * held * self.rule.factor(share if peaked else 1.0, ratios[i], slow)
-            scale = torch.nan_to_num(size * rms(z) / rms(u), 0.0, 0.0, 0.0)
-            self.d[i] = along(scale, u) * u
-            self.params[i].data.copy_(z - self.d[i])
+            scale = torch.nan_to_num(size * (sizes[0][i] / sizes[1][i]).sqrt(), 0.0, 0.0, 0.0)
+            if self.rule.only and self.rule.only != ("matrices" if u.ndim > 2 else "vectors"):
+                scale = torch.zeros_like(scale)
+            self.d[i] = torch.zeros_like(u) if self.rule.additive else along(scale, u) * u
+            self.params[i].data.copy_(z - (along(scale, u) * bend if self.rule.additive else self.d[i]))
 
-    def _descend(self, i: int, lr: float) -> tuple[Tensor, Tensor]:
-        """z after a step of AdamW, and S e / h with e = m."""
+    def _descend(self, i: int, lr: float, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z after a step of AdamW, S e / h with e = m, and S c / h."""
         p, g, m, v = self.params[i].detach(), self.grads[i], self.m[i], self.v[i]
+        before = m.clone()
         m.lerp_(g, 1 - self.beta1)
         v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
         h = (v / (1 - self.beta2**self.t)).sqrt() + EPS
         z = p + self.d[i]
         z = z - lr * (m / (1 - self.beta1**self.t) / h + self.wd * z)
-        u = m / torch.maximum(along(self.mean[i], h), h / CAP)
+        spread = torch.maximum(along(mean, h), h / CAP)
         self.mean[i] = h.flatten(1).mean(1)
         self.largest[i] = torch.maximum(self.largest[i], self.mean[i])
-        return z, u
+        return z, m / spread, (m - before) / spread
 
     def straighten(self) -> None:
         """Put z in place of w."""
@@ -115,9 +140,11 @@ def along(x: Tensor, like: Tensor) -> Tensor:
     return x.view(-1, *[1] * (like.ndim - 1))
 
 
-def rms(x: Tensor) -> Tensor:
-    """Of each run."""
-    return x.square().flatten(1).mean(1).sqrt()
+def overall(means: list[Tensor], params: list[Tensor]) -> list[Tensor]:
+    """The mean over all tensors of each run, for every tensor, from the means over each."""
+    counts = [p[0].numel() for p in params]
+    whole = sum(n * mean for n, mean in zip(counts, means, strict=True)) / sum(counts)
+    return [whole for _ in means]
 
 
 def tried(task: Task, rule: Rule, seeds: list[int]) -> list[float]:
@@ -150,27 +177,18 @@ def measure() -> None:
             scores = tried(find(name), rule, seeds)
             found = {"benchmark": "rules", "environment": records.environment(), "rule": rule.words, "seeds": seeds}
             records.write(path, {**found, "validation": scores})
-            print(name, rule.words, cell(scores), flush=True)
+            print(name, rule.words, grids.cell(scores), flush=True)
 
 
 def table() -> str:
     """A row for each rule, a column for each task."""
-    lines = [f"| f, γ | {' | '.join(TASKS)} |", "|---|" + "---:|" * len(TASKS)]
+    rows = {}
     for key, rule in RULES.items():
         paths = [RECORDS / name / f"{key}.json" for name in TASKS]
         scores = [json.loads(p.read_text(encoding="utf-8"))["validation"] if p.exists() else [] for p in paths]
-        lines.append(f"| {rule.words} | {' | '.join(map(cell, scores))} |")
-    return "\n".join(lines)
-
-
-def main() -> None:
-    """Measure unless told not to, then fill in from the records."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--render", action="store_true", help="do not measure, only fill in from the records")
-    if not parser.parse_args().render:
-        measure()
-    report.fill_in(ROOT / "docs/log.md", "rules", table())
+        rows[rule.words] = list(map(grids.cell, scores))
+    return grids.table("f, γ", TASKS, rows)
 
 
 if __name__ == "__main__":
-    main()
+    grids.main(__doc__, "rules", lambda jobs: measure(), table)

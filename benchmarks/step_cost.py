@@ -54,6 +54,7 @@ CONTENDERS: dict[str, Callable[[Params], torch.optim.Optimizer]] = {
     "AdamW foreach": lambda ps: torch.optim.AdamW(ps, foreach=True),
     "AdamW single": lambda ps: torch.optim.AdamW(ps, foreach=False),
     "HATAM": lambda ps: HATAM(ps),
+    "HATAM radius lr": lambda ps: HATAM(ps, radius="lr"),
     "HATAM, bf16 state": lambda ps: HATAM(ps, state_dtype=BF16),
     "HATAM raw": lambda ps: HATAM(ps, form="raw"),
     "HATAM published": lambda ps: HATAM(ps, form="published"),

@@ -192,7 +192,7 @@ def test_options_decide_where_a_record_lies(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("changed", [{"steps": 5}, {"options": {"lr": 1.0}}])
 def test_runs_of_different_settings_are_not_averaged(changed: dict[str, object]) -> None:
-    record = records.read_all(ROOT / "results" / "compare")[0]
+    record = records.read_all(ROOT / "results/radius/records")[0]
     other = {**record, "run": {**record["run"], **changed}}
     with pytest.raises(ValueError, match=f"differ in {next(iter(changed))}"):
         report.rows([record, other])
@@ -292,13 +292,14 @@ def test_the_library_needs_no_extra() -> None:
 
 def test_documents_show_what_the_records_say() -> None:
     """Nobody types a figure: rendering the committed records again changes nothing."""
-    tables = report.by_task(records.read_all(ROOT / "results" / "compare"))
-    for name in ("README.md", "docs/results.md"):
-        text = (ROOT / name).read_text(encoding="utf-8")
-        shown = [task for task in tables if f"<!-- {task}:start -->" in text]
-        assert shown
-        for task in shown:
-            assert report.replace_between(text, task, report.markdown(tables[task])) == text
+    study, readme, page = (ROOT / name for name in ("results/full", "README.md", "docs/results.md"))
+    for where, marker, table in (
+        (readme, "full", report.brief(study)),
+        (readme, "untuned", report.brief(ROOT / "results/untuned/records", ("adamw", "hatam"))),
+        (page, "full", report.in_markdown(study)),
+    ):
+        text = where.read_text(encoding="utf-8")
+        assert report.replace_between(text, marker, table) == text
 
 
 def test_a_task_is_plain_data() -> None:

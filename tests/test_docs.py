@@ -40,11 +40,17 @@ def test_speed_tables(marker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.replace_between(page, marker, draw(importlib.import_module(name))) == page
 
 
-@pytest.mark.parametrize("name", ["radius", "rules"])
+@pytest.mark.parametrize("name", ["ablation", "radius", "rules", "untuned"])
 def test_log_tables(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     page = (ROOT / "docs/log.md").read_text(encoding="utf-8")
     assert report.replace_between(page, name, importlib.import_module(name).table()) == page
+
+
+def test_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    assert report.replace_between(page, "targets", importlib.import_module("targets").targets()) == page
 
 
 def test_task_ranges(monkeypatch: pytest.MonkeyPatch) -> None:

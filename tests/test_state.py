@@ -334,3 +334,46 @@ def test_a_group_added_in_mid_training(lr: float | Tensor) -> None:
     assert equal(params, others)
     assert [optimizer.state[p]["step"].item() for p in params] == [10, 5, 5]
     assert optimizer.param_groups[1]["lr_peak"] == 0.002
+
+
+def missing_group(saved: dict[str, Any]) -> None:
+    saved["param_groups"].pop()
+
+
+def other_shape(saved: dict[str, Any]) -> None:
+    saved["state"][2]["exp_avg_sq"] = torch.ones(2)
+
+
+def amsgrad(saved: dict[str, Any]) -> None:
+    saved["state"][1]["max_exp_avg_sq"] = torch.ones(7)
+
+
+def unknown_form(saved: dict[str, Any]) -> None:
+    saved["param_groups"][1]["form"] = "next"
+
+
+def bad_lr(saved: dict[str, Any]) -> None:
+    saved["param_groups"][0]["lr"] = math.nan
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (missing_group, "different number of parameter groups"),
+        (other_shape, r"'exp_avg_sq' of parameter number 1 of group 1 has shape \(2,\) .* must have .* \(\)"),
+        (amsgrad, "amsgrad=True, .*number 0 of group 1"),
+        (unknown_form, "form='next' is unknown"),
+        (bad_lr, "lr=nan is out of range"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_changes_nothing(spoil: Any, message: str) -> None:
+    params = parameters()
+    optimizer = HATAM([{"params": params[:1]}, {"params": params[1:], "lr": 0.02}], 0.01)
+    feed(optimizer, params, gradients(params, 3))
+    saved = through_a_file(optimizer.state_dict())
+    feed(optimizer, params, gradients(params, 2))
+    before = repr(optimizer.state_dict())
+    spoil(saved)
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(saved)
+    assert repr(optimizer.state_dict()) == before

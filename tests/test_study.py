@@ -24,9 +24,10 @@ from typer.testing import CliRunner
 
 from hatam.bench import archive, records
 from hatam.bench.cli import app
+from hatam.bench.contenders import CONTENDERS
 from hatam.bench.study import timing, worker
 from hatam.bench.study.coordinator import Coordinator, collect
-from hatam.bench.study.plans import FIRST_SEED, PLANS, STAGES, Plan
+from hatam.bench.study.plans import FIRST_SEED, PLANS, SEARCH, STAGES, Plan
 from hatam.bench.study.queue import RETRIES, Queue, Waiting
 from hatam.bench.study.stages import Cell, best, quasi_random, score, settings_of
 from hatam.bench.study.storage import embedded
@@ -64,7 +65,7 @@ def cell_file(folder: Path, name: str = "tiny/adamw-steps") -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Coordinator:
-    plan = make_plan(budget=make_budget(sensitivity=2), factors=(0.5, 2.0))
+    plan = make_plan(budget=make_budget(refined=2, sensitivity=2), factors=(0.5, 2.0))
     study = make_study(tmp_path_factory.mktemp("study"), plan)
     lead(study)
     return study
@@ -75,22 +76,23 @@ def test_every_stage_runs_what_the_protocol_says(finished: Coordinator) -> None:
         cell = cell_file(finished.folder, f"tiny/{contender}-steps")
         settings = {stage: len(cell["stages"][stage]["settings"]) for stage in STAGES}
         variants = 1 + 2 * knobs
-        assert settings == {"tune": 4, "select": 2, "final": 1, "sensitivity": variants}
-        assert [cell["stages"][stage]["runs"] for stage in STAGES] == [4 * 2, 2 * 3, 3, 2 * variants]
+        assert settings == {"tune": 4, "refine": 2, "select": 2, "final": 1, "sensitivity": variants}
+        assert [cell["stages"][stage]["runs"] for stage in STAGES] == [4 * 2, 2 * 2, 2 * 3, 3, 2 * variants]
+        assert cell["stages"]["tune"]["settings"][0]["options"] == CONTENDERS[contender].options
         assert cell["stages"]["tune"]["gradients"] == 4 * 2 * 6
         assert not cell["failed"]
-    assert len(records.read_all(finished.root)) == sum((8 + 6 + 3 + 2 * (1 + 2 * knobs)) for knobs in (1, 5))
+    assert len(records.read_all(finished.root)) == sum((8 + 4 + 6 + 3 + 2 * (1 + 2 * knobs)) for knobs in (1, 5))
 
 
 def test_the_winner_is_the_best_finalist_over_all_its_seeds(finished: Coordinator) -> None:
     cell = next(cell for cell in finished.cells if cell.contender == "hatam")
-    lrs = {stage: [s.params["lr"] for s in finished.settings(cell, stage)] for stage in STAGES[:3]}
+    lrs = {stage: [s.params["lr"] for s in finished.settings(cell, stage)] for stage in STAGES[:4]}
     scores: dict[float, dict[int, float]] = {}
     for record in records.read_all(finished.root):
         run = record["run"]
-        if run["contender"] == "hatam" and run["purpose"] == "tune" and run["seed"] < FIRST_SEED["final"]:
+        if run["contender"] == "hatam" and run["purpose"] == "tune" and run["seed"] < FIRST_SEED["sensitivity"]:
             scores.setdefault(run["options"]["lr"], {})[run["seed"]] = record["result"]["validation"]
-    by_tuning = sorted(lrs["tune"], key=lambda lr: -sum(scores[lr][seed] for seed in (1000, 1001)))
+    by_tuning = sorted([*lrs["tune"], *lrs["refine"]], key=lambda lr: -sum(scores[lr][seed] for seed in (1000, 1001)))
     assert lrs["select"] == by_tuning[:2]
     assert lrs["final"] == [max(lrs["select"], key=lambda lr: sum(scores[lr].values()))]
     assert all(len(scores[lr]) == 5 for lr in lrs["select"])
@@ -99,9 +101,9 @@ def test_the_winner_is_the_best_finalist_over_all_its_seeds(finished: Coordinato
 def test_no_seed_is_in_two_stages(finished: Coordinator) -> None:
     for plan in (finished.plan, *PLANS.values()):
         for one, other in itertools.combinations(STAGES, 2):
-            assert not set(plan.seeds_of(one, "tiny")) & set(plan.seeds_of(other, "tiny"))
+            assert (one, other) == SEARCH or not set(plan.seeds_of(one, "tiny")) & set(plan.seeds_of(other, "tiny"))
     final = {r["run"]["seed"] for r in records.read_all(finished.root) if "test" in r["result"]}
-    assert final == {3000, 3001, 3002}
+    assert final == {9000, 9001, 9002}
     with pytest.raises(ValueError, match=r"seeds\['tune'\]=1001"):
         make_plan(budget=make_budget(tune=1001)).resolved(TINY)
 
@@ -159,6 +161,24 @@ def test_the_comparisons_share_the_tuning_and_nothing_else(tmp_path: Path) -> No
     assert study.seconds_done() == pytest.approx(study.seconds_in_all())
 
 
+def test_where_the_search_goes_on_is_written_down_once(finished: Coordinator, tmp_path: Path) -> None:
+    """Near what scored high; and what was written counts, whatever another machine would have found."""
+    (cell,) = (cell for cell in finished.cells if cell.contender == "adamw")
+    scores = {s["params"]["lr"]: s["validation"] for s in cell_file(finished.folder)["stages"]["tune"]["settings"]}
+    path = finished.folder / "search" / "tiny" / "adamw.json"
+    points = json.loads(path.read_text())["params"]
+    assert [setting.params for setting in finished.settings(cell, "refine")] == points
+    assert len({point["lr"] for point in points} | set(scores)) == 6
+    shutil.copytree(finished.folder, tmp_path / "study")
+    moved = tmp_path / "study" / "search" / "tiny" / "adamw.json"
+    records.write(moved, {"params": [{"lr": 0.25}]})
+    again = make_study(tmp_path / "study", finished.plan)
+    assert [setting.params for setting in again.settings(cell, "refine")] == [{"lr": 0.25}]
+    moved.write_text("{}")
+    with pytest.raises(ValueError, match=r"search.*adamw\.json is damaged"):
+        make_study(tmp_path / "study", finished.plan).settings(cell, "refine")
+
+
 def test_some_contenders_can_come_first(tmp_path: Path) -> None:
     plan, _ = make_plan().resolved(TINY)
     make_study(tmp_path)
@@ -200,7 +220,7 @@ def test_a_contender_that_comes_later_is_measured_beside_sam(tmp_path: Path) -> 
 def test_the_better_score_wins_and_a_diverged_one_never(higher: bool) -> None:
     task = dataclasses.replace(TASKS["tiny"], higher_is_better=higher)
     cell, plan = Cell(task, "adamw", "steps", 6), make_plan()
-    settings = settings_of(cell, plan, "tune", SPACES, lambda run: None)
+    settings = settings_of(cell, plan, "tune", SPACES, lambda run: None, lambda stage: [])
     results = {
         setting.options["lr"]: {"result": {"status": status, "validation": value}}
         for setting, status, value in zip(
@@ -260,14 +280,14 @@ def test_what_has_a_record_is_not_run_again(tmp_path: Path, monkeypatch: pytest.
     archive.pack(tmp_path / "records")
     shutil.rmtree(tmp_path / "records" / "tiny")
     archive.unpack(tmp_path / "records")
-    for path in (tmp_path / "records").rglob("3001.json"):
+    for path in (tmp_path / "records").rglob("9001.json"):
         path.unlink()
     ran: list[int] = []
     monkeypatch.setattr(
         "hatam.bench.execution.train", lambda task, run, progress: (ran.append(run.seed), train(task, run))[1]
     )
     lead(make_study(tmp_path))
-    assert ran == [3001, 3001]
+    assert ran == [9001, 9001]
 
 
 def test_records_come_home_from_the_queue_alone(tmp_path: Path) -> None:
@@ -337,6 +357,7 @@ def test_a_study_keeps_the_plan_it_began_with(tmp_path: Path) -> None:
         ({"contenders": ("hatm",)}, "unknown contender 'hatm'. Did you mean 'hatam'"),
         ({"comparisons": ("tim",)}, "unknown comparison 'tim'. Did you mean 'time'"),
         ({"budget": make_budget(finalists=9)}, "finalists=9"),
+        ({"budget": make_budget(refined=-1)}, "refined=-1"),
         ({"budgets": {"tinny": make_budget()}}, "unknown task 'tinny'. Did you mean 'tiny'"),
     ],
 )

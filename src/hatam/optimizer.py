@@ -15,7 +15,7 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-from . import fused, narrow, options, paths
+from . import checkpoints, fused, narrow, options, paths
 from .forms import FORMS, real
 from .fused.batches import Division
 from .storage import SCALARS, new_moment, restore_dtypes
@@ -165,6 +165,7 @@ class HATAM(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Fill in what an AdamW checkpoint lacks; its state gets HATAM's entries at the next step."""
+        checkpoints.check(state["state"], state["param_groups"], state.get("defaults", getattr(self, "defaults", {})))
         super().__setstate__(state)
         self._divisions = {}  # holds on to the tensors of the last step
         for group in self.param_groups:
@@ -173,7 +174,14 @@ class HATAM(Optimizer):
             options.complete(group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the optimizer's state, as torch does, but leave every state tensor in the dtype that it was saved in."""
+        """Load the optimizer's state, as torch does, but leave every state tensor in the dtype that it was saved in.
+
+        A checkpoint of AdamW fits too. One that does not fit is refused before anything has changed.
+
+        Raises:
+            RuntimeError: inside :meth:`straightened`.
+            TypeError, ValueError: groups, shapes or options do not fit, or the state is AMSGrad's.
+        """
         self._refuse_while_straightened("load_state_dict()")
         super().load_state_dict(state_dict)
         params = [(group, p) for group in self.param_groups for p in group["params"]]

@@ -187,14 +187,18 @@ def check_params(params: list[Any]) -> None:
             )
 
 
+def name_of(group: Mapping[str, Any], i: int, j: int) -> str:
+    """What messages call the j-th parameter of the i-th group."""
+    return group["param_names"][j] if "param_names" in group else f"number {j} of group {i}"
+
+
 def check_gradients(groups: list[dict[str, Any]]) -> None:
     """Sparse gradients are refused before anything has moved."""
     for i, group in enumerate(groups):
         for j, p in enumerate(group["params"]):
             if p.grad is not None and p.grad.is_sparse:
-                name = group["param_names"][j] if "param_names" in group else f"number {j} of group {i}"
                 raise RuntimeError(
-                    f"the gradient of parameter {name} is sparse, which HATAM does not support: use "
+                    f"the gradient of parameter {name_of(group, i, j)} is sparse, which HATAM does not support: use "
                     "sparse=False in its embedding, or give it a torch.optim.SparseAdam of its own"
                 )
 

@@ -96,7 +96,7 @@ def table(
 ) -> None:
     """Print the tables of committed records as Markdown, or put them into a document.
 
-    Example: hatam table results/compare --update README.md
+    Example: hatam table runs/demo
     """
     for task, rows in report.by_task(records.read_all(records_)).items():
         text = report.markdown(rows)

@@ -159,7 +159,7 @@ CONTENDERS: dict[str, Contender] = {
             "isotropic straightening of the trajectory, ĝ = g + γ c",
             SEED_DOCUMENT,
             builders.hatam,
-            hatam_options("published", modulator="uniform"),
+            hatam_options("published", modulator="uniform", beta_c=0.9),
         ),
         Contender(
             "atam-decoupled",
@@ -173,14 +173,14 @@ CONTENDERS: dict[str, Contender] = {
             "HATAM, the source document's pseudocode",
             SEED_DOCUMENT,
             builders.hatam,
-            hatam_options("published"),
+            hatam_options("published", beta_c=0.9),
         ),
         Contender(
             "hatam-raw",
             "HATAM with v from the raw gradient and a cap",
             SEED_DOCUMENT,
             builders.hatam,
-            hatam_options("raw"),
+            hatam_options("raw", modulator_cap=3.0),
         ),
         Contender(
             "hatam-lr",

@@ -1,4 +1,4 @@
-"""A study in two small tables: AdamW, SAM and HATAM, task by task, at equal steps and at equal time."""
+"""A folder of records in short: a few contenders task by task, and how the last of them differs from the others."""
 
 from __future__ import annotations
 
@@ -11,37 +11,39 @@ from . import load
 from .compared import Comparison, Contestant, comparisons
 from .summary import holm
 
-SHOWN = ("adamw", "sam", "hatam")
-COLUMNS = ("task, n", *SHOWN, "hatam − adamw", "p, Holm", "hatam − sam", "p, Holm")
 
+def brief(root: Path, labels: Sequence[str] = ("adamw", "sam", "hatam")) -> str:
+    """A Markdown table, or one for each budget; tasks that lack one of the contenders are left out.
 
-def brief(root: Path) -> str:
-    """The tables of a study's folder as Markdown; tasks that lack one of the three are left out.
+    Args:
+        root: the folder.
+        labels: of the contenders; the last is compared to each of the others.
 
     Raises:
         ValueError: there is no such folder.
     """
     compared, _ = comparisons(load.find(root).entries)
+    columns = ("task, n", *labels, *(cell for other in labels[:-1] for cell in (f"{labels[-1]} − {other}", "p, Holm")))
     parts = []
-    for budget in ("equal steps", "equal time"):
-        rows = list(_rows(each for each in compared if each.budget == budget))
+    for budget in sorted({each.budget for each in compared}):
+        rows = list(_rows((each for each in compared if each.budget == budget), labels))
         if rows:
-            lines = [f"At {budget}:", "", _line(COLUMNS), "|---" * len(COLUMNS) + "|", *map(_line, rows)]
-            parts.append("\n".join(lines))
+            lines = [_line(columns), "|---" * len(columns) + "|", *map(_line, rows)]
+            parts.append("\n".join([f"At {budget}:\n"] * bool(budget) + lines))
     return "\n\n".join(parts)
 
 
-def _rows(compared: Iterable[Comparison]) -> Iterable[Sequence[str]]:
+def _rows(compared: Iterable[Comparison], labels: Sequence[str]) -> Iterable[Sequence[str]]:
     """Of each task; the p-values of a column are corrected over its tasks."""
-    whole = [(each, found) for each in compared if (found := _three(each))]
+    whole = [(each, found) for each in compared if (found := _chosen(each, labels))]
     whole.sort(key=lambda item: list(all_tasks()).index(item[0].task))
-    differences = [[paired(hatam.scores, other.scores) for other in others] for _, (*others, hatam) in whole]
+    differences = [[paired(last.scores, other.scores) for other in others] for _, (*others, last) in whole]
     p_values = [holm([1.0 if d is None else d.p for d in column]) for column in zip(*differences, strict=True)]
-    for i, (each, three) in enumerate(whole):
-        cells = [_score(each, c) for c in three]
+    for i, (each, chosen) in enumerate(whole):
+        cells = [_score(each, c) for c in chosen]
         for d, p in zip(differences[i], p_values, strict=True):
             cells += [_difference(each, d), p_text(p[i])]
-        yield (f"{each.task} {'↑' if each.sign == 1 else '↓'}, {len(three[0].scores)}", *cells)
+        yield (f"{each.task} {'↑' if each.sign == 1 else '↓'}, {len(chosen[0].scores)}", *cells)
 
 
 def _score(comparison: Comparison, c: Contestant) -> str:
@@ -54,10 +56,11 @@ def _difference(comparison: Comparison, d: Difference | None) -> str:
     return "" if d is None else f"{show(d.mean, '+')} [{show(d.low, '+')}, {show(d.high, '+')}]"
 
 
-def _three(comparison: Comparison) -> list[Contestant] | None:
+def _chosen(comparison: Comparison, labels: Sequence[str]) -> list[Contestant] | None:
+    """The contestants with these labels, None where one is missing or the task is not known."""
     by_label = {c.label: c for c in comparison.contestants}
-    found = [by_label[label] for label in SHOWN if label in by_label]
-    return found if len(found) == len(SHOWN) and comparison.known is not None else None
+    found = [by_label[label] for label in labels if label in by_label]
+    return found if len(found) == len(labels) and comparison.known is not None else None
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -55,7 +55,7 @@ def profiles(compared: Sequence[Comparison], looks: Looks, made_by: Sources) -> 
     """Performance profile of the cost to reach AdamW's median final validation score."""
     labels = everywhere(compared)
     timed = all(math.isfinite(run.step_s) for c in compared for each in c.contestants for run in each.runs)
-    costs = [column for comparison in compared for column in _problems(comparison, labels, timed)]
+    costs = [column for comparison in compared for column in costs_to_target(comparison, labels, timed)]
     if len(labels) < 2 or not costs:
         return None
     table = np.array(costs).T
@@ -89,8 +89,8 @@ def profiles(compared: Sequence[Comparison], looks: Looks, made_by: Sources) -> 
         return finish(figure, name, title, caption + _left_out(compared, labels), f"{title}. {alt}.", made_by)
 
 
-def _problems(comparison: Comparison, labels: list[str], timed: bool) -> list[list[float]]:
-    """For each seed that all labels ran: every label's cost to the target."""
+def costs_to_target(comparison: Comparison, labels: list[str], timed: bool) -> list[list[float]]:
+    """For each seed that all labels ran: every label's cost to AdamW's median final validation score."""
     if comparison.baseline is None:
         return []
     target = comparison.baseline.median(lambda run: run.validation) * comparison.sign

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import shlex
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from ..contenders import parse
 from ..tasks import all_tasks
-from . import figures, overall, sensitivity, tabulate
+from . import figures, load, overall, sensitivity, tabulate
 from .compared import Comparison, comparisons, order
 from .load import Entry, Found, number
 from .parts import Figure, Section, Sources, sources
@@ -56,6 +57,21 @@ def build(found: Found, root: str) -> list[Section]:
 
 
 TUNE = "hatam study run"
+
+
+def in_markdown(root: Path) -> str:
+    """What every contender reached and cost on each task of a folder, and under its shifts, as Markdown.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    compared, _ = comparisons(load.find(root).entries)
+    p_values = tabulate.corrected(compared)
+    tables = []
+    for each in compared:
+        source = _sources(each, root.as_posix())
+        tables += [tabulate.results(each, p_values, source), tabulate.corruption(each, source)]
+    return "\n".join(table.markdown() for table in tables if table is not None)
 
 
 def _empty(root: str) -> Iterator[Section]:

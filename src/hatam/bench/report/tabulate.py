@@ -96,6 +96,14 @@ def corruption(comparison: Comparison, made_by: Sources) -> Table | None:
     )
 
 
+def corruption_ratios(comparison: Comparison) -> dict[str, float]:
+    """The means of :func:`corruption`'s table by label; empty where it has none."""
+    base = comparison.baseline
+    shifts = sorted({name for c in comparison.contestants for run in c.runs for name in run.shifts})
+    found = {c.label: _errors(comparison, c, base, shifts) for c in comparison.contestants} if base and shifts else {}
+    return {label: float(_ratios([p[:, None]]).mean()) for label, p in found.items() if p is not None}
+
+
 def _seeds(comparison: Comparison) -> str:
     counts = sorted({len([run for run in c.runs if run.shifts]) for c in comparison.contestants})
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"

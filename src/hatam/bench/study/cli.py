@@ -178,12 +178,13 @@ def table(
     name: Annotated[str, typer.Option(help="Of the study.")] = "full",
     results: Annotated[Path, RESULTS] = Path("results"),
     update: Annotated[Path | None, typer.Option(help="Page with the lines <!-- NAME:start --> and …:end -->.")] = None,
+    everyone: Annotated[bool, typer.Option(help="All contenders, a table for each task, and their shifts.")] = False,
 ) -> None:
-    """Print AdamW, SAM and HATAM task by task as Markdown, or fill a page in; 'hatam report' shows everyone.
+    """Print AdamW, SAM and HATAM task by task as Markdown, or fill a page in; 'hatam report' has figures too.
 
     Example: hatam study table --name full --update README.md
     """
-    text = report.brief(_there(results / name))
+    text = (report.in_markdown if everyone else report.brief)(_there(results / name))
     if update is None:
         print(text)
     else:

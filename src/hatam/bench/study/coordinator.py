@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -17,8 +18,8 @@ from ..contenders import known, parse
 from ..records import Run
 from ..tasks import Task
 from . import summary
-from .packing import unpack
-from .plans import COMPARISONS, STAGES, Plan
+from .packing import numbers, unpack
+from .plans import COMPARISONS, SEARCH, STAGES, Plan
 from .queue import Queue
 from .sensitivity import explicit
 from .stages import Cell, Job, Record, Setting, Spaces, jobs_of, score, settings_of
@@ -104,17 +105,18 @@ class Coordinator:
         knobs = len(explicit(parse(cell.contender, cell.task.name)[1]))
         settings = {
             "tune": budget.settings if alone else 0,
+            "refine": budget.refined if alone else 0,
             "select": budget.finalists,
             "final": 1,
             "sensitivity": 1 + knobs * len(self.plan.factors) if alone else 0,
         }
-        return settings[stage] * budget.seeds[stage] * self.seconds_a_run(cell, stage)
+        return settings[stage] * len(self.plan.seeds_of(stage, cell.task.name)) * self.seconds_a_run(cell, stage)
 
     def seconds_a_run(self, cell: Cell, stage: str) -> float:
         """Its steps at their measured time, the validations of its curve and, of a final one, all that it measures."""
         timing, task = self.timing[cell.task.name], cell.task
         step_s: float = timing["step_s"][cell.contender]
-        steps = task.steps if stage == "tune" else cell.steps
+        steps = task.steps if stage in SEARCH else cell.steps
         end_s = float(timing["final_s"]) if stage == "final" else 0.0
         return steps * step_s + task.curve_points * float(timing["evaluation_s"]) + end_s
 
@@ -197,8 +199,26 @@ class Coordinator:
         if stage == "sensitivity" and not self.plan.budget_of(cell.task.name).seeds[stage]:
             return []
         if key not in self._settings:
-            self._settings[key] = settings_of(cell, self.plan, stage, self.spaces, self.result)
+            self._settings[key] = self._refined(cell) if stage == SEARCH[1] else self._settings_of(cell, stage)
         return self._settings[key]
+
+    def _settings_of(self, cell: Cell, stage: str) -> list[Setting]:
+        earlier = partial(self.settings, cell)
+        return settings_of(cell, self.plan, stage, self.spaces, self.result, earlier)
+
+    def _refined(self, cell: Cell) -> list[Setting]:
+        """Written down once: another machine's arithmetic might lead the search elsewhere."""
+        path = self.folder / "search" / cell.task.name / f"{cell.contender}.json"
+        if not path.exists():
+            found = self._settings_of(cell, SEARCH[1])
+            records.write(path, {"schema": records.SCHEMA, "params": [setting.params for setting in found]})
+        try:
+            points = json.loads(path.read_text(encoding="utf-8"))["params"]
+            return [
+                Setting(numbers(p), self.spaces.complete(cell.contender, cell.task.name, numbers(p))) for p in points
+            ]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}); restore it, or remove it and run again") from error
 
     def runs(self, cell: Cell, stage: str) -> list[Run]:
         """The runs of a stage, once the stages before it are over."""

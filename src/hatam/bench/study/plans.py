@@ -9,12 +9,15 @@ from typing import Any
 from ..contenders import CONTENDERS, known
 from ..tasks import Task
 
-STAGES = ("tune", "select", "final", "sensitivity")
-FIRST_SEED = {"tune": 1000, "select": 2000, "final": 3000, "sensitivity": 4000}
+STAGES = ("tune", "refine", "select", "final", "sensitivity")
+SEARCH = STAGES[:2]
+"""The stages that look for settings: on the same seeds, at the task's steps, and once for both comparisons."""
+
+FIRST_SEED = {"tune": 1000, "select": 2000, "final": 9000, "sensitivity": 4000}
 """Where the seeds of a stage begin. No stage may use as many as lie between two of them: no seed is in two stages."""
 
-SOBOL_SEED = 20240229
-"""Scrambles the quasi-random settings; the same for all contenders."""
+SEARCH_SEED = 20240229
+"""Of the quasi-random settings and of those that follow from them; the same for all contenders."""
 
 COMPARISONS = ("steps", "time")
 TIME_UNIT = "sam"
@@ -26,12 +29,14 @@ class Budget:
     """What is spent on a contender on a task.
 
     Attributes:
-        settings: quasi-random settings that stage "tune" tries.
-        finalists: the best of them, which stage "select" looks at again.
+        settings: what stage "tune" tries: the contender's defaults, and quasi-random settings.
+        refined: how many more stage "refine" tries, where those were good.
+        finalists: the best of both, which stage "select" looks at again.
         seeds: of each stage; 0 leaves the stage "sensitivity" out.
     """
 
-    settings: int = 24
+    settings: int = 12
+    refined: int = 12
     finalists: int = 3
     seeds: Mapping[str, int] = field(
         default_factory=lambda: {"tune": 2, "select": 6, "final": 20, "sensitivity": 2}, hash=False
@@ -44,8 +49,12 @@ class Budget:
             low = 0 if stage == "sensitivity" else 1
             if not low <= count < room:
                 raise ValueError(f"seeds[{stage!r}]={count!r} of {where} is not in [{low}, {room})")
-        if not 1 <= self.finalists <= self.settings:
-            raise ValueError(f"finalists={self.finalists!r} of {where} is not in [1, {self.settings}]")
+        if self.settings < 1 or self.refined < 0:
+            raise ValueError(
+                f"settings={self.settings!r}, refined={self.refined!r} of {where} must be at least 1 and 0"
+            )
+        if not 1 <= self.finalists <= self.settings + self.refined:
+            raise ValueError(f"finalists={self.finalists!r} of {where} is not in [1, {self.settings + self.refined}]")
 
 
 @dataclass(frozen=True)
@@ -84,8 +93,9 @@ class Plan:
         Example:
             >>> slow = Budget(seeds={"tune": 1, "select": 2, "final": 8, "sensitivity": 0})
             >>> Plan("p", "", budgets={"slow": slow}).seeds_of("final", "slow")
-            range(3000, 3008)
+            range(9000, 9008)
         """
+        stage = SEARCH[0] if stage in SEARCH else stage
         return range(FIRST_SEED[stage], FIRST_SEED[stage] + self.budget_of(task).seeds[stage])
 
     def resolved(self, tasks: Mapping[str, Task]) -> tuple[Plan, list[str]]:
@@ -127,7 +137,7 @@ def _by_name(plans: Iterable[Plan]) -> dict[str, Plan]:
     return {plan.name: plan for plan in plans}
 
 
-SLOW = Budget(12, 3, {"tune": 1, "select": 2, "final": 8, "sensitivity": 0})
+SLOW = Budget(6, 6, 3, {"tune": 1, "select": 2, "final": 8, "sensitivity": 0})
 """For tasks on which a run takes long. Their seeds differ less than their settings."""
 
 PLANS = _by_name(
@@ -144,7 +154,7 @@ PLANS = _by_name(
             "a first look on MNIST-1D, with too few settings and seeds for claims",
             tasks=("mnist1d-mlp", "mnist1d-conv"),
             contenders=("adamw", "sam", "msam", "hatam"),
-            budget=Budget(8, 2, {"tune": 1, "select": 2, "final": 5, "sensitivity": 0}),
+            budget=Budget(4, 4, 2, {"tune": 1, "select": 2, "final": 5, "sensitivity": 0}),
         ),
     ]
 )

@@ -1,0 +1,136 @@
+"""What HATAM was to reach, and whether it does: six sentences in docs/results.md, from the records of the study.
+
+python benchmarks/targets.py
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import geometric_mean, median
+
+import grids
+
+from hatam.bench import report
+from hatam.bench.report import load
+from hatam.bench.report.compared import Comparison, Contestant, comparisons
+from hatam.bench.report.overall import costs_to_target
+from hatam.bench.report.summary import holm
+from hatam.bench.report.tabulate import corruption_ratios
+from hatam.bench.stats import Difference, paired
+
+STUDY, UNTUNED = grids.ROOT / "results/full", grids.ROOT / "results/untuned/records"
+MARGIN = 0.2  # points of accuracy; of an error, percent
+
+
+def of(comparison: Comparison, label: str) -> Contestant | None:
+    """The contestant with a label, if it ran."""
+    return next((c for c in comparison.contestants if c.label == label), None)
+
+
+def pairs(compared: Sequence[Comparison], other: str) -> dict[str, Difference]:
+    """HATAM less another by task, higher better."""
+    found = {}
+    for each in compared:
+        hatam, base = of(each, "hatam"), of(each, other)
+        if hatam and base:
+            scores = [{seed: each.sign * x for seed, x in c.scores.items()} for c in (hatam, base)]
+            difference = paired(*scores)
+            if difference is not None:
+                found[each.task] = difference
+    return found
+
+
+def names(tasks: Sequence[str]) -> str:
+    """Tasks in words."""
+    return f"{len(tasks)} ({', '.join(tasks)})" if tasks else "none"
+
+
+def against_adamw(compared: Sequence[Comparison], level: float) -> str:
+    """On which tasks it is better and worse by Holm-corrected p."""
+    found = pairs(compared, "adamw")
+    p = dict(zip(found, holm([d.p for d in found.values()]), strict=True))
+    better = [task for task, d in found.items() if d.mean > 0 and p[task] < level]
+    worse = [task for task, d in found.items() if d.mean < 0 and p[task] < 0.05]
+    return f"better (p < {level}) on {names(better)}, worse (p < 0.05) on {names(worse)}, of {len(found)} tasks"
+
+
+def against_sam(steps: Sequence[Comparison], time: Sequence[Comparison]) -> str:
+    """Where the lower end of the interval is above the margin at equal steps, and above 0 at equal time."""
+    means = {each.task: sam.score.mean for each in steps if (sam := of(each, "sam")) and sam.score}
+    signs = {each.task: each.sign for each in steps}
+    at_steps, at_time = pairs(steps, "sam"), pairs(time, "sam")
+    margin = {task: MARGIN if signs[task] == 1 else MARGIN / 100 * means[task] for task in at_steps}
+    level = [task for task, d in at_steps.items() if d.low >= -margin[task]]
+    ahead = [task for task, d in at_time.items() if d.low > 0]
+    return (
+        f"at equal steps no worse than the margin on {names(level)} of {len(at_steps)}, at equal time better on "
+        f"{names(ahead)} of {len(at_time)}"
+    )
+
+
+def first_to_target(compared: Sequence[Comparison]) -> str:
+    """Who is first to AdamW's final validation score, by the median time over seeds."""
+    firsts: dict[str, list[str]] = {}
+    for each in compared:
+        labels = [c.label for c in each.contestants] if of(each, "hatam") else []
+        costs = list(zip(*costs_to_target(each, labels, timed=True), strict=True))
+        if costs:
+            medians = {label: median(column) for label, column in zip(labels, costs, strict=True)}
+            firsts.setdefault(min(medians, key=lambda label: medians[label]), []).append(each.task)
+    ranked = sorted(firsts.items(), key=lambda item: -len(item[1]))
+    return "; ".join(f"{label} on {names(tasks)}" for label, tasks in ranked)
+
+
+def under_shift(compared: Sequence[Comparison]) -> str:
+    """Mean corruption error, AdamW's being 100."""
+    found = {each.task: ratios for each in compared if (ratios := corruption_ratios(each))}
+    found = {task: ratios for task, ratios in found.items() if {"hatam", "sam"} <= ratios.keys()}
+    below = [task for task, ratios in found.items() if ratios["hatam"] < 100]
+    level = [task for task, ratios in found.items() if ratios["hatam"] <= ratios["sam"]]
+    return f"below AdamW's on {names(below)}, no worse than SAM's on {names(level)}, of {len(found)} suites"
+
+
+def flatness(compared: Sequence[Comparison]) -> str:
+    """Medians of λ_max and the trace over AdamW's, and whether they go with the score."""
+    words = []
+    for key, name in (("lambda_max", "λ_max"), ("trace", "the trace")):
+        ratios, gains = {}, pairs(compared, "adamw")
+        for each in compared:
+            values = [c.median(sharpness(key)) for label in ("hatam", "adamw") if (c := of(each, label))]
+            if len(values) == 2 and all(math.isfinite(x) and x > 0 for x in values):
+                ratios[each.task] = values[0] / values[1]
+        if ratios:
+            flatter = [task for task, ratio in ratios.items() if ratio < 1]
+            better = sum(gains[task].mean > 0 for task in flatter)
+            mean = geometric_mean(ratios.values())
+            words.append(
+                f"{name} is {mean:.2g} times AdamW's in the geometric mean and below it on {names(flatter)} of "
+                f"{len(ratios)}, where the score is better on {better} and worse on {len(flatter) - better}"
+            )
+    return "; ".join(words)
+
+
+def sharpness(key: str) -> Callable[[load.Entry], float]:
+    """One of the measures of a run."""
+    return lambda run: run.sharpness.get(key, math.nan)
+
+
+def targets() -> str:
+    """A numbered list."""
+    compared, _ = comparisons(load.find(STUDY).entries)
+    steps, time = ([each for each in compared if each.budget == budget] for budget in ("equal steps", "equal time"))
+    untuned, _ = comparisons(load.find(UNTUNED).entries)
+    lines = {
+        "Tuned against tuned AdamW, at equal steps": against_adamw(steps, 0.01),
+        "Untuned in AdamW's place": against_adamw(untuned, 0.05),
+        "Against SAM": against_sam(steps, time),
+        "First to AdamW's validation score, by time": first_to_target(time),
+        "Mean corruption error": under_shift(steps),
+        "Flatness at the end, at equal steps": flatness(steps),
+    }
+    return "\n".join(f"{i}. **{name}**: {words}." for i, (name, words) in enumerate(lines.items(), 1))
+
+
+if __name__ == "__main__":
+    report.fill_in(grids.ROOT / "docs/results.md", "targets", targets())

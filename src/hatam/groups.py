@@ -1,0 +1,102 @@
+"""Which parameters get weight decay: groups by module type and by name, and in words who got what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+NO_DECAY_TYPES: tuple[type[nn.Module], ...] = (
+    _NormBase,  # BatchNorm and InstanceNorm
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.Embedding,
+    nn.EmbeddingBag,
+)
+"""Modules whose parameters are usually not decayed."""
+
+NO_DECAY_NAMES = ("bias", "*.bias")
+"""Patterns, as of a shell, of the names of parameters that are usually not decayed."""
+
+
+def param_groups(
+    model: nn.Module,
+    weight_decay: float = 1e-2,
+    *,
+    types: Sequence[type[nn.Module]] = NO_DECAY_TYPES,
+    names: Sequence[str] = NO_DECAY_NAMES,
+) -> list[dict[str, Any]]:
+    """Two parameter groups of a model: with weight decay, and without it for norms, biases and embeddings.
+
+    Args:
+        model: whose parameters that require gradients are divided, each once; one that is shared by several modules
+            belongs to the first of them.
+        weight_decay: of the first group, >= 0.
+        types: modules whose own parameters are not decayed; of subclasses too.
+        names: patterns such as ``"*.scale"`` of full names that are not decayed.
+
+    Returns:
+        groups for any optimizer of torch, the parameters with their names; a group without parameters is left out.
+
+    Raises:
+        ValueError: the model has no parameter that requires a gradient, or a pattern matches none of its parameters.
+
+    Example:
+        >>> import torch, hatam
+        >>> model = torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2))
+        >>> groups = hatam.param_groups(model, weight_decay=0.1)
+        >>> print(hatam.describe(groups))
+        weight_decay=0.1: 1 tensor, 8 parameters
+            2.weight (2, 4)
+        weight_decay=0.0: 4 tensors, 50 parameters
+            0.weight (10, 4)
+            1.weight (4,)
+            1.bias (4,)
+            2.bias (2,)
+        >>> optimizer = hatam.HATAM(groups, lr=1e-3)
+    """
+    found = {name: (module, p) for name, module, p in _owned(model) if p.requires_grad}
+    if not found:
+        raise ValueError("model has no parameter that requires a gradient; unfreeze some before making groups")
+    for pattern in names:
+        if pattern not in NO_DECAY_NAMES and not any(fnmatchcase(name, pattern) for name in found):
+            raise ValueError(
+                f"names: {pattern!r} matches no parameter of the model; its names are those of "
+                f"model.named_parameters(), such as {next(iter(found))!r}"
+            )
+    decayed: dict[bool, list[tuple[str, Tensor]]] = {True: [], False: []}
+    for name, (module, p) in found.items():
+        spared = isinstance(module, tuple(types)) or any(fnmatchcase(name, pattern) for pattern in names)
+        decayed[not spared].append((name, p))
+    return [
+        {"params": params, "weight_decay": weight_decay if decays else 0.0}
+        for decays, params in decayed.items()
+        if params
+    ]
+
+
+def _owned(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """Every parameter once, with its full name and the module that holds it."""
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        for name, p in module.named_parameters(recurse=False):
+            if id(p) not in seen:
+                seen.add(id(p))
+                yield (f"{prefix}.{name}" if prefix else name), module, p
+
+
+def describe(groups: Sequence[Mapping[str, Any]]) -> str:
+    """Who is in which group, for a log: of :func:`param_groups` or of an optimizer's ``param_groups``."""
+    lines = []
+    for group in groups:
+        named = [p if isinstance(p, tuple) else (f"number {i}", p) for i, p in enumerate(group["params"])]
+        if "param_names" in group:  # an optimizer has taken them
+            named = list(zip(group["param_names"], group["params"], strict=True))
+        count, tensors = sum(p.numel() for _, p in named), "tensor" if len(named) == 1 else "tensors"
+        lines.append(f"weight_decay={group['weight_decay']}: {len(named)} {tensors}, {count:,} parameters")
+        lines += [f"    {name} {tuple(p.shape)}" for name, p in named]
+    return "\n".join(lines)

@@ -1,0 +1,78 @@
+"""Groups with and without weight decay: everyone once, in the right one, and in words who got what."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from conftest import feed, gradients
+from torch import nn
+
+import hatam
+from hatam import HATAM
+
+
+class Net(nn.Module):
+    """Norms of every kind, an embedding that the head shares, a bare parameter, and a frozen layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(7, 4)
+        self.norms = nn.ModuleList(
+            [nn.LayerNorm(4), nn.RMSNorm(4), nn.GroupNorm(2, 4), nn.BatchNorm1d(4), nn.InstanceNorm2d(4, affine=True)]
+        )
+        self.body = nn.Linear(4, 4)
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+        self.head = nn.Linear(4, 7, bias=False)
+        self.head.weight = self.tokens.weight
+        self.scale = nn.Parameter(torch.ones(4))
+
+
+def names(group: dict) -> list[str]:
+    return [name for name, _ in group["params"]]
+
+
+def test_norms_biases_and_embeddings_are_spared() -> None:
+    decayed, spared = hatam.param_groups(Net(), weight_decay=0.3)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.3, 0.0)
+    assert names(decayed) == ["scale", "body.weight"]
+    assert {name.partition(".")[0] for name in names(spared)} == {"tokens", "norms", "body"}
+    assert "head.weight" not in names(spared)  # it is the embedding's
+
+
+def test_types_and_names_are_the_users() -> None:
+    decayed, spared = hatam.param_groups(Net(), types=[nn.Linear], names=["scale", "norms.1.*"])
+    assert names(spared) == ["scale", "norms.1.weight", "body.weight", "body.bias"]
+    assert "tokens.weight" in names(decayed)
+    (everything,) = hatam.param_groups(Net(), types=[], names=[])
+    assert len(everything["params"]) == len([p for p in Net().parameters() if p.requires_grad])
+
+
+@pytest.mark.parametrize("bad", ["norm.*", "norms"])
+def test_a_pattern_that_matches_nobody_is_named(bad: str) -> None:
+    message = f"names: {bad!r} matches no parameter of the model"
+    with pytest.raises(ValueError, match=rf"^{re.escape(message)}; .*such as 'scale'$"):
+        hatam.param_groups(Net(), names=[bad])
+    with pytest.raises(ValueError, match="no parameter that requires a gradient"):
+        hatam.param_groups(nn.Linear(2, 2).requires_grad_(False))
+
+
+def test_described_before_and_after() -> None:
+    groups = hatam.param_groups(Net(), weight_decay=0.3)
+    text = hatam.describe(groups)
+    assert text.startswith("weight_decay=0.3: 2 tensors, 20 parameters\n    scale (4,)\n    body.weight (4, 4)\n")
+    optimizer = HATAM(groups, 0.01)
+    assert hatam.describe(optimizer.param_groups) == text
+    assert "    number 0 (2, 2)" in hatam.describe(HATAM([torch.ones(2, 2, requires_grad=True)]).param_groups)
+
+
+def test_only_the_first_group_decays() -> None:
+    """With gradients of 0 nothing else moves."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = HATAM(hatam.param_groups(model, weight_decay=0.5), 0.1)
+    params = list(model.parameters())
+    feed(optimizer, params, [[torch.zeros_like(g) for g in row] for row in gradients(params, 1)])
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name] * (0.95 if name == "0.weight" else 1.0))
