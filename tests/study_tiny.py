@@ -63,8 +63,8 @@ class Spaces(ModuleType):
 SPACES = Spaces("hatam.bench.spaces")
 
 
-def make_budget(settings: int = 4, finalists: int = 2, refined: int = 0, **seeds: int) -> Budget:
-    return Budget(settings, refined, finalists, {"tune": 2, "select": 3, "final": 3, "sensitivity": 0, **seeds})
+def make_budget(trials: int = 2, finalists: int = 2, rounds: int = 1, **seeds: int) -> Budget:
+    return Budget(trials, rounds, finalists, {"search": 2, "select": 3, "final": 3, "sensitivity": 0, **seeds})
 
 
 def make_plan(name: str = "tiny", **changed: Any) -> Plan:

@@ -18,7 +18,7 @@ from ..contenders import known, parse
 from ..records import Run
 from ..tasks import Task
 from . import summary
-from .packing import numbers, unpack
+from .packing import unpack
 from .plans import COMPARISONS, SEARCH, STAGES, Plan
 from .queue import Queue
 from .sensitivity import explicit
@@ -104,12 +104,12 @@ class Coordinator:
         budget, alone = self.plan.budget_of(cell.task.name), cell.comparison == COMPARISONS[0]
         knobs = len(explicit(parse(cell.contender, cell.task.name)[1]))
         settings = {
-            "tune": budget.settings if alone else 0,
-            "refine": budget.refined if alone else 0,
+            **{each: budget.trials if alone and i < budget.rounds else 0 for i, each in enumerate(SEARCH)},
             "select": budget.finalists,
             "final": 1,
             "sensitivity": 1 + knobs * len(self.plan.factors) if alone else 0,
         }
+        settings[SEARCH[0]] += alone  # the defaults
         return settings[stage] * len(self.plan.seeds_of(stage, cell.task.name)) * self.seconds_a_run(cell, stage)
 
     def seconds_a_run(self, cell: Cell, stage: str) -> float:
@@ -199,26 +199,9 @@ class Coordinator:
         if stage == "sensitivity" and not self.plan.budget_of(cell.task.name).seeds[stage]:
             return []
         if key not in self._settings:
-            self._settings[key] = self._refined(cell) if stage == SEARCH[1] else self._settings_of(cell, stage)
+            earlier = partial(self.settings, cell)
+            self._settings[key] = settings_of(cell, self.plan, stage, self.spaces, self.result, earlier)
         return self._settings[key]
-
-    def _settings_of(self, cell: Cell, stage: str) -> list[Setting]:
-        earlier = partial(self.settings, cell)
-        return settings_of(cell, self.plan, stage, self.spaces, self.result, earlier)
-
-    def _refined(self, cell: Cell) -> list[Setting]:
-        """Written down once: another machine's arithmetic might lead the search elsewhere."""
-        path = self.folder / "search" / cell.task.name / f"{cell.contender}.json"
-        if not path.exists():
-            found = self._settings_of(cell, SEARCH[1])
-            records.write(path, {"schema": records.SCHEMA, "params": [setting.params for setting in found]})
-        try:
-            points = json.loads(path.read_text(encoding="utf-8"))["params"]
-            return [
-                Setting(numbers(p), self.spaces.complete(cell.contender, cell.task.name, numbers(p))) for p in points
-            ]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error!r}); restore it, or remove it and run again") from error
 
     def runs(self, cell: Cell, stage: str) -> list[Run]:
         """The runs of a stage, once the stages before it are over."""

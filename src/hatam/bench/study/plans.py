@@ -9,15 +9,13 @@ from typing import Any
 from ..contenders import CONTENDERS, known
 from ..tasks import Task
 
-STAGES = ("tune", "refine", "select", "final", "sensitivity")
-SEARCH = STAGES[:2]
-"""The stages that look for settings: on the same seeds, at the task's steps, and once for both comparisons."""
+SEARCH = tuple(f"search-{i}" for i in range(1, 7))
+"""The stages that look for settings, one option at a time: on the same seeds, at the task's steps, and once for both
+comparisons."""
 
-FIRST_SEED = {"tune": 1000, "select": 2000, "final": 9000, "sensitivity": 4000}
+STAGES = (*SEARCH, "select", "final", "sensitivity")
+FIRST_SEED = {"search": 1000, "select": 2000, "final": 9000, "sensitivity": 4000}
 """Where the seeds of a stage begin. No stage may use as many as lie between two of them: no seed is in two stages."""
-
-SEARCH_SEED = 20240229
-"""Of the quasi-random settings and of those that follow from them; the same for all contenders."""
 
 COMPARISONS = ("steps", "time")
 TIME_UNIT = "sam"
@@ -29,17 +27,17 @@ class Budget:
     """What is spent on a contender on a task.
 
     Attributes:
-        settings: what stage "tune" tries: the contender's defaults, and quasi-random settings.
-        refined: how many more stage "refine" tries, where those were good.
-        finalists: the best of both, which stage "select" looks at again.
-        seeds: of each stage; 0 leaves the stage "sensitivity" out.
+        trials: how many values of an option each stage of the search tries at most; the first tries the defaults too.
+        rounds: how many stages of the search there are, at most 6.
+        finalists: the best of all, which stage "select" looks at again.
+        seeds: of the search and each stage after it; 0 leaves the stage "sensitivity" out.
     """
 
-    settings: int = 12
-    refined: int = 12
+    trials: int = 4
+    rounds: int = len(SEARCH)
     finalists: int = 3
     seeds: Mapping[str, int] = field(
-        default_factory=lambda: {"tune": 2, "select": 6, "final": 20, "sensitivity": 2}, hash=False
+        default_factory=lambda: {"search": 2, "select": 6, "final": 20, "sensitivity": 2}, hash=False
     )
 
     def check(self, where: str) -> None:
@@ -49,12 +47,12 @@ class Budget:
             low = 0 if stage == "sensitivity" else 1
             if not low <= count < room:
                 raise ValueError(f"seeds[{stage!r}]={count!r} of {where} is not in [{low}, {room})")
-        if self.settings < 1 or self.refined < 0:
-            raise ValueError(
-                f"settings={self.settings!r}, refined={self.refined!r} of {where} must be at least 1 and 0"
-            )
-        if not 1 <= self.finalists <= self.settings + self.refined:
-            raise ValueError(f"finalists={self.finalists!r} of {where} is not in [1, {self.settings + self.refined}]")
+        if self.trials < 2 or self.trials % 2:
+            raise ValueError(f"trials={self.trials!r} of {where} must be an even number of at least 2")
+        if not 1 <= self.rounds <= len(SEARCH):
+            raise ValueError(f"rounds={self.rounds!r} of {where} is not in [1, {len(SEARCH)}]")
+        if not 1 <= self.finalists <= self.trials:
+            raise ValueError(f"finalists={self.finalists!r} of {where} is not in [1, {self.trials}]")
 
 
 @dataclass(frozen=True)
@@ -91,11 +89,11 @@ class Plan:
         """The seeds of a stage on a task.
 
         Example:
-            >>> slow = Budget(seeds={"tune": 1, "select": 2, "final": 8, "sensitivity": 0})
+            >>> slow = Budget(seeds={"search": 1, "select": 2, "final": 8, "sensitivity": 0})
             >>> Plan("p", "", budgets={"slow": slow}).seeds_of("final", "slow")
             range(9000, 9008)
         """
-        stage = SEARCH[0] if stage in SEARCH else stage
+        stage = "search" if stage in SEARCH else stage
         return range(FIRST_SEED[stage], FIRST_SEED[stage] + self.budget_of(task).seeds[stage])
 
     def resolved(self, tasks: Mapping[str, Task]) -> tuple[Plan, list[str]]:
@@ -137,7 +135,7 @@ def _by_name(plans: Iterable[Plan]) -> dict[str, Plan]:
     return {plan.name: plan for plan in plans}
 
 
-SLOW = Budget(6, 6, 3, {"tune": 1, "select": 2, "final": 8, "sensitivity": 0})
+SLOW = Budget(2, 6, 2, {"search": 1, "select": 2, "final": 8, "sensitivity": 0})
 """For tasks on which a run takes long. Their seeds differ less than their settings."""
 
 PLANS = _by_name(
@@ -154,7 +152,7 @@ PLANS = _by_name(
             "a first look on MNIST-1D, with too few settings and seeds for claims",
             tasks=("mnist1d-mlp", "mnist1d-conv"),
             contenders=("adamw", "sam", "msam", "hatam"),
-            budget=Budget(4, 4, 2, {"tune": 1, "select": 2, "final": 5, "sensitivity": 0}),
+            budget=Budget(2, 4, 2, {"search": 1, "select": 2, "final": 5, "sensitivity": 0}),
         ),
     ]
 )

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, NamedTuple, Protocol
 
-import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from ..records import Run
 from ..tasks import Task
-from .plans import COMPARISONS, SEARCH, SEARCH_SEED, Plan
+from .plans import COMPARISONS, SEARCH, Plan
 from .sensitivity import variations
+
+ORDER = ("lr", "", "beta1", "weight_decay")
+"""In which order the search takes options; the second place is for all that are not named here."""
 
 Options = dict[str, Any]
 Record = dict[str, Any]
@@ -68,46 +69,29 @@ class Job(NamedTuple):
     runs: list[Run]
 
 
-def quasi_random(space: Mapping[str, BaseDistribution], count: int) -> list[dict[str, Any]]:
-    """The first points of a scrambled Sobol sequence in a space; always the same.
+def neighbours(distribution: BaseDistribution, value: Any, count: int, visit: int) -> list[Any]:
+    """Other values of an option: around this one by factors, half of them below; of choices the first others.
+
+    Args:
+        distribution: its range or choices.
+        value: where the search is.
+        count: at most so many.
+        visit: how often the search has come by before; later factors are smaller.
 
     Example:
-        >>> lr = optuna.distributions.FloatDistribution(1e-3, 1e-1, log=True)
-        >>> low, high = sorted(point["lr"] for point in quasi_random({"lr": lr}, 2))
-        >>> low < 1e-2 < high
-        True
+        >>> neighbours(FloatDistribution(1e-3, 1.0, log=True), 0.4, 4, visit=0)
+        [0.2, 0.1, 0.8, 1.0]
+        >>> neighbours(CategoricalDistribution([0.0, 0.5, 0.9]), 0.5, 4, visit=0)
+        [0.0, 0.9]
     """
-    if not space:
-        return [dict[str, Any]()][:count]
-    study = _study(lambda: optuna.samplers.QMCSampler(qmc_type="sobol", scramble=True, seed=SEARCH_SEED))
-    any_trial = optuna.create_trial(value=0.0)
-    return [study.sampler.sample_relative(study, any_trial, dict(space)) for _ in range(count)]
-
-
-def promising(
-    space: Mapping[str, BaseDistribution], tried: Sequence[tuple[dict[str, Any], float]], count: int
-) -> list[dict[str, Any]]:
-    """Points that may score higher than those that were tried, by a Gaussian process that Optuna fits to their scores.
-
-    Example:
-        >>> lr = optuna.distributions.FloatDistribution(1e-4, 1.0, log=True)
-        >>> tried = [({"lr": 10.0**-i}, -abs(i - 2.0)) for i in range(5)]
-        >>> all(1e-3 < point["lr"] < 1e-1 for point in promising({"lr": lr}, tried, 2))
-        True
-    """
-    worst = min((value for _, value in tried if math.isfinite(value)), default=0.0)
-    study = _study(lambda: optuna.samplers.GPSampler(seed=SEARCH_SEED, n_startup_trials=0))
-    for params, value in tried:
-        study.add_trial(optuna.create_trial(params=params, distributions=dict(space), value=max(value, worst)))
-    return [study.ask(dict(space)).params for _ in range(count if space else 0)]
-
-
-def _study(make: Callable[[], optuna.samplers.BaseSampler]) -> optuna.Study:
-    """In memory, and without words; a higher value is better."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.create_study(sampler=make(), direction="maximize")
+    if isinstance(distribution, CategoricalDistribution):
+        others = [choice for choice in distribution.choices if choice != value]
+        return others[:count] if visit == 0 else others[count:]
+    assert isinstance(distribution, FloatDistribution)
+    factor = (2.0, 1.5)[min(visit, 1)] if count > 2 else (3.0, 1.7)[min(visit, 1)]
+    powers = [sign * power for sign in (-1, 1) for power in range(1, count // 2 + 1)]
+    found = [min(max(value * factor**power, distribution.low), distribution.high) for power in powers]
+    return [x for x in dict.fromkeys(found) if x != value]
 
 
 def score(record: Record, task: Task) -> float:
@@ -157,13 +141,14 @@ def settings_of(
         results: gives the record of a run, None where it failed.
         earlier: gives what a stage before this one looked at.
     """
-    budget = plan.budget_of(cell.task.name)
+    if stage in SEARCH[plan.budget_of(cell.task.name).rounds :]:
+        return []
     if stage in SEARCH:
-        points = _search(cell, plan, stage, spaces, results, earlier)
+        points = _search(cell, plan, SEARCH.index(stage), spaces, results, earlier)
         return [Setting(point, spaces.complete(cell.contender, cell.task.name, point)) for point in points]
     if stage == "select":
         tried = [setting for each in SEARCH for setting in earlier(each)]
-        return best(cell, plan, SEARCH[:1], tried, results)[: budget.finalists]
+        return best(cell, plan, SEARCH[:1], tried, results)[: plan.budget_of(cell.task.name).finalists]
     seen = (*SEARCH[:1], "select") if cell.steps == cell.task.steps else ("select",)
     winner = best(cell, plan, seen, earlier("select"), results)[:1]
     if stage == "final" or not winner:
@@ -176,19 +161,30 @@ def settings_of(
 def _search(
     cell: Cell,
     plan: Plan,
-    stage: str,
+    turn: int,
     spaces: Spaces,
     results: Results,
     earlier: Callable[[str], list[Setting]],
 ) -> list[dict[str, Any]]:
-    """The defaults first, so that nobody is tuned to less than what its users try first, and quasi-random points; then
-    points that follow from how those scored."""
-    budget, space = plan.budget_of(cell.task.name), spaces.space(cell.contender, cell.task.name)
-    if stage == SEARCH[0]:
-        usual = spaces.complete(cell.contender, cell.task.name, {})
-        return [{key: usual[key] for key in space}, *quasi_random(space, budget.settings - 1)]
-    scored = [(setting.params, value) for value, setting in scores(cell, plan, SEARCH[:1], earlier(SEARCH[0]), results)]
-    return promising(space, scored, budget.refined) if scored else []
+    """Other values of one option where the search is: lr first, then what the contender alone has, β1, weight decay,
+    and from the beginning. It starts from the defaults and is at the best setting so far.
+    """
+    space = spaces.space(cell.contender, cell.task.name)
+    usual = spaces.complete(cell.contender, cell.task.name, {})
+    tried = [setting for stage in SEARCH[:turn] for setting in earlier(stage)]
+    found = best(cell, plan, SEARCH[:1], tried, results) if tried else []
+    if tried and not found:
+        return []  # all of it failed
+    here = found[0].params if found else {key: usual[key] for key in space}
+    points = [] if tried else [here]
+    options = sorted(space, key=lambda key: ORDER.index(key) if key in ORDER else 1)
+    options = [key for key in options if neighbours(space[key], here[key], 2, 0)]
+    if options:
+        option, visit = options[turn % len(options)], turn // len(options)
+        values = neighbours(space[option], here[option], plan.budget_of(cell.task.name).trials, visit)
+        points += [{**here, option: value} for value in values]
+    known = [setting.params for setting in tried]
+    return [point for point in points if point not in known]
 
 
 def best(
