@@ -1,4 +1,4 @@
-"""The tables of docs/speed.md, docs/tasks.md and docs/log.md are those of the committed records, to the letter."""
+"""The tables of the docs are those of the committed records, to the letter, and their snippets run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hatam.bench import report
 from hatam.bench.tasks import all_tasks
@@ -60,3 +61,17 @@ def test_task_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.replace_between(page, "task-ranges", script.table(script.read())) == page
     for name in all_tasks():
         assert name.startswith("cifar") or f"| {name} |" in page
+
+
+def test_the_snippets_of_the_migration_page_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One after the other, as a reader would; compiling itself is tested elsewhere."""
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    page = (ROOT / "docs/from_adamw.md").read_text(encoding="utf-8")
+    snippets = [part.partition("```")[0] for part in page.split("```python\n")[1:]]
+    names: dict[str, object] = {}
+    for snippet in snippets:
+        exec(snippet, names)
+    assert len(snippets) == 5
+    assert "3.weight (1, 16)" in capsys.readouterr().out
