@@ -43,7 +43,7 @@ from hatam import HATAM
     "options", [DEFAULT_FORMS["decoupled"], DEFAULT_FORMS["published"]], ids=["decoupled", "published"]
 )
 def test_compiled_step_is_the_eager_step(options: dict[str, Any]) -> None:
-    """And a changing lr, as a tensor, does not compile it again: twice at most, without state and with."""
+    """A changing lr (a tensor), γ or weight decay does not compile it again: twice at most, without state and with."""
     import torch._dynamo.testing  # here, as it is slow to import
 
     torch._dynamo.reset()
@@ -58,7 +58,9 @@ def test_compiled_step_is_the_eager_step(options: dict[str, Any]) -> None:
         for p, q, g in zip(params, others, row, strict=True):
             p.grad, q.grad = g.clone(), g.clone()
         for o in (optimizer, eager):
-            o.param_groups[0]["lr"].fill_(lr)
+            group = o.param_groups[0]
+            group["lr"].fill_(lr)
+            group.update(gamma=0.99 * group["gamma"], weight_decay=1.1 * group["weight_decay"])
         compiled()
         eager.step()
         counts.append(counter.frame_count)
