@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hatam import HATAM
-from hatam.bench import compare, evaluating, records
+from hatam.bench import archive, compare, evaluating, records
 from hatam.bench.cli import make_run
 from hatam.bench.own import _contestants, make_optimizer
 from hatam.bench.stats import paired
@@ -204,12 +204,13 @@ def test_a_task_may_be_made_by_a_function_and_a_changed_file_is_run_again(tmp_pa
 
 
 def test_records_of_the_harnesses_own_tasks_lie_where_they_lay() -> None:
-    path = next((ROOT / "results" / "compare").rglob("*.json"))
-    old = json.loads(path.read_text(encoding="utf-8"))["run"]
+    root = ROOT / "results/radius/records"
+    path, content = next(archive.files(root))
+    old = json.loads(content)["run"]
     made = make_run(find(old["task"]), old["label"], old["seed"])
     assert made.path(Path()).parts[0] == old["task"]
-    assert records.Run(**old).path(ROOT / "results" / "compare") == path
-    assert records.read(path)["run"]["source"] == made.source == ""
+    assert records.Run(**old).path(root) == path
+    assert records.parsed(path, content)["run"]["source"] == made.source == ""
 
 
 def test_importing_the_package_is_cheap() -> None:

@@ -128,11 +128,11 @@ def test_four_workers_one_killed_and_the_server_restarted(server: Server, tmp_pa
     runs = [
         run.path(home)
         for cell in study.cells
-        for stage in ("tune", "select", "final")
+        for stage in ("search-1", "select", "final")
         for run in study.runs(cell, stage)
     ]
     got = Counter(path for path in runs if (home / "records" / path.relative_to(home)).exists())
-    assert len(runs) == 2 * (8 * 2 + 2 * 3 + 3)
+    assert len(runs) == 2 * (9 * 2 + 2 * 3 + 3)
     assert got == Counter(runs)
     assert len(records.read_all(study.root)) == len(runs)
     for stage in study.queue.stages():
