@@ -38,12 +38,12 @@ def measure(runs: Sequence[Run], root: Path, jobs: int) -> None:
         raise SystemExit(f"{run.task}, {run.label}, seed {run.seed}: {error}")
 
 
-def scores(root: Path, purpose: str = "tune") -> Scores:
-    """Validation scores by seed, by task and label."""
+def scores(root: Path) -> Scores:
+    """Validation scores by seed, by task and label, of the runs that read no test data."""
     found: Scores = {}
     for record in records.read_all(root):
         run = record["run"]
-        if run["purpose"] == purpose:
+        if run["purpose"] == "tune":
             found.setdefault((run["task"], run["label"]), {})[run["seed"]] = float(record["result"]["validation"])
     return found
 

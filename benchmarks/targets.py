@@ -13,7 +13,7 @@ import grids
 
 from hatam.bench import report
 from hatam.bench.report import load
-from hatam.bench.report.compared import Comparison, Contestant, comparisons
+from hatam.bench.report.compared import Comparison, comparisons
 from hatam.bench.report.overall import costs_to_target
 from hatam.bench.report.summary import holm
 from hatam.bench.report.tabulate import corruption_ratios
@@ -23,16 +23,11 @@ STUDY, UNTUNED = grids.ROOT / "results/full", grids.ROOT / "results/untuned/reco
 MARGIN = 0.2  # points of accuracy; of an error, percent
 
 
-def of(comparison: Comparison, label: str) -> Contestant | None:
-    """The contestant with a label, if it ran."""
-    return next((c for c in comparison.contestants if c.label == label), None)
-
-
 def pairs(compared: Sequence[Comparison], other: str) -> dict[str, Difference]:
     """HATAM less another by task, higher better."""
     found = {}
     for each in compared:
-        hatam, base = of(each, "hatam"), of(each, other)
+        hatam, base = each.of("hatam"), each.of(other)
         if hatam and base:
             scores = [{seed: each.sign * x for seed, x in c.scores.items()} for c in (hatam, base)]
             difference = paired(*scores)
@@ -57,7 +52,7 @@ def against_adamw(compared: Sequence[Comparison], level: float) -> str:
 
 def against_sam(steps: Sequence[Comparison], time: Sequence[Comparison]) -> str:
     """Where the lower end of the interval is above the margin at equal steps, and above 0 at equal time."""
-    means = {each.task: sam.score.mean for each in steps if (sam := of(each, "sam")) and sam.score}
+    means = {each.task: sam.score.mean for each in steps if (sam := each.of("sam")) and sam.score}
     signs = {each.task: each.sign for each in steps}
     at_steps, at_time = pairs(steps, "sam"), pairs(time, "sam")
     margin = {task: MARGIN if signs[task] == 1 else MARGIN / 100 * means[task] for task in at_steps}
@@ -73,11 +68,11 @@ def first_to_target(compared: Sequence[Comparison]) -> str:
     """Who is first to AdamW's final validation score, by the median time over seeds."""
     firsts: dict[str, list[str]] = {}
     for each in compared:
-        labels = [c.label for c in each.contestants] if of(each, "hatam") else []
+        labels = [c.label for c in each.contestants] if each.of("hatam") else []
         costs = list(zip(*costs_to_target(each, labels, timed=True), strict=True))
         if costs:
             medians = {label: median(column) for label, column in zip(labels, costs, strict=True)}
-            firsts.setdefault(min(medians, key=lambda label: medians[label]), []).append(each.task)
+            firsts.setdefault(min(labels, key=medians.__getitem__), []).append(each.task)
     ranked = sorted(firsts.items(), key=lambda item: -len(item[1]))
     return "; ".join(f"{label} on {names(tasks)}" for label, tasks in ranked)
 
@@ -97,7 +92,7 @@ def flatness(compared: Sequence[Comparison]) -> str:
     for key, name in (("lambda_max", "λ_max"), ("trace", "the trace")):
         ratios, gains = {}, pairs(compared, "adamw")
         for each in compared:
-            values = [c.median(sharpness(key)) for label in ("hatam", "adamw") if (c := of(each, label))]
+            values = [c.median(sharpness(key)) for label in ("hatam", "adamw") if (c := each.of(label))]
             if len(values) == 2 and all(math.isfinite(x) and x > 0 for x in values):
                 ratios[each.task] = values[0] / values[1]
         if ratios:

@@ -32,8 +32,6 @@ CANDIDATES = (
     "atam-decoupled:gamma=0.03",
     "atam-decoupled:gamma=0.05",
 )
-
-
 DEFAULT = ("adamw", "hatam")
 SEEDS = {"tune": (4, 10), "final": (8, 20)}  # on slow tasks, on others
 
@@ -55,7 +53,7 @@ def runs() -> list[Run]:
 
 def table() -> str:
     """A row for each candidate: mean validation score, its standard error, and how it compares to AdamW."""
-    found = grids.scores(RECORDS, "tune")
+    found = grids.scores(RECORDS)
     tasks = [name for name in all_tasks() if (name, "adamw") in found]
     rows = {
         spec: [grids.compared(found.get((name, spec), {}), found[name, "adamw"], name) for name in tasks]

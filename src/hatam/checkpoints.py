@@ -1,4 +1,4 @@
-"""What a loaded checkpoint must be like, looked at before anything has changed."""
+"""What a loaded checkpoint must be like, looked at before anything has changed, and what loading must not change."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from . import options
-from .storage import MOMENTS
+from . import fused, options
+from .storage import MOMENTS, restore_dtypes
 
 AMSGRAD = "max_exp_avg_sq"
 
@@ -45,3 +45,14 @@ def _check_state(found: Mapping[str, Any], p: Tensor, name: str) -> None:
                 f"{key!r} of parameter {name} has shape {tuple(found[key].shape)} in the checkpoint and must have the "
                 f"parameter's, {tuple(p.shape)}; load the checkpoint of the same model"
             )
+
+
+def restore(state: Mapping[Tensor, dict[str, Any]], groups: Sequence[dict[str, Any]], saved: Mapping[str, Any]) -> None:
+    """Put back what torch's loading has cast and moved: the dtypes of the checkpoint, and the device of the count."""
+    params = [(group, p) for group in groups for p in group["params"]]
+    saved_ids = [i for group in saved["param_groups"] for i in group["params"]]
+    for (group, p), saved_id in zip(params, saved_ids, strict=True):
+        own = state[p]
+        if "step" in own:
+            own["step"] = own["step"].to(p.device if fused.counts_on_device(group, p) else "cpu")
+        restore_dtypes(own, saved["state"].get(saved_id, {}), p)

@@ -18,7 +18,7 @@ from torch.optim.optimizer import (
 from . import checkpoints, fused, narrow, options, paths
 from .forms import FORMS, real
 from .fused.batches import Division
-from .storage import SCALARS, new_moment, restore_dtypes
+from .storage import SCALARS, new_moment
 from .update import State
 
 ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
@@ -184,13 +184,7 @@ class HATAM(Optimizer):
         """
         self._refuse_while_straightened("load_state_dict()")
         super().load_state_dict(state_dict)
-        params = [(group, p) for group in self.param_groups for p in group["params"]]
-        saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        for (group, param), saved_id in zip(params, saved_ids, strict=True):
-            state = self.state[param]
-            if "step" in state:
-                state["step"] = state["step"].to(param.device if fused.counts_on_device(group, param) else "cpu")
-            restore_dtypes(state, state_dict["state"].get(saved_id, {}), param)
+        checkpoints.restore(self.state, self.param_groups, state_dict)
 
     @overload
     def step(self, closure: None = None) -> None: ...

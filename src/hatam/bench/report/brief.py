@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..stats import Difference, p_text, paired
+from ..stats import p_text, paired
 from ..tasks import all_tasks
 from . import load
 from .compared import Comparison, Contestant, comparisons
@@ -42,7 +42,7 @@ def _rows(compared: Iterable[Comparison], labels: Sequence[str]) -> Iterable[Seq
     for i, (each, chosen) in enumerate(whole):
         cells = [_score(each, c) for c in chosen]
         for d, p in zip(differences[i], p_values, strict=True):
-            cells += [_difference(each, d), p_text(p[i])]
+            cells += [each.format_difference(d), p_text(p[i])]
         yield (f"{each.task} {'↑' if each.sign == 1 else '↓'}, {len(chosen[0].scores)}", *cells)
 
 
@@ -51,15 +51,9 @@ def _score(comparison: Comparison, c: Contestant) -> str:
     return "" if c.score is None else f"{show(c.score.mean)} ± {show(c.score.half_width)}"
 
 
-def _difference(comparison: Comparison, d: Difference | None) -> str:
-    show = comparison.format
-    return "" if d is None else f"{show(d.mean, '+')} [{show(d.low, '+')}, {show(d.high, '+')}]"
-
-
 def _chosen(comparison: Comparison, labels: Sequence[str]) -> list[Contestant] | None:
     """The contestants with these labels, None where one is missing or the task is not known."""
-    by_label = {c.label: c for c in comparison.contestants}
-    found = [by_label[label] for label in labels if label in by_label]
+    found = [c for label in labels if (c := comparison.of(label)) is not None]
     return found if len(found) == len(labels) and comparison.known is not None else None
 
 

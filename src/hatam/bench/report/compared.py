@@ -100,7 +100,11 @@ class Comparison:
 
     @cached_property
     def baseline(self) -> Contestant | None:
-        return next((c for c in self.contestants if c.label == BASELINE), None)
+        return self.of(BASELINE)
+
+    def of(self, label: str) -> Contestant | None:
+        """The contestant with a label, None where it did not run."""
+        return next((c for c in self.contestants if c.label == label), None)
 
     def difference(self, contestant: Contestant) -> Difference | None:
         """Its score less AdamW's by seed; None for AdamW itself and where fewer than two seeds are shared."""
@@ -125,6 +129,12 @@ class Comparison:
         scores = [abs(x) for c in self.contestants for x in c.scores.values()]
         digits = 2 if not scores or max(scores) >= 10 else 4
         return f"{value:{sign}.{digits}f}" if math.isfinite(value) else "–"
+
+    def format_difference(self, d: Difference | None) -> str:
+        """A difference with its interval; nothing where there is none."""
+        return (
+            "" if d is None else f"{self.format(d.mean, '+')} [{self.format(d.low, '+')}, {self.format(d.high, '+')}]"
+        )
 
 
 def comparisons(entries: Iterable[Entry]) -> tuple[list[Comparison], list[str]]:

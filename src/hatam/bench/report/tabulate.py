@@ -56,9 +56,7 @@ def _result(comparison: Comparison, c: Contestant, p_values: PValues) -> tuple[s
         str(len(c.scores)),
         "–" if score is None else show(score.mean),
         "–" if score is None or score.n < 2 else f"{show(score.low)} to {show(score.high)}",
-        ""
-        if difference is None
-        else f"{show(difference.mean, '+')} [{show(difference.low, '+')}, {show(difference.high, '+')}]",
+        comparison.format_difference(difference),
         "" if difference is None else p_text(difference.p),
         "" if difference is None else p_text(p_values[(*comparison.key, comparison.task, c.label)]),
         fixed(c.median(lambda run: run.gradients_per_step)),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
@@ -87,10 +87,10 @@ def neighbours(distribution: BaseDistribution, value: Any, count: int, visit: in
     if isinstance(distribution, CategoricalDistribution):
         others = [choice for choice in distribution.choices if choice != value]
         return others[:count] if visit == 0 else others[count:]
-    assert isinstance(distribution, FloatDistribution)
+    bounds = cast(FloatDistribution, distribution)
     factor = (2.0, 1.5)[min(visit, 1)] if count > 2 else (3.0, 1.7)[min(visit, 1)]
     powers = [sign * power for sign in (-1, 1) for power in range(1, count // 2 + 1)]
-    found = [min(max(value * factor**power, distribution.low), distribution.high) for power in powers]
+    found = [min(max(value * factor**power, bounds.low), bounds.high) for power in powers]
     return [x for x in dict.fromkeys(found) if x != value]
 
 
