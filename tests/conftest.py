@@ -24,6 +24,13 @@ from hatam.update import Options
 settings.register_profile("hatam", deadline=None, derandomize=True, max_examples=15, database=None)
 settings.load_profile("hatam")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What a test shows to be compatible goes to the report of its outcome, for docs/compatibility.md."""
+    for item in items:
+        item.user_properties += [("compatible", ": ".join(mark.args)) for mark in item.iter_markers("compatible")]
+
+
 FORMS = ("decoupled", "raw", "published")
 MODULATORS = ("relative", "uniform")
 

@@ -1,9 +1,7 @@
-"""What wraps an optimizer: the compiler, autograd, mixed precision, closures, schedulers."""
+"""What wraps an optimizer: the compiler, autograd, closures."""
 
 from __future__ import annotations
 
-import copy
-import math
 import warnings
 from typing import Any
 
@@ -11,9 +9,7 @@ import pytest
 import torch
 from conftest import (
     DEFAULT_FORMS,
-    bits,
     cosine,
-    equal,
     every_form,
     every_variant,
     generator,
@@ -22,23 +18,13 @@ from conftest import (
     twins,
 )
 from torch import Tensor
-from torch.optim.lr_scheduler import (
-    CosineAnnealingLR,
-    CosineAnnealingWarmRestarts,
-    LambdaLR,
-    LinearLR,
-    LRScheduler,
-    OneCycleLR,
-    ReduceLROnPlateau,
-    SequentialLR,
-    StepLR,
-)
 
 from hatam import HATAM
 
 # torch.compile ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.compatible("torch.compile", "one compile of the step while lr, γ and weight decay change")
 @pytest.mark.parametrize(
     "options", [DEFAULT_FORMS["decoupled"], DEFAULT_FORMS["published"]], ids=["decoupled", "published"]
 )
@@ -76,6 +62,7 @@ def test_compiled_step_is_the_eager_step(options: dict[str, Any]) -> None:
 # Autograd through the step ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.compatible("differentiable=True", "gradcheck through four steps, lr too")
 @pytest.mark.parametrize("beta_c", [None, 0.5])
 @every_variant
 def test_gradcheck_through_four_steps(options: dict[str, Any], beta_c: float | None) -> None:
@@ -112,37 +99,10 @@ def test_gradcheck_through_four_steps(options: dict[str, Any], beta_c: float | N
         assert torch.autograd.gradcheck(train, (x, lr))
 
 
-# Mixed precision ----------------------------------------------------------------------------------------------------
-
-
-@every_form
-def test_a_step_that_gradscaler_skips_moves_nothing(options: dict[str, Any]) -> None:
-    """Nor the state: no count, no e, no radius. A step that it does not skip is the step without a scaler."""
-    params = parameters()
-    others = twins(params)
-    optimizer, plain = HATAM(params, 0.01, **options), HATAM(others, 0.01, **options)
-    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    for i, row in enumerate(gradients(params, 6)):
-        bad = i in (0, 3)
-        w, state = [bits(p) for p in params], repr(optimizer.state_dict())
-        scale = scaler.scale(torch.ones(())).item()
-        for p, q, g in zip(params, others, row, strict=True):
-            p.grad, q.grad = g * scale, g.clone()
-        if bad:
-            params[1].grad[2] = math.inf
-        scaler.step(optimizer)
-        scaler.update()
-        if bad:
-            assert [bits(p) for p in params] == w
-            assert repr(optimizer.state_dict()) == state
-        else:
-            plain.step()
-    assert equal(params, others)
-
-
 # Closures -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.compatible("closures", "called once, with gradients on; its loss comes back")
 @every_form
 def test_closure(options: dict[str, Any]) -> None:
     """Called once, with gradients on, also under no_grad; its loss comes back."""
@@ -168,53 +128,3 @@ def test_closure(options: dict[str, Any]) -> None:
         assert plain.step() is None
     assert calls == [True] * 3
     assert torch.equal(param, other)
-
-
-# Schedulers ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        pytest.param(lambda o: CosineAnnealingLR(o, 20), id="CosineAnnealingLR"),
-        pytest.param(lambda o: CosineAnnealingWarmRestarts(o, 7), id="CosineAnnealingWarmRestarts"),
-        pytest.param(lambda o: StepLR(o, 5), id="StepLR"),
-        pytest.param(lambda o: LambdaLR(o, lambda t: 1 / (1 + t)), id="LambdaLR"),
-        pytest.param(lambda o: OneCycleLR(o, 0.05, total_steps=25), id="OneCycleLR"),
-        pytest.param(
-            lambda o: SequentialLR(o, [LinearLR(o, 0.1, total_iters=5), CosineAnnealingLR(o, 15)], [5]),
-            id="SequentialLR",
-        ),
-        pytest.param(lambda o: ReduceLROnPlateau(o, patience=0), id="ReduceLROnPlateau"),
-    ],
-)
-@every_form
-def test_schedulers(options: dict[str, Any], make: Any) -> None:
-    """Training on a quadratic under each; saved and loaded half way with the optimizer, it goes on bit for bit."""
-
-    def setup() -> tuple[torch.nn.Parameter, HATAM, LRScheduler]:
-        (param,) = parameters([(20,)])
-        optimizer = HATAM([param], 0.02, **options)
-        return param, optimizer, make(optimizer)
-
-    def train(param: torch.nn.Parameter, optimizer: HATAM, scheduler: LRScheduler, steps: int) -> list[float]:
-        losses = []
-        for _ in range(steps):
-            optimizer.zero_grad()
-            loss = (param**2).sum()
-            loss.backward()
-            optimizer.step()
-            scheduler.step(*([1.0] if isinstance(scheduler, ReduceLROnPlateau) else []))
-            losses.append(loss.item())
-        return losses
-
-    param, optimizer, scheduler = setup()
-    first = train(param, optimizer, scheduler, 10)
-    other, resumed, resumed_scheduler = setup()
-    other.data.copy_(param.data)
-    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    resumed_scheduler.load_state_dict(scheduler.state_dict())
-    second = train(param, optimizer, scheduler, 10)
-    assert train(other, resumed, resumed_scheduler, 10) == second
-    assert torch.equal(param, other)
-    assert second[-1] < first[0]

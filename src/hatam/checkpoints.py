@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.optim.optimizer import _get_scalar_dtype
 
 from . import fused, options
-from .storage import MOMENTS, restore_dtypes
+from .storage import MOMENTS, SCALARS, restore_dtypes
 
 AMSGRAD = "max_exp_avg_sq"
+REQUIRED = {"step", "exp_avg", "exp_avg_sq"}
 
 
 def check(
@@ -33,18 +37,61 @@ def check(
             _check_state(state.get(p, {}), p, options.name_of(group, i, j))
 
 
+def check_parts(state_dict: object, defaults: Mapping[str, Any]) -> None:
+    """Refuse what is no state dict, or has options that cannot be, before torch trips over it.
+
+    Raises:
+        TypeError, ValueError: a part is missing or of another type, or an option is wrong.
+    """
+    remedy = "pass what optimizer.state_dict() gave"
+    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
+        raise TypeError(f"state_dict must have 'state' and 'param_groups', unlike {state_dict!r:.60}; {remedy}")
+    state, groups = state_dict["state"], state_dict["param_groups"]
+    if not isinstance(state, Mapping) or any(
+        isinstance(key, int) and not isinstance(own, Mapping) for key, own in state.items()
+    ):
+        raise TypeError(f"state_dict['state'] must map numbers of parameters to their states; {remedy}")
+    if not isinstance(groups, list) or not all(
+        isinstance(g, Mapping) and isinstance(g.get("params"), list) for g in groups
+    ):
+        raise TypeError(f"state_dict['param_groups'] must be a list of groups, each with a list 'params'; {remedy}")
+    for group in groups:
+        options.check({**defaults, **group})
+        _check_number("lr_peak", group.get("lr_peak", 0.0), "a parameter group")
+
+
 def _check_state(found: Mapping[str, Any], p: Tensor, name: str) -> None:
     if AMSGRAD in found:
         raise ValueError(
             f"the checkpoint is that of an AdamW with amsgrad=True, which HATAM does not have: parameter {name} has "
             f"{AMSGRAD!r}; remove it from every parameter's state to go on without"
         )
+    if found and not found.keys() >= REQUIRED:
+        raise ValueError(
+            f"the checkpoint's state of parameter {name} has {', '.join(map(repr, found))} and must have "
+            f"{', '.join(map(repr, sorted(REQUIRED)))}; load a checkpoint of HATAM or AdamW"
+        )
+    if "step" in found:
+        _check_number("step", found["step"], f"parameter {name}")
+    for key in found.keys() & {*SCALARS}:
+        if not isinstance(found[key], Tensor) or found[key].numel() != 1:
+            raise TypeError(f"{key!r} of parameter {name} must be a tensor of one number, not {found[key]!r:.60}")
     for key in found.keys() & {*MOMENTS}:
+        if not isinstance(found[key], Tensor) or found[key].dtype.is_complex != p.dtype.is_complex:
+            raise TypeError(f"{key!r} of parameter {name} must be a tensor like the parameter, not {found[key]!r:.60}")
         if found[key].shape != p.shape:
             raise ValueError(
                 f"{key!r} of parameter {name} has shape {tuple(found[key].shape)} in the checkpoint and must have the "
                 f"parameter's, {tuple(p.shape)}; load the checkpoint of the same model"
             )
+
+
+def _check_number(key: str, value: Any, owner: str) -> None:
+    """A number that is not negative, or a tensor of one."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = 0.0 if value.is_meta else value.item()
+    remedy = "load a checkpoint of HATAM or AdamW"
+    options.check_number(f"{key!r} of {owner}", value, 0.0, math.inf, open_end=True, remedy=remedy)
 
 
 def restore(state: Mapping[Tensor, dict[str, Any]], groups: Sequence[dict[str, Any]], saved: Mapping[str, Any]) -> None:
@@ -54,5 +101,7 @@ def restore(state: Mapping[Tensor, dict[str, Any]], groups: Sequence[dict[str, A
     for (group, p), saved_id in zip(params, saved_ids, strict=True):
         own = state[p]
         if "step" in own:
+            if not isinstance(own["step"], Tensor):  # of a torch that kept it as a number
+                own["step"] = torch.tensor(float(own["step"]), dtype=_get_scalar_dtype())
             own["step"] = own["step"].to(p.device if fused.counts_on_device(group, p) else "cpu")
         restore_dtypes(own, saved["state"].get(saved_id, {}), p)

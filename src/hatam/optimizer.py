@@ -183,8 +183,25 @@ class HATAM(Optimizer):
             TypeError, ValueError: groups, shapes or options do not fit, or the state is AMSGrad's.
         """
         self._refuse_while_straightened("load_state_dict()")
-        super().load_state_dict(state_dict)
-        checkpoints.restore(self.state, self.param_groups, state_dict)
+        if not isinstance(state_dict, dict):
+            checkpoints.check_parts(state_dict, self.defaults)
+        loaded: list[dict[str, Any]] = []
+
+        def look(_: Optimizer, changed: dict[str, Any]) -> None:  # at what the user's hooks made of it
+            checkpoints.check_parts(changed, self.defaults)
+            loaded.append(changed)
+
+        hooks = (
+            self.register_load_state_dict_pre_hook(look),
+            self.register_load_state_dict_post_hook(
+                lambda _: checkpoints.restore(self.state, self.param_groups, loaded[-1]), prepend=True
+            ),
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     @overload
     def step(self, closure: None = None) -> None: ...

@@ -16,7 +16,7 @@ from . import fused
 from .forms import FORMS
 from .modulators import MODULATORS
 from .radii import RADII
-from .storage import STATE_DTYPES
+from .storage import STATE_DTYPES, quantized_type
 from .update import Options, Scalar
 
 DEFAULT_FADE = 0.1
@@ -96,8 +96,10 @@ def check_state(group: Mapping[str, Any]) -> None:
     value, seed = group["state_dtype"], group["seed"]
     if not any(value is choice or (isinstance(choice, str) and value == choice) for choice in STATE_DTYPES.values()):
         raise ValueError(f"state_dtype={value!r} is not supported: it must be one of {', '.join(STATE_DTYPES)}")
-    if value == "8bit" and importlib.util.find_spec("torchao") is None:
-        raise ValueError("state_dtype='8bit' needs torchao, which is not installed: pip install 'hatam[8bit]'")
+    if value == "8bit":
+        if importlib.util.find_spec("torchao") is None:
+            raise ValueError("state_dtype='8bit' needs torchao, which is not installed: pip install 'hatam[8bit]'")
+        quantized_type()  # now, so that torch.load(…, weights_only=True) knows it in a process that resumes
     if value is not None and group["differentiable"]:
         raise ValueError(f"state_dtype={value!r} and differentiable=True exclude each other; leave state_dtype at None")
     if isinstance(seed, bool) or not isinstance(seed, int):
@@ -143,7 +145,10 @@ def check_number(
         raise TypeError(
             f"{name} must be a number in {interval}, not {value!r} of type {type(value).__name__}; {remedy}"
         )
-    x = float(value)
+    try:
+        x = float(value)
+    except OverflowError:  # an integer beyond any float
+        x = math.nan
     above = x > low if open_start else x >= low
     below = x < high if open_end else x <= high
     if not (above and below):

@@ -67,6 +67,8 @@ static double radius_of(const Table *table, const Options *o, int64_t t) {
     ROW(wide_v_random, BFLOAT16, BFLOAT16, FLOAT32, 1, 1)
 #define DOUBLE_COMBINATIONS(ROW) ROW(plain, FLOAT64, FLOAT64, FLOAT64, 0, 0)
 
+#define SMALL 0x1p-20f /* a power of 2, so that scaling rounds nothing */
+
 #define REAL float
 #define FN(name) name##_float
 #define SQRT sqrtf

@@ -48,10 +48,13 @@ static FN(Constants) FN(constants)(const Table *table, const Options *o, int64_t
     };
     if (o->loop >= RAW) {
         c.gain = (REAL)(o->gamma * (1 - o->beta_c));
-        c.slope = o->uniform ? 0 : (REAL)(1 / (mean + o->eps));
+        c.slope = o->uniform ? 1 : (REAL)(1 / (mean + o->eps)); /* S = 1 is min(h + 1, 1), also where h is infinite */
         c.level = o->uniform ? 1 : 0;
+        if (o->uniform) c.cap = 1;
         return c;
     }
+    c.h_factor_before *= SMALL;
+    c.eps_before = c.eps * SMALL;
     c.radius = (REAL)radius_of(table, o, t);
     c.radius_before = (REAL)scalar(table->displacement_radius[t], o->scalar_dtype);
     c.inv_mean = c.inv_mean_before = (REAL)INFINITY; /* S = 1, and so S / h = min(1 / h, inf) */

@@ -6,7 +6,7 @@
  */
 
 typedef struct {
-    REAL keep, step_size, beta2, eps, grad_factor;                /* keep = 1 - lr wd */
+    REAL keep, step_size, beta2, eps, eps_before, grad_factor;    /* keep = 1 - lr wd */
     REAL rate1, rate2, rate_c;                                    /* 1 - beta, which as a float has more digits than beta */
     REAL h_factor, h_factor_before;                               /* 1 / sqrt(1 - beta2^t), now and one step before */
     REAL radius, radius_before, inv_mean, inv_mean_before;        /* of the displacement */
@@ -31,6 +31,9 @@ typedef struct {
 /* A NaN in x stays one. */
 static inline REAL FN(at_most)(REAL x, REAL most) { return most <= x ? most : x; }
 
+/* Where g^2 overflows h is infinite, and m / h must be 0. */
+static inline REAL FN(unless_infinite)(REAL h, REAL x, REAL otherwise) { return h == (REAL)INFINITY ? otherwise : x; }
+
 /* Stores a number as it will be read again, and returns that: what later steps undo has to be computed from it. */
 INLINE REAL FN(store)(REAL *x, const int type, REAL value, uint32_t random, const int at_random) {
     return *x = type == BFLOAT16 ? (REAL)rounded((float)value, random, at_random) : value;
@@ -50,11 +53,15 @@ INLINE void FN(decoupled)(FN(Block) b, FN(Sums) *restrict sums, const FN(Constan
         uint32_t for_state = FN(draw)(b.at, i, k.key, t.random_state && t.exp_avg == BFLOAT16);
         uint32_t for_param = FN(draw)(b.at, i, k.key_of_param, t.random_param || (t.random_state && t.exp_avg_sq == BFLOAT16));
 
-        /* h before and now; one division serves both, since this loop waits for the divider longer than for memory */
-        REAL h_before = SQRT(v) * k.h_factor_before + k.eps;
-        v = FN(store)(b.exp_avg_sq + i, t.exp_avg_sq, v * k.beta2 + k.rate2 * (g * g), for_param >> 16, t.random_state);
-        REAL root = SQRT(v), h = root * k.h_factor + k.eps, inv_both = 1 / (h_before * h);
-        REAL inv_h_before = h * inv_both, inv_h = h_before * inv_both;
+        /* h before and now; one division serves both, since this loop waits for the divider longer than for memory. One
+           is made small, exactly, so that their product does not overflow. */
+        REAL h_before = SQRT(v) * k.h_factor_before + k.eps_before; /* scaled by SMALL */
+        v = FN(store)(b.exp_avg_sq + i, t.exp_avg_sq, v * k.beta2 + k.rate2 * g * g, for_param >> 16, t.random_state);
+        REAL root = SQRT(v), h = root * k.h_factor + k.eps;
+        REAL divisor_before = FN(unless_infinite)(h_before, h_before, 1), divisor = FN(unless_infinite)(h, h, 1);
+        REAL inv_both = 1 / (divisor_before * divisor);
+        REAL inv_h_before = FN(unless_infinite)(h_before, divisor * SMALL * inv_both, 0);
+        REAL inv_h = FN(unless_infinite)(h, divisor_before * inv_both, 0);
 
         /* z = w + d_{t-1}, d = rho S e / h */
         REAL s_over_h = FN(at_most)(k.cap * inv_h_before, k.inv_mean_before);
@@ -92,7 +99,7 @@ INLINE void FN(corrected)(FN(Block) b, FN(Sums) *restrict sums, const FN(Constan
         /* w <- w - lr (m / h + wd w) */
         REAL for_v = t.raw ? g : corrected;
         m = FN(store)(b.exp_avg + i, t.exp_avg, m + k.rate1 * (corrected - m), for_state, t.random_state);
-        v = FN(store)(b.exp_avg_sq + i, t.exp_avg_sq, v * k.beta2 + k.rate2 * (for_v * for_v), for_param >> 16, t.random_state);
+        v = FN(store)(b.exp_avg_sq + i, t.exp_avg_sq, v * k.beta2 + k.rate2 * for_v * for_v, for_param >> 16, t.random_state);
         REAL root = SQRT(v);
         sums->root[i] += root;
         FN(store)(b.param + i, t.param, w * k.keep - k.step_size * m / (root * k.h_factor + k.eps), for_param, t.random_param);

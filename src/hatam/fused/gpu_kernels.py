@@ -108,12 +108,13 @@ def prepare_displacement(
 @triton.jit
 def prepare_correction(row, k, gain, eps, cap, inside, UNIFORM: tl.constexpr, SCALAR_TYPE: tl.constexpr):
     """S = min(slope h + level, cap)."""
-    tl.store(k + words.CAP, cap, mask=inside)
     tl.store(k + words.GAIN, gain, mask=inside)
-    if UNIFORM:
-        tl.store(k + words.SLOPE, 0.0, mask=inside)
+    if UNIFORM:  # S = 1 is min(h + 1, 1), also where h is infinite
+        tl.store(k + words.CAP, 1.0, mask=inside)
+        tl.store(k + words.SLOPE, 1.0, mask=inside)
         tl.store(k + words.LEVEL, 1.0, mask=inside)
     else:
+        tl.store(k + words.CAP, cap, mask=inside)
         mean = tl.load(scalars(row, words.DENOM_MEAN, SCALAR_TYPE, inside), mask=inside, other=1).to(tl.float64)
         tl.store(k + words.SLOPE, 1 / (mean + eps), mask=inside)
         tl.store(k + words.LEVEL, 0.0, mask=inside)
@@ -201,7 +202,7 @@ def decoupled(
 
     # h before and now
     h_before = root(v) * tl.load(k + words.H_FACTOR_BEFORE) + tl.load(k + words.EPS)
-    v = write(v_at, v * tl.load(k + words.BETA2) + tl.load(k + words.RATE2) * (g * g), for_param >> 16, inside, ROUND_V)
+    v = write(v_at, v * tl.load(k + words.BETA2) + tl.load(k + words.RATE2) * g * g, for_param >> 16, inside, ROUND_V)
     r = root(v)
     inv_h = ratio(1.0, r * tl.load(k + words.H_FACTOR) + tl.load(k + words.EPS))
 
@@ -246,7 +247,7 @@ def corrected(
     m = write(m_at, m + tl.load(k + words.RATE1) * (g_hat - m), for_state, inside, ROUND_M)
     v = write(
         v_at,
-        v * tl.load(k + words.BETA2) + tl.load(k + words.RATE2) * (for_v * for_v),
+        v * tl.load(k + words.BETA2) + tl.load(k + words.RATE2) * for_v * for_v,
         for_param >> 16,
         inside,
         ROUND_V,

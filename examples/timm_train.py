@@ -1,0 +1,42 @@
+"""HATAM by name in timm: registered once, then create_optimizer_v2(model, opt="hatam") makes its parameter groups.
+
+Needs: pip install hatam timm scikit-learn. Run it with: python examples/timm_train.py
+"""
+
+import timm
+import torch
+from sklearn.datasets import load_digits
+from timm.optim import OptimInfo, create_optimizer_v2
+from timm.optim._optim_factory import default_registry
+from torch.nn import functional as F
+
+from hatam import HATAM
+
+default_registry.register(
+    OptimInfo(name="hatam", opt_class=HATAM, description="AdamW displaced along its trajectory", has_betas=True)
+)
+STEPS = 100
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    x, y = (torch.as_tensor(a) for a in load_digits(return_X_y=True))
+    x = x.float().view(-1, 1, 8, 8) / 16
+    model = timm.create_model("test_resnet", in_chans=1, num_classes=10)
+    optimizer = create_optimizer_v2(model, opt="hatam", lr=3e-3, weight_decay=0.1, gamma=0.03)
+    print(f"without weight decay, by timm: {len(optimizer.param_groups[0]['params'])} tensors")
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    for _ in range(STEPS):
+        batch = torch.randint(1200, (64,))
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[batch]), y[batch], label_smoothing=0.1).backward()
+        optimizer.step()
+        schedule.step()
+    model.eval()
+    with optimizer.straightened(), torch.no_grad():
+        accuracy = float((model(x[1200:]).argmax(1) == y[1200:]).float().mean())
+    print(f"accuracy: {accuracy:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Training that goes on elsewhere: in a new process, in AdamW, in HATAM."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import DEFAULT_FORMS, through_a_file
+from resume_here import end, network, schedule_of, train
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import AdamW, Optimizer
+
+from hatam import HATAM
+
+PATHS: dict[str, dict[str, Any]] = {
+    "single": {"foreach": False, "fused": False},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+    "capturable": {"capturable": True},
+}
+NARROW: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
+    "m in bfloat16": (torch.float32, {"state_dtype": torch.bfloat16}),
+    "8bit": (torch.float32, {"state_dtype": "8bit"}),
+    "bfloat16": (torch.bfloat16, {}),
+    "bfloat16, wide state": (torch.bfloat16, {"state_dtype": torch.float32}),
+    "bfloat16, rounded at random": (torch.bfloat16, {"bf16_stochastic_round": True}),
+    "float64": (torch.float64, {}),
+}
+KINDS = {**{form: (torch.float32, options) for form, options in DEFAULT_FORMS.items()}, **NARROW}
+CASES = {
+    **{f"{kind}, {path}": (KINDS[kind][0], {**KINDS[kind][1], **PATHS[path]}) for kind in KINDS for path in PATHS},
+    "AdamW's options": (torch.float32, {"gamma": 0.0}),
+    "an e of its own": (torch.float32, {"beta_c": 0.5}),
+}
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[bytes], list[bytes]]]:
+    """Of every case: after 200 steps, and after 100, a file, and 100 more in a new process."""
+    folder, saved, straight = tmp_path_factory.mktemp("resumed"), {}, {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for name, (dtype, options) in CASES.items():
+            model = network(dtype)
+            optimizer = HATAM(model.parameters(), 0.01, **options)
+            schedule = schedule_of(optimizer)
+            train(model, optimizer, schedule, 0, 100)
+            parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+            saved[name] = through_a_file({key: part.state_dict() for key, part in parts.items()})
+            train(model, optimizer, schedule, 100, 200)
+            straight[name] = end(model, optimizer)
+    finally:
+        torch.set_num_threads(threads)
+    torch.save(saved, folder / "saved.pt")
+    script = Path(__file__).with_name("resume_here.py")
+    subprocess.run([sys.executable, script, folder / "saved.pt", folder / "ends.pt"], check=True, timeout=250)
+    resumed = torch.load(folder / "ends.pt", weights_only=True)
+    return {name: (straight[name], resumed[name]) for name in CASES}
+
+
+@pytest.mark.compatible("checkpoints", "resumed in a new process, bit for bit, on every path and state dtype")
+@pytest.mark.parametrize("name", CASES)
+def test_resuming_in_a_new_process(name: str, ends: dict[str, tuple[list[bytes], list[bytes]]]) -> None:
+    """200 steps are 100 steps, a file, and 100 more in a new process: bit for bit, state and all."""
+    straight, resumed = ends[name]
+    assert straight == resumed
+
+
+class Digits:
+    """A network on scikit-learn's digits, and how well it does."""
+
+    def __init__(self) -> None:
+        x, y = load_digits(return_X_y=True)
+        self.x, self.y = torch.as_tensor(x, dtype=torch.float32) / 16, torch.as_tensor(y)
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+
+    def train(self, optimizer: Optimizer, first: int, last: int) -> list[float]:
+        losses = []
+        for i in range(first, last):
+            batch = torch.randint(1200, (64,), generator=torch.Generator().manual_seed(i))
+            optimizer.zero_grad()
+            loss = F.cross_entropy(self.model(self.x[batch]), self.y[batch])
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+    def accuracy(self) -> float:
+        with torch.no_grad():
+            return float((self.model(self.x[1200:]).argmax(1) == self.y[1200:]).float().mean())
+
+
+@pytest.mark.compatible("AdamW's checkpoints", "into HATAM and back in mid-training, on real data")
+@pytest.mark.parametrize("options", DEFAULT_FORMS.values(), ids=DEFAULT_FORMS.keys())
+def test_a_training_through_adamw_hatam_and_adamw(options: dict[str, Any]) -> None:
+    """On real data, in mid-training, through files: no jump in the loss at either change, and it ends as well."""
+    digits = Digits()
+    adamw = AdamW(digits.model.parameters(), lr=3e-3)
+    losses = digits.train(adamw, 0, 100)
+    optimizer = HATAM(digits.model.parameters(), lr=3e-3, **options)
+    optimizer.load_state_dict(through_a_file(adamw.state_dict()))
+    losses += digits.train(optimizer, 100, 200)
+    with optimizer.straightened():
+        weights: list[Tensor] = [p.detach().clone() for p in digits.model.parameters()]
+    for p, z in zip(digits.model.parameters(), weights, strict=True):
+        p.data.copy_(z)
+    back = AdamW(digits.model.parameters(), lr=3e-3)
+    back.load_state_dict(through_a_file(optimizer.state_dict()))
+    losses += digits.train(back, 200, 300)
+    for change in (100, 200):
+        assert sum(losses[change : change + 10]) < 1.1 * sum(losses[change - 10 : change])
+    assert [back.state[p]["step"].item() for p in digits.model.parameters()] == [300] * 4
+    alone = Digits()
+    alone.train(AdamW(alone.model.parameters(), lr=3e-3), 0, 300)
+    assert digits.accuracy() >= alone.accuracy() - 0.02 > 0.85

@@ -1,0 +1,106 @@
+"""The examples of what people train in, each as a process of its own, and what they do not show."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import bits, state_bits
+from torch import Tensor, nn
+
+from hatam import HATAM
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+
+def last_number(script: str) -> float:
+    """What an example prints at the end, which is how well it did."""
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / script],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout.split()[-1 if done.stdout.split()[-1] != "after" else -2])
+
+
+@pytest.mark.compatible("Hugging Face Trainer", "optimizer_cls_and_kwargs, accumulation, clipping, evaluation")
+def test_hf_trainer() -> None:
+    """From 8 bits per byte to fewer than text without context needs."""
+    assert last_number("hf_trainer.py") < 5.0
+
+
+@pytest.mark.compatible("accelerate", "bfloat16, accumulation, clipping, save_state and load_state")
+def test_accelerate() -> None:
+    assert last_number("accelerate_train.py") > 0.85
+
+
+@pytest.mark.compatible("PyTorch Lightning", "its closure, bfloat16, clipping, validation hooks")
+def test_lightning() -> None:
+    assert last_number("lightning_train.py") > 0.85
+
+
+@pytest.mark.compatible("timm", "by name in its registry, with timm's groups without weight decay")
+def test_timm() -> None:
+    assert last_number("timm_train.py") > 0.8
+
+
+@pytest.mark.compatible("torch.optim.swa_utils", "an average of the straightened points")
+def test_averaged_weights() -> None:
+    assert last_number("averaged_weights.py") > 0.85
+
+
+@pytest.mark.compatible("gradient release", "the step inside backward(), bit for bit that of one optimizer")
+def test_gradient_release() -> None:
+    assert last_number("gradient_release.py") > 0.85
+
+
+class Net(nn.Module):
+    """As the Trainer wants it: the loss comes with the outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 1)
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        outputs = self.layer(x)
+        return {"loss": nn.functional.mse_loss(outputs, labels), "logits": outputs}
+
+
+@pytest.mark.compatible("Hugging Face Trainer", "resume_from_checkpoint, bit for bit")
+def test_hf_trainer_resumes(tmp_path: Path) -> None:
+    """20 steps are 10 steps, its checkpoint, and 10 more with everything made anew."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers import Trainer, TrainingArguments
+
+        rng = torch.Generator().manual_seed(0)
+        data = [{"x": torch.randn(8, generator=rng), "labels": torch.randn(1, generator=rng)} for _ in range(64)]
+        made = {"max_steps": 20, "save_steps": 10, "learning_rate": 0.01, "lr_scheduler_type": "cosine"}
+        quiet: dict[str, Any] = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "logging_strategy": "no"}
+        ends = []
+        for resume in (None, str(tmp_path / "checkpoint-10")):
+            torch.manual_seed(1)
+            model = Net()
+            arguments = TrainingArguments(str(tmp_path), per_device_train_batch_size=4, **made, **quiet)
+            kinds = (HATAM, {"lr": 0.01, "gamma": 0.1})
+            trainer = Trainer(model, arguments, train_dataset=data, optimizer_cls_and_kwargs=kinds)
+            trainer.train(resume_from_checkpoint=resume)
+            ends.append([bits(p) for p in model.parameters()] + state_bits(trainer.optimizer))
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.compatible("PyTorch Lightning", "refuses to clip where fused=True unscales by itself")
+def test_lightning_does_not_clip_where_the_step_unscales() -> None:
+    """What Lightning asks: by default it may clip."""
+    params = [torch.zeros(3, requires_grad=True)]
+    assert HATAM(params)._step_supports_amp_scaling is False
+    assert HATAM(params, fused=True)._step_supports_amp_scaling is True
