@@ -7,6 +7,7 @@
 
 #include "cpu.h"
 
+#include <float.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -73,6 +74,7 @@ static double radius_of(const Table *table, const Options *o, int64_t t) {
 #define FN(name) name##_float
 #define SQRT sqrtf
 #define LEAST_EPS 1e-15
+#define LARGEST FLT_MAX
 #define COMBINATIONS FLOAT_COMBINATIONS
 #include "cpu_loops.h"
 #include "cpu_chunk.h"
@@ -80,11 +82,13 @@ static double radius_of(const Table *table, const Options *o, int64_t t) {
 #undef FN
 #undef SQRT
 #undef LEAST_EPS
+#undef LARGEST
 #undef COMBINATIONS
 #define REAL double
 #define FN(name) name##_double
 #define SQRT sqrt
 #define LEAST_EPS 1e-150
+#define LARGEST DBL_MAX
 #define COMBINATIONS DOUBLE_COMBINATIONS
 #include "cpu_loops.h"
 #include "cpu_chunk.h"

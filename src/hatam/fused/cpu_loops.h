@@ -29,9 +29,8 @@ typedef struct {
 } FN(Sums);
 
 /* A NaN in x stays one. */
-static inline REAL FN(at_most)(REAL x, REAL most) { return most <= x ? most : x; }
+static inline REAL FN(at_most)(REAL x, REAL most) { return most < x ? most : x; }
 
-/* Where g^2 overflows h is infinite, and m / h must be 0. */
 static inline REAL FN(unless_infinite)(REAL h, REAL x, REAL otherwise) { return h == (REAL)INFINITY ? otherwise : x; }
 
 /* Stores a number as it will be read again, and returns that: what later steps undo has to be computed from it. */
@@ -54,14 +53,12 @@ INLINE void FN(decoupled)(FN(Block) b, FN(Sums) *restrict sums, const FN(Constan
         uint32_t for_param = FN(draw)(b.at, i, k.key_of_param, t.random_param || (t.random_state && t.exp_avg_sq == BFLOAT16));
 
         /* h before and now; one division serves both, since this loop waits for the divider longer than for memory. One
-           is made small, exactly, so that their product does not overflow. */
-        REAL h_before = SQRT(v) * k.h_factor_before + k.eps_before; /* scaled by SMALL */
+           is made small, exactly, so that their product does not overflow. Where g^2 did, h stays infinite and 1 / h is 0. */
+        REAL small_h_before = FN(at_most)(SQRT(v) * k.h_factor_before + k.eps_before, LARGEST);
         v = FN(store)(b.exp_avg_sq + i, t.exp_avg_sq, v * k.beta2 + k.rate2 * g * g, for_param >> 16, t.random_state);
-        REAL root = SQRT(v), h = root * k.h_factor + k.eps;
-        REAL divisor_before = FN(unless_infinite)(h_before, h_before, 1), divisor = FN(unless_infinite)(h, h, 1);
-        REAL inv_both = 1 / (divisor_before * divisor);
-        REAL inv_h_before = FN(unless_infinite)(h_before, divisor * SMALL * inv_both, 0);
-        REAL inv_h = FN(unless_infinite)(h, divisor_before * inv_both, 0);
+        REAL root = SQRT(v), h = root * k.h_factor + k.eps, divisor = FN(unless_infinite)(h, h, 1);
+        REAL inv_both = 1 / (small_h_before * divisor), inv_h_before = divisor * SMALL * inv_both;
+        REAL inv_h = FN(unless_infinite)(h, small_h_before * inv_both, 0);
 
         /* z = w + d_{t-1}, d = rho S e / h */
         REAL s_over_h = FN(at_most)(k.cap * inv_h_before, k.inv_mean_before);
