@@ -9,7 +9,7 @@ PEERS := adamw adamw-no-momentum sam k-sam msam atam atam-decoupled hatam-publis
 CONTENDERS := $(addprefix --contender ,$(PEERS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit format study study-quick log readme report gpu-check step-cost sanitize clean
+.PHONY: help demo test lint types unit format study study-quick log readme compatibility report gpu-check step-cost sanitize clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-16s %s\n", $$1, $$2}'
@@ -56,9 +56,12 @@ log: $(VENV)/bench ## what docs/log.md tells of: unit and rules of the radius, t
 readme: $(VENV)/dev ## render tables and plots of README and docs from the committed records
 	$(BIN)/hatam study table --update README.md
 	$(BIN)/hatam study table --everyone --update docs/results.md
-	for script in feedback step_cost training_cost small_state batched task_ranges radius rules untuned ablation; do $(BIN)/python benchmarks/$$script.py --render || exit; done
+	for script in feedback step_cost training_cost small_state batched task_ranges radius rules untuned ablation compatibility; do $(BIN)/python benchmarks/$$script.py --render || exit; done
 	$(BIN)/python benchmarks/targets.py
 	$(BIN)/python benchmarks/gpu_table.py
+
+compatibility: $(VENV)/dev ## run the tests of what HATAM works with, and write docs/compatibility.md from their outcomes
+	$(BIN)/python benchmarks/compatibility.py
 
 report: $(VENV)/bench ## render the committed records into one page, runs/report/index.html
 	$(BIN)/hatam report results --out runs/report

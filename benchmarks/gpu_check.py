@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import json
 import os
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -65,6 +67,18 @@ def environment(interpret: bool, commit: str | None) -> dict[str, Any]:
     }
 
 
+def torchs_own_tests() -> tuple[str, bool | None]:
+    """What torch's tests of its optimizers say of HATAM on the GPU, and whether all passed; None where not run."""
+    absent = [name for name in ("pytest", "hypothesis", "expecttest") if importlib.util.find_spec(name) is None]
+    if absent:
+        return f"not run: {', '.join(absent)} not installed", None
+    tests = [str(path) for path in sorted((ROOT / "tests").glob("test_conformance*.py"))]
+    options = ["-q", "-k", "cuda", "-o", "addopts=", "-W", "default", "-p", "no:cacheprovider"]
+    done = subprocess.run([sys.executable, "-m", "pytest", *options, *tests], cwd=ROOT, capture_output=True, text=True)
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return "\n".join([*failed, *done.stdout.splitlines()[-1:]]), done.returncode == 0
+
+
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -94,6 +108,11 @@ def main() -> int:
         checks[name] = failure is None
         failures |= {name: failure} if failure else {}
         print(f"{'ok  ' if failure is None else 'FAIL'}  {name}", flush=True)
+    if device == "cuda":
+        said, passed = torchs_own_tests()
+        print(f"torch's own tests: {said}", flush=True)
+        checks |= {} if passed is None else {"torch's own tests": passed}
+        where |= {"torch's own tests": said}
     records.write(out / "checks.json", {**where, "checks": checks, "failures": failures})
     print(f"{sum(checks.values())} of {len(checks)} checks are right; see {out}")
     if device == "cuda" and not options.skip_speed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,20 @@ def test_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
     assert report.replace_between(page, "targets", importlib.import_module("targets").targets()) == page
+
+
+def test_compatibility(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record has what the tests are marked for, no more and no less, and nothing failed."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module("compatibility")
+    record = json.loads(script.RECORD.read_text(encoding="utf-8"))
+    page = (ROOT / "docs/compatibility.md").read_text(encoding="utf-8")
+    for marker, text in (("compatibility", script.table(record)), ("conformance", script.conformance())):
+        assert report.replace_between(page, marker, text) == page
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")]
+    marks = {": ".join(mark) for text in sources for mark in re.findall(r'mark\.compatible\("(.+)", "(.+)"\)', text)}
+    assert record["outcomes"].keys() == marks
+    assert all(counts["failed"] == 0 for counts in record["outcomes"].values())
 
 
 def test_task_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
