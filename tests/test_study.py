@@ -188,6 +188,17 @@ def test_the_comparisons_share_the_tuning_and_nothing_else(tmp_path: Path) -> No
     assert study.seconds_done() == pytest.approx(study.seconds_in_all())
 
 
+def test_a_comparison_can_come_first(tmp_path: Path) -> None:
+    plan = make_plan(contenders=("adamw", "sam"), comparisons=("steps", "time"))
+    queue = Queue(embedded(tmp_path), "tiny")
+    for comparison in ("steps", "time"):
+        study = Coordinator(plan, tmp_path, queue, TINY, SPACES, None, [comparison])
+        assert list(study.time()) == ["tiny"]
+        assert {cell.comparison for cell in study.cells} == {comparison}
+    with pytest.raises(ValueError, match="unknown comparison of the plan 'epochs'"):
+        Coordinator(plan, tmp_path, queue, TINY, SPACES, None, ["epochs"])
+
+
 def test_some_contenders_can_come_first(tmp_path: Path) -> None:
     plan, _ = make_plan().resolved(TINY)
     make_study(tmp_path)

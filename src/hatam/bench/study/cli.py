@@ -41,6 +41,7 @@ STORAGE = typer.Option(
 BATCH = typer.Option(min=1, help="Jobs that a worker takes at a time.")
 JOBS = typer.Option(min=0, help="Processes on this machine. Default: the cores.")
 ONLY = typer.Option(help="Lead only these contenders of the plan now; give it again for each. Default: all.")
+COMPARISON = typer.Option(help='Lead only "steps", or only "time", now. Default: both.')
 HEARTBEAT = typer.Option(min=1, help="Seconds between two signs of life of a worker; the same for all of a study.")
 
 
@@ -54,6 +55,7 @@ def run(
     batch: Annotated[int, BATCH] = 8,
     heartbeat: Annotated[int, HEARTBEAT] = 30,
     contender: Annotated[list[str] | None, ONLY] = None,
+    comparison: Annotated[list[str] | None, COMPARISON] = None,
     retry_failed: Annotated[bool, typer.Option(help="Try jobs again that failed for good.")] = False,
 ) -> None:
     """Do a study, from its plan to its last record. The same command goes on where it was interrupted.
@@ -71,7 +73,7 @@ def run(
     archive.unpack(folder / "records")
     queue = Queue(url, name, waiting)
     spaces = cast(Spaces, importlib.import_module("hatam.bench.spaces"))
-    study = Coordinator(chosen, folder, queue, all_tasks(), spaces, contender)
+    study = Coordinator(chosen, folder, queue, all_tasks(), spaces, contender, comparison)
     if retry_failed:
         queue.try_again()
     for task in study.time():

@@ -48,9 +48,10 @@ class Coordinator:
         tasks: by name.
         spaces: where to tune.
         only: the plan's contenders to lead now, the others another time; None means all.
+        comparisons: the plan's comparisons to lead now; None means all.
 
     Raises:
-        ValueError: the folder holds a study with another plan, or a damaged file; or one of ``only`` is unknown.
+        ValueError: the folder holds a study with another plan, or a damaged file; or what to lead is not in the plan.
     """
 
     def __init__(
@@ -61,9 +62,11 @@ class Coordinator:
         tasks: Mapping[str, Task],
         spaces: Spaces,
         only: Collection[str] | None = None,
+        comparisons: Collection[str] | None = None,
     ) -> None:
         self.plan, self.folder, self.queue, self.spaces = plan, folder, queue, spaces
         self.only = [known(name, plan.contenders or (), "contender of the plan") for name in only or ()] or None
+        self.comparisons = [known(name, plan.comparisons, "comparison of the plan") for name in comparisons or ()]
         self.root = folder / "records"
         self.tasks = {name: tasks[name] for name in plan.tasks or ()}
         self.failures: list[Failure] = []
@@ -94,7 +97,8 @@ class Coordinator:
             steps = {"steps": task.steps, "time": steps_in_time(task, contender, self.timing[task.name])}
             wanted = [name for name in self.plan.comparisons if name == "steps" or steps["time"] != steps["steps"]]
             for comparison in wanted or ["steps"]:
-                yield Cell(task, contender, comparison, steps[comparison])
+                if comparison in (self.comparisons or (comparison,)):
+                    yield Cell(task, contender, comparison, steps[comparison])
 
     def seconds(self, cell: Cell) -> float:
         """What all runs of a cell will take on one core."""
