@@ -9,7 +9,7 @@ PEERS := adamw adamw-no-momentum sam k-sam msam atam atam-decoupled hatam-publis
 CONTENDERS := $(addprefix --contender ,$(PEERS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit format study study-quick log readme compatibility report gpu-check step-cost sanitize clean
+.PHONY: help demo test lint types unit format study study-quick log readme theory compatibility report gpu-check step-cost sanitize clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-16s %s\n", $$1, $$2}'
@@ -58,7 +58,11 @@ readme: $(VENV)/dev ## render tables and plots of README and docs from the commi
 	$(BIN)/hatam study table --everyone --update docs/results.md
 	for script in feedback step_cost training_cost small_state batched task_ranges radius rules untuned ablation compatibility; do $(BIN)/python benchmarks/$$script.py --render || exit; done
 	$(BIN)/python benchmarks/targets.py
+	$(BIN)/hatam theory --render --results results/theory --figures docs/figures --update docs/theory.md
 	$(BIN)/python benchmarks/gpu_table.py
+
+theory: $(VENV)/dev ## the theory in numbers: records, figures and tables of docs/theory.md; some minutes, resumes
+	$(BIN)/hatam theory --results results/theory --figures docs/figures --update docs/theory.md
 
 compatibility: $(VENV)/dev ## run the tests of what HATAM works with, and write docs/compatibility.md from their outcomes
 	$(BIN)/python benchmarks/compatibility.py

@@ -16,6 +16,7 @@ from .contenders import CONTENDERS, parse
 from .records import Run
 from .study.cli import app as study
 from .tasks import Task, all_tasks, find, source
+from .theory.cli import theory
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,6 +26,7 @@ app = typer.Typer(
     help="Compare HATAM with its peers, over many seeds.\n\nExample: hatam compare --task mnist1d-mlp --seeds 5",
 )
 app.add_typer(study, name="study")
+app.command()(theory)
 console = Console()
 
 

@@ -1,0 +1,177 @@
+"""Statements 1 and 2: the identity, and the damping of a quadratic's oscillations: λ², and λ without the modulator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from scipy import stats
+from torch import Tensor
+
+from hatam import HATAM, theory
+
+from .check import Check, Job, Run, chosen, interval, table
+
+# Identity -----------------------------------------------------------------------------------------------------------
+
+
+def identity(beta_c: float, seed: int) -> Run:
+    """The largest difference of the two ways to c, and of the mean that a step carries to the one it should be."""
+    rng = torch.Generator().manual_seed(seed)
+    gradients = torch.randn(1000, 100, generator=rng, dtype=torch.float64) * torch.randn(100, generator=rng).exp()
+    c = theory.bend(gradients, beta_c)
+    param = torch.nn.Parameter(torch.zeros(100, dtype=torch.float64))
+    optimizer = HATAM([param], form="raw", beta_c=beta_c)
+    mean_error = 0.0
+    for g in gradients:
+        param.grad = g
+        optimizer.step()
+        state = optimizer.state[param]
+        h = (state["exp_avg_sq"] / (1 - 0.999 ** state["step"].item())).sqrt() + 1e-8
+        mean_error = max(mean_error, abs(float(state["denom_mean"] / h.mean()) - 1))
+    return {
+        "bend_error": float((c - theory.bend_in_one_buffer(gradients, beta_c)).abs().max() / c.abs().max()),
+        "mean_error": mean_error,
+    }
+
+
+def identity_jobs(seeds: int) -> list[Job]:
+    return [{"beta_c": beta_c, "seed": seed} for beta_c in (0.0, 0.5, 0.9, 0.99) for seed in range(seeds)]
+
+
+def identity_table(runs: Sequence[Run]) -> str:
+    rows = []
+    for beta_c in dict.fromkeys(run["beta_c"] for run in runs):
+        some = chosen(runs, beta_c=beta_c)
+        worst = (max(run[key] for run in some) for key in ("bend_error", "mean_error"))
+        rows.append([f"{beta_c:g}", *(f"{x:.0e}" for x in worst), str(len(some))])
+    return table(["βc", "c in one buffer, relative error", "mean of h in one pass, relative error", "n"], rows)
+
+
+def draw_identity(runs: Sequence[Run], axes: Axes) -> None:
+    """Of an oscillation that turns faster and faster, what the correction sees."""
+    omega = [math.pi * i / 200 for i in range(201)]
+    for beta_c in (0.5, 0.9, 0.99):
+        axes.plot(omega, [abs(theory.transfer(w, beta_c)) for w in omega], label=f"βc = {beta_c:g}")
+    axes.set(
+        xlabel="frequency ω of the gradient, per step",
+        ylabel="|C|, gain of the correction",
+        yscale="log",
+        ylim=(1e-3, 1.5),
+    )
+    axes.legend()
+
+
+IDENTITY = Check(
+    "identity", "c needs one buffer, and the mean of h no pass", identity_jobs, identity, identity_table, draw_identity
+)
+
+# Damping ------------------------------------------------------------------------------------------------------------
+
+LAMBDAS = 41
+COPIES = 5
+CASES: dict[str, dict[str, Any]] = {
+    "oscillating": {},
+    "oscillating, S = 1": {"modulator": "uniform"},
+    "oscillating, lr × 10": {"lr": 1e-2},
+    "cap 0.1 reached by most": {"cap": 0.1},
+    "noise 1e-3, above the gradients of flat coordinates": {"noise": 1e-3},
+    "noise 1, above all gradients": {"noise": 1.0},
+    "on the way, before any oscillation": {"steps": 1000, "window": 500, "start": 10.0},
+    "rotated: the Hessian is not diagonal": {"rotated": True},
+}
+
+
+def damping(case: str, seed: int) -> Run:
+    """The slope of log k against log λ over four decades, k from regressing the correction on the velocity.
+
+    Per coordinate k = Σ q u / Σ u²: q = γ S c is the correction, u the velocity, EMA(w_{t−1} − w_{t−2}).
+    """
+    o: dict[str, Any] = {
+        "steps": 15000,
+        "window": 3000,
+        "noise": 0.0,
+        "start": 0.1,
+        "cap": math.inf,
+        "lr": 1e-3,
+        "rotated": False,
+    }
+    o |= {"modulator": "relative"} | CASES[case]
+    rng = torch.Generator().manual_seed(seed)
+    lam = torch.logspace(-2, 2, LAMBDAS, dtype=torch.float64)
+    basis = torch.eye(LAMBDAS, dtype=torch.float64)
+    if o["rotated"]:
+        basis = torch.linalg.qr(torch.randn(LAMBDAS, LAMBDAS, generator=rng, dtype=torch.float64))[0]
+    hessian = basis @ torch.diag(lam) @ basis.T
+    param = torch.nn.Parameter(o["start"] * torch.randn(COPIES, LAMBDAS, generator=rng, dtype=torch.float64))
+    cap = {} if o["modulator"] == "uniform" else {"modulator_cap": o["cap"]}
+    options = {
+        "weight_decay": 0.0,
+        "eps": 1e-12,
+        "form": "raw",
+        "gamma": 1.0,
+        "beta_c": 0.9,
+        "modulator": o["modulator"],
+    }
+    optimizer = HATAM([param], o["lr"], **options, **cap)
+    u, before = torch.zeros_like(param), param.detach().clone()
+    qu, uu = torch.zeros_like(u), torch.zeros_like(u)
+    for step in range(1, o["steps"] + 1):
+        w = param.detach()
+        noise = o["noise"] * torch.randn(w.shape, generator=rng, dtype=w.dtype) if o["noise"] else 0.0
+        param.grad = w @ hessian + noise
+        u = 0.9 * u + 0.1 * (w - before)
+        if step > o["steps"] - o["window"]:
+            q, along = correction(optimizer, param) @ basis, u @ basis
+            qu, uu = qu + q * along, uu + along.square()
+        before = w.clone()
+        optimizer.step()
+    k = (qu / uu.clamp(min=1e-300)).flatten()
+    moves = uu.flatten() > 1e-200  # some come to rest, to the last bit
+    x, y = lam.repeat(COPIES)[moves & (k > 0)].log10(), k[moves & (k > 0)].log10()
+    fit = stats.linregress(x.numpy(), y.numpy())
+    half = fit.stderr * stats.t.ppf(0.975, len(x) - 2)
+    points = {"lambda": lam.tolist(), "k": k.view(COPIES, -1).median(0).values.tolist()}
+    return {"slope": float(fit.slope), "half": float(half), "damped": float((k[moves] > 0).double().mean()), **points}
+
+
+def correction(optimizer: HATAM, param: Tensor) -> Tensor:
+    """γ S c of the step that is about to be taken, from the state as the optimizer has it."""
+    state, group = optimizer.state[param], optimizer.param_groups[0]
+    if not state or param.grad is None:
+        return torch.zeros_like(param)
+    bend: Tensor = (1 - group["beta_c"]) * (param.grad - state["exp_avg_grad"])
+    if group["modulator"] == "uniform":
+        return float(group["gamma"]) * bend
+    h = (state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"].item())).sqrt() + group["eps"]
+    s: Tensor = (h / state["denom_mean"]).clamp(max=group["modulator_cap"])
+    return float(group["gamma"]) * s * bend
+
+
+def damping_jobs(seeds: int) -> list[Job]:
+    return [{"case": case, "seed": seed} for case in CASES for seed in range(seeds)]
+
+
+def damping_table(runs: Sequence[Run]) -> str:
+    rows = []
+    for case in CASES:
+        some = chosen(runs, case=case)
+        if some:
+            damped = 100 * sum(run["damped"] for run in some) / len(some)
+            slope = interval(run["slope"] for run in some) if damped > 50 else "none"
+            rows.append([case, slope, f"{damped:.0f}%", str(len(some))])
+    return table(["regime", "slope of log k", "k > 0 in", "n"], rows)
+
+
+def draw_damping(runs: Sequence[Run], axes: Axes) -> None:
+    for case in list(CASES)[:2] + list(CASES)[3:5]:
+        for run in chosen(runs, case=case)[:1]:
+            axes.loglog(run["lambda"], [abs(k) for k in run["k"]], ".-", label=f"{case}: slope {run['slope']:.2f}")
+    axes.set(xlabel="curvature λ of the coordinate", ylabel="damping coefficient k")
+    axes.legend(fontsize="small")
+
+
+DAMPING = Check("damping", "the correction damps by λ²", damping_jobs, damping, damping_table, draw_damping)

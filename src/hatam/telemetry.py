@@ -1,0 +1,281 @@
+"""What the optimizer is doing, observed from outside: an optimizer that nobody observes knows nothing of it.
+
+Every so many steps a hook after the step looks at gradients and state. What it finds stays on the device until it is
+read. ``docs/telemetry.md`` says what healthy and unhealthy look like.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from . import options, storage, update
+from .forms import real
+from .optimizer import HATAM
+from .paths import real_state
+from .update import Options, State
+
+Report = dict[str, Any]
+SAMPLED = 1024
+"""Coordinates of a tensor, evenly spread over it, of which the quantiles of S are taken."""
+QUANTILES = {"modulator_q05": 0.05, "modulator_q50": 0.5, "modulator_q95": 0.95}
+NORMS = ("grad_norm", "bend_norm", "correction_norm", "displacement_norm", "param_norm", "update_norm")
+MEANS = ("modulator_mean", "capped", "effective_step")
+
+
+class Telemetry:
+    """Observes a HATAM optimizer every so many steps.
+
+    Of each parameter, and of each group as if it were one tensor:
+
+    - ``grad_norm``, ``bend_norm``, ``bend_ratio``: ‖g‖, ‖c‖ and ‖c‖ / ‖g‖, with c = (1 − βc)(g − e) the bend.
+    - ``correction_norm``, ``correction_ratio`` (raw and published): ‖γ S c‖, and over ‖g‖.
+    - ``modulator_mean``, ``…_max``, ``…_q05``, ``…_q50``, ``…_q95``, ``capped``: of S, and the share of coordinates at
+      its cap; the quantiles are those of at most 1,024 coordinates, and of parameters alone.
+    - ``radius``, ``displacement_norm``, ``displacement_ratio`` (decoupled): ρ, ‖d‖, and ‖d‖ / ‖w‖.
+    - ``bend_update_cosine``: of c with the last update.
+    - ``update_norm``, ``update_ratio``: ‖lr (m̂ / h + wd w)‖, and over ‖w‖.
+    - ``effective_step``: the mean of lr / h, what a coordinate's averaged gradient is multiplied with.
+
+    Where βc = 0, as with β1 = 0, c cannot be told from the state after a step, and what depends on it is NaN.
+
+    Args:
+        optimizer: to be observed, on any path; not inside of torch.compile.
+        every: steps from one observation to the next, >= 1. One costs as much as several steps.
+        write: called with the report of each observation as it is made, which waits for the device.
+
+    Raises:
+        TypeError, ValueError: not a HATAM optimizer, or ``every`` is not an integer of at least 1.
+
+    Example:
+        >>> import torch
+        >>> from hatam import HATAM
+        >>> from hatam.telemetry import Telemetry
+        >>> model = torch.nn.Linear(4, 1)
+        >>> optimizer = HATAM(model.named_parameters(), lr=0.01)
+        >>> telemetry = Telemetry(optimizer, every=1)
+        >>> for _ in range(3):
+        ...     optimizer.zero_grad()
+        ...     model(torch.ones(8, 4)).square().mean().backward()
+        ...     optimizer.step()
+        >>> report = telemetry.read()
+        >>> report["step"], sorted(report["params"]), report["groups"][0]["displacement_ratio"] < 0.1
+        (3, ['bias', 'weight'], True)
+        >>> telemetry.detach()
+    """
+
+    def __init__(self, optimizer: HATAM, every: int = 100, write: Callable[[Report], None] | None = None) -> None:
+        if not isinstance(optimizer, HATAM):
+            raise TypeError(
+                f"optimizer must be a HATAM, not {type(optimizer).__name__}; unwrap it where a host wrapped it"
+            )
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"every={every!r} must be an integer of at least 1")
+        self.optimizer, self.every, self.write = optimizer, every, write
+        self.steps = 0
+        self._found: tuple[int, list[dict[str, dict[str, Tensor]]]] | None = None
+        self._hook = optimizer.register_step_post_hook(self._after_step)
+
+    def detach(self) -> None:
+        """Stop observing; what was observed can still be read."""
+        self._hook.remove()
+
+    def read(self) -> Report | None:
+        """The last observation as numbers, None before the first. Waits for the device.
+
+        Returns:
+            ``{"step": …, "groups": [{key: number}, …], "params": {name: {key: number}}}``.
+        """
+        if self._found is None:
+            return None
+        step, groups = self._found
+        tensors = [x for params in groups for found in params.values() for x in found.values()]
+        numbers = iter(_numbers(tensors))
+        params = [{name: {key: next(numbers) for key in found} for name, found in of.items()} for of in groups]
+        made = [of_group(list(of.values())) for of in params]
+        return {
+            "step": step,
+            "groups": [finished(group) for group in made],
+            "params": {name: finished(found) for of in params for name, found in of.items()},
+        }
+
+    @torch.no_grad()
+    def losses(self, loss: Callable[[], Any]) -> dict[str, float]:
+        """The loss where the parameters are, and at the straightened point.
+
+        Args:
+            loss: of the model at its present parameters, on data of your choice.
+        """
+        at_w = float(loss())
+        with self.optimizer.straightened():
+            return {"loss_at_w": at_w, "loss_at_z": float(loss())}
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        self.steps += 1
+        if self.steps % self.every:
+            return
+        groups = [dict(_observed(self.optimizer, i)) for i in range(len(self.optimizer.param_groups))]
+        self._found = (self.steps, groups)
+        if self.write is not None:
+            report = self.read()
+            if report is not None:
+                self.write(report)
+
+
+def _observed(optimizer: HATAM, number: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """What there is to see of each parameter of a group that has a gradient, by its name."""
+    group = optimizer.param_groups[number]
+    o = options.resolve(group, group["lr_peak"], getattr(optimizer, "grad_scale", None))
+    for i, p in enumerate(group["params"]):
+        if p.grad is not None and p.numel() and "step" in optimizer.state.get(p, {}):
+            yield options.name_of(group, number, i), observe(p, p.grad, optimizer.state[p], o)
+
+
+def observe(param: Tensor, grad: Tensor, state: State, o: Options) -> dict[str, Tensor]:
+    """What can be told of one parameter after a step, as 0-dim tensors.
+
+    Args:
+        param: w, with its gradient and its state after the step.
+        grad: as ``backward()`` left it.
+        state: of the optimizer.
+        o: the options of the group at that step.
+    """
+    state, dtype = real_state(state), storage.arithmetic(real(param).dtype)
+    w, g = real(param.detach()).to(dtype), real(grad).to(dtype) * o.grad_factor
+    m, v = (storage.widened(state[key], dtype) for key in ("exp_avg", "exp_avg_sq"))
+    e = storage.widened(update.averaged_gradient(state), dtype)
+    step = state["step"].to(w.device, torch.float64)  # 1 − β2^t needs the digits
+    h = update.denominator(v, step, o)
+    # e_t = βc e_{t−1} + (1 − βc) g, and so (1 − βc)(g − e_{t−1}) = (1 − βc)/βc (g − e_t)
+    c = (g - e) * ((1 - o.beta_c) / o.beta_c if o.beta_c else math.nan)
+    u = o.lr * (m / (1 - o.beta1**step) / h + o.weight_decay * w)
+    found = {
+        "grad_norm": g.norm(),
+        "bend_norm": c.norm(),
+        "bend_update": -(c * u).sum(),
+        "param_norm": w.norm(),
+        "update_norm": u.norm(),
+        "effective_step": (o.lr / h).mean(),
+        "numel": torch.full((), w.numel(), dtype=dtype, device=w.device),
+    }
+    if "displacement_radius" in state:
+        spread = o.modulator.spread(h.clone(), update.displacement_mean(state), o.cap)
+        radius = state["displacement_radius"].to(w.device, dtype)
+        found |= {"radius": radius, "displacement_norm": (radius * e / spread).norm(), **of_modulator(h / spread, o)}
+    elif "denom_mean" in state or not o.modulator.needs_mean:
+        s = o.modulator.weight(h, state.get("denom_mean"), o.cap)
+        found |= {"correction_norm": o.gamma * (s * c).norm(), **of_modulator(s, o)}
+    return found
+
+
+def of_modulator(s: Tensor, o: Options) -> dict[str, Tensor]:
+    """S of one parameter."""
+    flat = s.flatten()
+    sample = flat[:: max(1, len(flat) // SAMPLED)].sort().values
+    at = {key: sample[min(len(sample) - 1, int(q * len(sample)))] for key, q in QUANTILES.items()}
+    capped = (s >= o.cap * (1 - 1e-6)).to(s.dtype).mean()
+    return {"modulator_mean": s.mean(), "modulator_max": s.max(), "capped": capped, **at}
+
+
+def _numbers(tensors: list[Tensor]) -> list[float]:
+    """0-dim tensors as numbers: one transfer from each device."""
+    numbers: list[float] = [0.0] * len(tensors)
+    for device in {x.device for x in tensors}:
+        places = [i for i, x in enumerate(tensors) if x.device == device]
+        values = torch.stack([tensors[i].double() for i in places]).tolist()
+        for i, value in zip(places, values, strict=True):
+            numbers[i] = value
+    return numbers
+
+
+def of_group(params: list[dict[str, float]]) -> dict[str, float]:
+    """The parameters of a group as if they were one tensor; what only a tensor has is left out."""
+    made: dict[str, float] = {}
+    for key in (*NORMS, *MEANS, "modulator_max", "bend_update"):
+        values = [(found[key], found["numel"]) for found in params if key in found]
+        if not values:
+            continue
+        if key in NORMS:
+            made[key] = math.sqrt(sum(x * x for x, _ in values))
+        elif key in MEANS:
+            made[key] = sum(x * n for x, n in values) / sum(n for _, n in values)
+        else:
+            made[key] = max(x for x, _ in values) if key == "modulator_max" else sum(x for x, _ in values)
+    return made
+
+
+def finished(found: Mapping[str, float]) -> dict[str, float]:
+    """With its ratios, and without what only they needed."""
+    made = {key: x for key, x in found.items() if key not in ("bend_update", "numel")}
+    ratios = (
+        ("bend_ratio", "bend_norm", "grad_norm"),
+        ("correction_ratio", "correction_norm", "grad_norm"),
+        ("displacement_ratio", "displacement_norm", "param_norm"),
+        ("update_ratio", "update_norm", "param_norm"),
+    )
+    for name, above, below in ratios:
+        if above in made:
+            made[name] = ratio(made[above], made[below])
+    if "bend_update" in found:
+        made["bend_update_cosine"] = ratio(found["bend_update"], found["bend_norm"] * found["update_norm"])
+    return made
+
+
+def ratio(x: float, y: float) -> float:
+    return x / y if y else math.nan
+
+
+# Writers ------------------------------------------------------------------------------------------------------------
+
+
+def flat(report: Report, prefix: str = "hatam") -> dict[str, float]:
+    """A report as scalars by name: ``hatam/group0/update_ratio``, ``hatam/layer.weight/update_ratio``.
+
+    Example:
+        >>> flat({"step": 3, "groups": [{"capped": 0.5}], "params": {"w": {"capped": 0.5}}})
+        {'hatam/group0/capped': 0.5, 'hatam/w/capped': 0.5}
+    """
+    owners = {f"group{i}": found for i, found in enumerate(report["groups"])} | report["params"]
+    return {f"{prefix}/{owner}/{key}": x for owner, found in owners.items() for key, x in found.items()}
+
+
+def to_json_lines(path: Path | str) -> Callable[[Report], None]:
+    """A writer for :class:`Telemetry` that appends reports to a file, a line of JSON each, NaN and infinity as null."""
+
+    def write(report: Report) -> None:
+        text = json.dumps(_plain(report), allow_nan=False)
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+    return write
+
+
+def _plain(x: Any) -> Any:
+    if isinstance(x, dict):
+        return {key: _plain(y) for key, y in x.items()}
+    if isinstance(x, list):
+        return [_plain(y) for y in x]
+    return None if isinstance(x, float) and not math.isfinite(x) else x
+
+
+class SummaryWriter(Protocol):
+    """What of TensorBoard's writer is used; that of ``torch.utils.tensorboard`` is one."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any: ...
+
+
+def to_tensorboard(writer: SummaryWriter) -> Callable[[Report], None]:
+    """A writer for :class:`Telemetry` that hands each number to TensorBoard's ``SummaryWriter``."""
+
+    def write(report: Report) -> None:
+        for name, x in flat(report).items():
+            writer.add_scalar(name, x, report["step"])
+
+    return write
