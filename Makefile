@@ -63,6 +63,8 @@ readme: $(VENV)/dev ## render tables and plots of README and docs from the commi
 
 theory: $(VENV)/dev ## the theory in numbers: records, figures and tables of docs/theory.md; some minutes, resumes
 	$(BIN)/hatam theory --results results/theory --figures docs/figures --update docs/theory.md
+	$(BIN)/hatam landscape --task mnist1d-mlp-plain --contender adamw --contender sam --contender hatam:gamma=0.12 \
+		--record results/theory/landscape.json --out docs/figures/landscape.svg
 
 compatibility: $(VENV)/dev ## run the tests of what HATAM works with, and write docs/compatibility.md from their outcomes
 	$(BIN)/python benchmarks/compatibility.py

@@ -34,6 +34,17 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
 }
 
 
+def test_telemetry(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table of the page, and its snippet."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module("telemetry")
+    page = (ROOT / "docs/telemetry.md").read_text(encoding="utf-8")
+    text = script.table(json.loads(script.COST.read_text(encoding="utf-8")))
+    assert report.replace_between(page, "telemetry", text) == page
+    exec(page.partition("```python\n")[2].partition("```")[0], {})
+    assert "loss_at_z" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("marker", TABLES)
 def test_speed_tables(marker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))

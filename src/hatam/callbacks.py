@@ -27,7 +27,7 @@ def unwrapped(optimizer: Any) -> HATAM:
     return optimizer
 
 
-def trainer_callback(write: Callable[[Report], None], every: int = 100) -> Any:
+def trainer_callback(write: Callable[[Report], None], every: int = 200) -> Any:
     """A callback for Hugging Face's Trainer that observes its HATAM optimizer.
 
     Args:
@@ -53,7 +53,7 @@ def trainer_callback(write: Callable[[Report], None], every: int = 100) -> Any:
     return TelemetryCallback()
 
 
-def lightning_callback(every: int = 100) -> Any:
+def lightning_callback(every: int = 200) -> Any:
     """A callback for PyTorch Lightning that hands what it observes to the trainer's loggers.
 
     Args:

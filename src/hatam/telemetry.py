@@ -47,7 +47,7 @@ class Telemetry:
 
     Args:
         optimizer: to be observed, on any path; not inside of torch.compile.
-        every: steps from one observation to the next, >= 1. One costs as much as several steps.
+        every: steps from one observation to the next, >= 1. One costs as much as ten to twenty steps.
         write: called with the report of each observation as it is made, which waits for the device.
 
     Raises:
@@ -70,7 +70,7 @@ class Telemetry:
         >>> telemetry.detach()
     """
 
-    def __init__(self, optimizer: HATAM, every: int = 100, write: Callable[[Report], None] | None = None) -> None:
+    def __init__(self, optimizer: HATAM, every: int = 200, write: Callable[[Report], None] | None = None) -> None:
         if not isinstance(optimizer, HATAM):
             raise TypeError(
                 f"optimizer must be a HATAM, not {type(optimizer).__name__}; unwrap it where a host wrapped it"
@@ -148,30 +148,32 @@ def observe(param: Tensor, grad: Tensor, state: State, o: Options) -> dict[str, 
         o: the options of the group at that step.
     """
     state, dtype = real_state(state), storage.arithmetic(real(param).dtype)
-    w, g = real(param.detach()).to(dtype), real(grad).to(dtype) * o.grad_factor
+    w, g = real(param.detach()).to(dtype), real(grad).to(dtype)
+    g = g if isinstance(o.grad_factor, int) and o.grad_factor == 1 else g * o.grad_factor
     m, v = (storage.widened(state[key], dtype) for key in ("exp_avg", "exp_avg_sq"))
     e = storage.widened(update.averaged_gradient(state), dtype)
     step = state["step"].to(w.device, torch.float64)  # 1 − β2^t needs the digits
-    h = update.denominator(v, step, o)
+    h = update.denominator(v, step, o).to(dtype)
     # e_t = βc e_{t−1} + (1 − βc) g, and so (1 − βc)(g − e_{t−1}) = (1 − βc)/βc (g − e_t)
-    c = (g - e) * ((1 - o.beta_c) / o.beta_c if o.beta_c else math.nan)
-    u = o.lr * (m / (1 - o.beta1**step) / h + o.weight_decay * w)
+    c, of_c = g - e, (1 - o.beta_c) / o.beta_c if o.beta_c else math.nan
+    u = (m / h).div_((1 - o.beta1**step).to(dtype)).add_(w, alpha=o.weight_decay)
     found = {
         "grad_norm": g.norm(),
-        "bend_norm": c.norm(),
-        "bend_update": -(c * u).sum(),
+        "bend_norm": of_c * c.norm(),
+        "bend_update": -of_c * o.lr * torch.dot(c.flatten(), u.flatten()),
         "param_norm": w.norm(),
-        "update_norm": u.norm(),
-        "effective_step": (o.lr / h).mean(),
+        "update_norm": o.lr * u.norm(),
+        "effective_step": o.lr * torch.reciprocal(h, out=u).mean(),  # new memory costs more than arithmetic
         "numel": torch.full((), w.numel(), dtype=dtype, device=w.device),
     }
     if "displacement_radius" in state:
-        spread = o.modulator.spread(h.clone(), update.displacement_mean(state), o.cap)
+        spread = o.modulator.spread(u.copy_(h), update.displacement_mean(state), o.cap)
         radius = state["displacement_radius"].to(w.device, dtype)
-        found |= {"radius": radius, "displacement_norm": (radius * e / spread).norm(), **of_modulator(h / spread, o)}
-    elif "denom_mean" in state or not o.modulator.needs_mean:
+        found |= {"radius": radius, "displacement_norm": radius * torch.div(e, spread, out=c).norm()}
+        return found | of_modulator(h.div_(spread), o)
+    if "denom_mean" in state or not o.modulator.needs_mean:
         s = o.modulator.weight(h, state.get("denom_mean"), o.cap)
-        found |= {"correction_norm": o.gamma * (s * c).norm(), **of_modulator(s, o)}
+        return found | {"correction_norm": o.gamma * of_c * c.mul_(s).norm()} | of_modulator(s, o)
     return found
 
 
@@ -180,7 +182,7 @@ def of_modulator(s: Tensor, o: Options) -> dict[str, Tensor]:
     flat = s.flatten()
     sample = flat[:: max(1, len(flat) // SAMPLED)].sort().values
     at = {key: sample[min(len(sample) - 1, int(q * len(sample)))] for key, q in QUANTILES.items()}
-    capped = (s >= o.cap * (1 - 1e-6)).to(s.dtype).mean()
+    capped = torch.count_nonzero(s >= o.cap * (1 - 1e-6)).to(s.dtype) / s.numel()
     return {"modulator_mean": s.mean(), "modulator_max": s.max(), "capped": capped, **at}
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from . import records, report, runner
 from .contenders import CONTENDERS, parse
+from .landscape import landscape
 from .records import Run
 from .study.cli import app as study
 from .tasks import Task, all_tasks, find, source
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.add_typer(study, name="study")
 app.command()(theory)
+app.command()(landscape)
 console = Console()
 
 
