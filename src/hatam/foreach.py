@@ -75,7 +75,7 @@ def remember_means_(states: list[State], hs: Tensors, o: Options) -> None:
     """Keep mean(h) for the next step, see :func:`hatam.update.remember_mean_`."""
     for state, h in zip(states, hs, strict=True):
         if "denom_mean" in state:
-            remember_mean_(state["denom_mean"], h, o)
+            remember_mean_(state, h, o)
 
 
 def spreads(states: list[State], hs: Tensors, o: Options) -> Tensors:
@@ -87,7 +87,7 @@ def remember_scales_(params: Tensors, states: list[State], es: Tensors, over: Te
     """Keep RMS(z) / RMS(u) for the next step, see :func:`hatam.update.remember_scale_`."""
     if o.relative:
         for param, state, e, spread in zip(params, states, es, over, strict=True):
-            remember_scale_(state["displacement_scale"], param, e, spread, o)
+            remember_scale_(state, param, e, spread, o)
 
 
 def corrected_gradients(grads: Tensors, states: list[State], hs: Tensors, o: Options) -> Tensors:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import foreach, storage, update
+from . import foreach, sharded, storage, update
 from .update import Options, State
 
 PUBLISHED_FORM: dict[str, Any] = {"form": "published", "modulator": "relative", "gamma": 1.0, "beta_c": 0.9}
@@ -82,10 +82,14 @@ def prepare_corrected(states: list[State], params: list[Tensor], o: Options) -> 
         if "exp_avg_grad" not in state:
             state["exp_avg_grad"] = storage.copied(state["exp_avg"])
         if o.modulator.needs_mean and "denom_mean" not in state:
-            mean = torch.zeros((), dtype=torch.float64, device=param.device)  # the same for any number of threads
-            v = storage.widened(real(state["exp_avg_sq"]), storage.arithmetic(real(param).dtype))
+            v = storage.widened(real(sharded.local(state["exp_avg_sq"])), storage.arithmetic(param.dtype.to_real()))
             h = update.denominator(v, state["step"], o)
-            update.remember_mean_(mean, h, o)
+            whole = (
+                sharded.mean_of_whole(h, param, state["step"], o)
+                if sharded.is_cut(param)
+                else h.mean(dtype=torch.float64)
+            )
+            mean = update.next_mean(whole, torch.zeros_like(whole), o)  # in float64: the same for any number of threads
             state["denom_mean"] = mean.to(scalar(0.0, param).dtype)
 
 

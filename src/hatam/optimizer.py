@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast, overload
 
 import torch
@@ -15,7 +16,7 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-from . import checkpoints, fused, narrow, options, paths
+from . import checkpoints, fused, narrow, options, paths, sharded
 from .forms import FORMS, real
 from .fused.batches import Division
 from .storage import SCALARS, new_moment
@@ -145,6 +146,7 @@ class HATAM(Optimizer):
         }
         options.check(defaults)
         self._divisions: dict[int, Division] = {}
+        self._shards, self._is_cut = sharded.Shards(), False
         super().__init__(options.listed(params), defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -157,21 +159,34 @@ class HATAM(Optimizer):
         super().add_param_group(param_group)
         try:
             options.check_devices(self.param_groups[-1])
+            options.complete(self.param_groups[-1])
+            sharded.check(self.param_groups[-1])
         except RuntimeError:
             del self.param_groups[-1]
             raise
-        options.complete(self.param_groups[-1])
         self.param_groups[-1]["lr_peak"] = paths.peak_of_kind(self.param_groups[-1])
+        self._is_cut = self._is_cut or sharded.any_cut(self.param_groups[-1]["params"])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Fill in what an AdamW checkpoint lacks; its state gets HATAM's entries at the next step."""
         checkpoints.check(state["state"], state["param_groups"], state.get("defaults", getattr(self, "defaults", {})))
         super().__setstate__(state)
-        self._divisions = {}  # holds on to the tensors of the last step
+        self._divisions, self._shards = {}, sharded.Shards()  # which hold on to the tensors of the last step
+        self._is_cut = any(sharded.any_cut(group["params"]) for group in self.param_groups)
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
             options.complete(group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._shards.settle()
+        state: dict[str, Any] = super().__getstate__()
+        return state
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's; sums of sharded parameters that are still on their way are awaited."""
+        self._shards.settle()
+        return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the optimizer's state, as torch does, but leave every state tensor in the dtype that it was saved in.
@@ -218,6 +233,7 @@ class HATAM(Optimizer):
             RuntimeError: a gradient is sparse, or the step is inside :meth:`straightened`. Nothing has moved then.
         """
         self._refuse_while_straightened("step()")
+        self._shards.settle()
         self._accelerator_graph_capture_health_check()
         loss = None
         if closure is not None:
@@ -244,10 +260,13 @@ class HATAM(Optimizer):
             is_adamw = len(kept) == len(ADAMW_STATE)
             peak = group["lr_peak"] if is_adamw else paths.raise_peak(group, found_inf)
             o = options.resolve(group, peak, amp.get("grad_scale"), found_inf)
-            if is_adamw:
-                paths.run_adamw(params, grads, kept, group, o, numbers, **amp)
+            run = paths.run_adamw if is_adamw else paths.run_form
+            more: dict[str, Any] = amp if is_adamw else {"divisions": self._divisions}
+            if self._is_cut:
+                run = partial(run, group=group, o=o, **more)
+                self._shards.run(run, params, grads, kept, numbers, None if is_adamw else o)
             else:
-                paths.run_form(params, grads, kept, group, o, numbers, self._divisions)
+                run(params, grads, kept, numbers, group=group, o=o, **more)
         return loss
 
     @property
@@ -284,7 +303,8 @@ class HATAM(Optimizer):
                         state = self.state.get(p, {})
                         if "displacement_radius" in state:
                             saved.append((p, state, p.detach().clone(), state["displacement_radius"].clone()))
-                            narrow.undo_displacement_(real(p.detach()), paths.real_state(state), o)
+                            parts = {key: sharded.local(x) for key, x in state.items()}
+                            narrow.undo_displacement_(real(sharded.local(p.detach())), paths.real_state(parts), o)
                             state["displacement_radius"].zero_()
             yield
         finally:

@@ -11,7 +11,7 @@ from torch.optim.optimizer import Optimizer, _default_to_fused_or_foreach
 
 from . import fused, narrow, update
 from .forms import FORMS, real
-from .fused.batches import Columns, Division, dense, like
+from .fused.batches import Columns, Division, dense, like, rows
 from .update import Options, Scalar, State, kept
 
 
@@ -63,9 +63,10 @@ def run_adamw(
     params: list[Tensor],
     grads: list[Tensor],
     state: Columns,
+    numbers: list[int],
+    *,
     group: dict[str, Any],
     o: Options,
-    numbers: list[int],
     **amp: Tensor | None,
 ) -> None:
     """γ = 0: torch's own AdamW, so that it is the same to the last bit on every path; other dtypes it does not take."""
@@ -114,9 +115,10 @@ def run_form(
     params: list[Tensor],
     grads: list[Tensor],
     state: Columns,
+    numbers: list[int],
+    *,
     group: dict[str, Any],
     o: Options,
-    numbers: list[int],
     divisions: dict[int, Division],
 ) -> None:
     """Run the group's form: in a fused kernel what it takes, the rest on another path."""
@@ -168,11 +170,6 @@ def run_unfused(
     for _, batch in Optimizer._group_tensors_by_device_and_dtype(columns, with_indices=True).values():
         chosen = [together[i] for i in batch]
         form.foreach([params[i] for i in chosen], [grads[i] for i in chosen], [states[i] for i in chosen], o)
-
-
-def rows(state: Columns) -> list[State]:
-    """One state for every parameter."""
-    return [dict(zip(state, row, strict=True)) for row in zip(*state.values(), strict=True)]
 
 
 def scaled(grads: list[Tensor], o: Options) -> list[Tensor]:

@@ -102,16 +102,23 @@ def descend_(param: Tensor, exp_avg: Tensor, h: Tensor, step: Scalar, o: Options
     add_ratio_(param, exp_avg, h, -o.lr / (1 - o.beta1**step))
 
 
-def remember_mean_(denom_mean: Tensor, h: Tensor, o: Options) -> None:
-    """Keep mean(h) for the next step.
+def remember_mean_(state: State, h: Tensor, o: Options) -> None:
+    """Keep mean(h) for the next step; of a part of a tensor the sum, for :mod:`hatam.sharded`."""
+    denom_mean = state["denom_mean"]
+    if "shard_sums" in state:
+        state["shard_sums"][0] = h.sum(dtype=torch.float64)
+    else:
+        denom_mean.copy_(next_mean(h.mean(dtype=denom_mean.dtype), denom_mean, o))
+
+
+def next_mean(mean: Tensor, last: Tensor, o: Options) -> Tensor:
+    """The mean to go on with.
 
     One coordinate with a NaN or infinite gradient makes the mean useless; the tensor then lives on with its last good
     one, so that the coordinate harms itself alone, as in AdamW. This costs no pass over memory. A last mean of ε is
     that of v = 0 and no measure of what has come since: S would be sqrt(v̂) / ε. Infinity, S = 0, is safe.
     """
-    mean = h.mean(dtype=denom_mean.dtype)
-    last = torch.where(denom_mean > NO_GRADIENT_YET * o.eps, denom_mean, math.inf)
-    denom_mean.copy_(torch.where(mean < math.inf, mean, last))
+    return torch.where(mean < math.inf, mean, torch.where(last > NO_GRADIENT_YET * o.eps, last, math.inf))
 
 
 def hand_over_mean_(state: State, o: Options) -> None:
@@ -130,12 +137,19 @@ def least_span(o: Options) -> float:
     return LEAST_SPAN**2 * (1 - o.beta_c) / (1 + o.beta_c)
 
 
-def remember_scale_(scale: Tensor, z: Tensor, e: Tensor, spread: Tensor, o: Options) -> None:
-    """Keep RMS(z) / RMS(u), u = e / spread, for the next step: 0 before any gradient, the last good one for a NaN."""
-    span = (kept(e) / kept(spread)).square().mean(dtype=scale.dtype)
-    new = (kept(z).square().mean(dtype=scale.dtype) / span.clamp(min=least_span(o))).sqrt()
-    good = (span < math.inf) & (new < math.inf)
-    scale.copy_(torch.where(span == 0, 0.0, torch.where(good, new, kept(scale))))
+def remember_scale_(state: State, z: Tensor, e: Tensor, spread: Tensor, o: Options) -> None:
+    """Keep RMS(z) / RMS(u), u = e / spread, for the next step; of a part of a tensor the sums of squares."""
+    u2, z2, scale = (kept(e) / kept(spread)).square(), kept(z).square(), state["displacement_scale"]
+    if "shard_sums" in state:
+        state["shard_sums"][1:] = torch.stack([z2.sum(dtype=torch.float64), u2.sum(dtype=torch.float64)])
+    else:
+        scale.copy_(next_scale(z2.mean(dtype=scale.dtype), u2.mean(dtype=scale.dtype), kept(scale), o))
+
+
+def next_scale(z2: Tensor, u2: Tensor, last: Tensor, o: Options) -> Tensor:
+    """RMS(z) / RMS(u) from the mean squares: 0 before any gradient, the last good one for a NaN."""
+    new = (z2 / u2.clamp(min=least_span(o))).sqrt()
+    return torch.where(u2 == 0, 0.0, torch.where((u2 < math.inf) & (new < math.inf), new, last))
 
 
 def set_radius_(state: State, o: Options) -> None:
@@ -179,10 +193,10 @@ def decoupled_descent_(param: Tensor, state: State, o: Options) -> None:
     set_radius_(state, o)
     if mean is not None:
         hand_over_mean_(state, o)
-        remember_mean_(mean, h, o)
+        remember_mean_(state, h, o)
     e, spread = averaged_gradient(state), o.modulator.spread(h, displacement_mean(state), o.cap)
     if o.relative:
-        remember_scale_(state["displacement_scale"], param, e, spread, o)
+        remember_scale_(state, param, e, spread, o)
     add_ratio_(param, e, spread, -number(state["displacement_radius"], o))
 
 
@@ -222,7 +236,7 @@ def corrected_descent_(param: Tensor, state: State, o: Options) -> None:
     step = number(state["step"], o)
     h = denominator(state["exp_avg_sq"], step, o)
     if "denom_mean" in state:
-        remember_mean_(state["denom_mean"], h, o)
+        remember_mean_(state, h, o)
     descend_(param, state["exp_avg"], h, step, o)
 
 

@@ -42,7 +42,11 @@ def counts_on_device(group: dict[str, Any], param: Tensor) -> bool:
     if group["capturable"] or group["fused"]:
         return True
     device = param.device.type
-    taken = type(param) in PLAIN and param.dtype in gpu.DTYPES and group["state_dtype"] != "8bit"
+    taken = (
+        type(getattr(param, "_local_tensor", param)) in PLAIN
+        and param.dtype in gpu.DTYPES
+        and group["state_dtype"] != "8bit"
+    )
     return not param.is_cpu and taken and group["gamma"] != 0 and device in chosen(group) and at_hand(device)
 
 

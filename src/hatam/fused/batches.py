@@ -60,6 +60,11 @@ def picked(column: Any, places: list[int]) -> Any:
     return array(column.typecode, some) if isinstance(column, array) else some
 
 
+def rows(state: Columns) -> list[dict[str, Tensor]]:
+    """One state for every parameter."""
+    return [dict(zip(state, row, strict=True)) for row in zip(*state.values(), strict=True)]
+
+
 def kinds(xs: list[Tensor]) -> Any:
     """Type, dtype and device of all tensors; said once where they are alike, which is soon seen by column."""
     of, dtypes, devices = set(map(type, xs)), {x.dtype for x in xs}, set(map(on_device, xs))

@@ -128,7 +128,10 @@ static void finish(const Table *table, const Options *o, int64_t t, const Sum *s
     if (o->loop < RAW) set_scalar(table->displacement_radius[t], o->scalar_dtype, radius_of(table, o, t));
     Sum sum = {0, 0, 0};
     for (int64_t i = 0; i < chunks; i++) sum.root += sums[i].root, sum.span += sums[i].span, sum.size += sums[i].size;
-    if (is_relative(o)) {
+    const double h_factor = 1 / sqrt(1 - pow(o->beta2, step));
+    double *parts = table->shard_sums == NULL ? NULL : table->shard_sums[t];
+    if (parts != NULL) parts[0] = sum.root * h_factor + numel * o->eps, parts[1] = sum.size, parts[2] = sum.span;
+    if (is_relative(o) && parts == NULL) {
         /* a NaN leaves the last one; without any gradient there is nothing to scale */
         const double span = sum.span / numel, scale = sqrt(sum.size / numel / fmax(span, o->least_span));
         if (span == 0 || numel == 0)
@@ -138,9 +141,9 @@ static void finish(const Table *table, const Options *o, int64_t t, const Sum *s
     }
     if (table->denom_mean == NULL) return;
     const double last = known_mean(scalar(table->denom_mean[t], o->scalar_dtype), o);
-    const double mean = sum.root / numel / sqrt(1 - pow(o->beta2, step)) + o->eps;
+    const double mean = sum.root / numel * h_factor + o->eps;
     if (o->loop < RAW && table->displacement_mean != NULL) set_scalar(table->displacement_mean[t], o->scalar_dtype, last);
-    set_scalar(table->denom_mean[t], o->scalar_dtype, mean < INFINITY ? mean : last);
+    if (parts == NULL) set_scalar(table->denom_mean[t], o->scalar_dtype, mean < INFINITY ? mean : last);
 }
 
 int32_t hatam_layout(void) { return HATAM_LAYOUT; }

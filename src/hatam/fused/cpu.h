@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#define HATAM_LAYOUT 2 /* counts the changes of this file, so that a binary of another version is noticed */
+#define HATAM_LAYOUT 3 /* counts the changes of this file, so that a binary of another version is noticed */
 
 /* Decoupled where e is m, decoupled with e of its own; both with a radius relative to the weights; the other forms. */
 enum loop { SHARED, OWN, SHARED_RELATIVE, OWN_RELATIVE, RAW, PUBLISHED };
@@ -18,6 +18,7 @@ typedef struct {
     void *const *param, *const *grad, *const *exp_avg, *const *exp_avg_sq, *const *exp_avg_grad;
     void *const *step, *const *denom_mean, *const *displacement_mean, *const *displacement_radius;
     void *const *displacement_scale;
+    void *const *shard_sums; /* of a part of a tensor: three doubles for what the means and scales are made of elsewhere */
 } Table;
 
 typedef struct {

@@ -19,7 +19,7 @@ from ..storage import MOMENTS, SCALARS
 from ..update import NO_GRADIENT_YET, Options, least_span
 from .batches import Batch
 
-LAYOUT = 2  # of cpu.h
+LAYOUT = 3  # of cpu.h
 LIBRARY = Path(__file__).with_name("_cpu.so")
 REMEDY = "install hatam where a C compiler is present (pip install --force-reinstall --no-binary hatam hatam)"
 LOOP = {"decoupled": 0, "raw": 4, "published": 5}  # decoupled: 1 more with e of its own, 2 more relative to the weights
@@ -30,7 +30,7 @@ class _Table(ctypes.Structure):
     _fields_ = [
         ("tensors", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("numel", "number", "param", "grad")),
-        *((name, ctypes.c_void_p) for name in (*MOMENTS, "step", *SCALARS)),
+        *((name, ctypes.c_void_p) for name in (*MOMENTS, "step", *SCALARS, "shard_sums")),
     ]
 
 

@@ -31,7 +31,7 @@ from .batches import Batch
 CHUNK = 2048  # elements per program: 8 for each of 256 threads
 WARPS = 8
 LANES = 128  # tensors per program of `prepare`
-ADDRESSES = ("param", "grad", *MOMENTS, "step", *SCALARS)  # the order of gpu_words.py
+ADDRESSES = ("param", "grad", *MOMENTS, "step", *SCALARS, "shard_sums")  # the order of gpu_words.py
 
 COMBINATIONS = {
     (torch.float32, torch.float32, torch.float32),

@@ -271,6 +271,9 @@ def finish(
     row = table + tl.program_id(0) * words.COLUMNS
     numel, first = column(row, words.NUMEL), column(row, words.FIRST)
     chunks, moves = (numel + CHUNK - 1) // CHUNK, skipped(found_inf) == 0
+    parts = column(row, words.SHARD_SUMS)  # where a part of a tensor leaves its sums, for others make the whole of them
+    is_part, is_whole = moves & (parts != 0), moves & (parts == 0)
+    parts = parts.to(tl.pointer_type(tl.float64))
     if sums is not None:
         step = tl.load(column(row, words.STEP).to(tl.pointer_type(STEP_TYPE))).to(tl.float64)
         step = tl.maximum(step, 1.0)  # a first step that is skipped has not been counted
@@ -278,14 +281,17 @@ def finish(
         mean = mean / tl.sqrt(one_minus_power(wide(log_beta2), step)) + wide(eps)
         mean_at = column(row, words.DENOM_MEAN).to(tl.pointer_type(SCALAR_TYPE))
         last = known(tl.load(mean_at).to(tl.float64), wide(no_gradient_yet))
-        tl.store(mean_at, tl.where((mean < float("inf")) & (numel > 0), mean, last), mask=moves)
+        tl.store(mean_at, tl.where((mean < float("inf")) & (numel > 0), mean, last), mask=is_whole)
+        tl.store(parts, mean * numel.to(tl.float64), mask=is_part)
     if spans is not None:
         span, size = mean_of(spans, first, chunks, numel, WIDTH), mean_of(sizes, first, chunks, numel, WIDTH)
         scale = tl.sqrt(size / tl.maximum(span, wide(least_span)))
         scale_at = column(row, words.DISPLACEMENT_SCALE).to(tl.pointer_type(SCALAR_TYPE))
         good = (span < float("inf")) & (scale < float("inf"))
         scale = tl.where(good, scale, tl.load(scale_at).to(tl.float64))
-        tl.store(scale_at, tl.where(span == 0, 0.0, scale), mask=moves)
+        tl.store(scale_at, tl.where(span == 0, 0.0, scale), mask=is_whole)
+        tl.store(parts + 1, size * numel.to(tl.float64), mask=is_part)
+        tl.store(parts + 2, span * numel.to(tl.float64), mask=is_part)
 
 
 @triton.jit

@@ -14,10 +14,11 @@ DENOM_MEAN = tl.constexpr(6)
 DISPLACEMENT_MEAN = tl.constexpr(7)
 DISPLACEMENT_RADIUS = tl.constexpr(8)
 DISPLACEMENT_SCALE = tl.constexpr(9)
-NUMEL = tl.constexpr(10)
-NUMBER = tl.constexpr(11)  # of the parameter, for random numbers
-FIRST = tl.constexpr(12)  # number of the tensor's first chunk
-COLUMNS = tl.constexpr(13)
+SHARD_SUMS = tl.constexpr(10)  # of a part of a tensor, else 0
+NUMEL = tl.constexpr(11)
+NUMBER = tl.constexpr(12)  # of the parameter, for random numbers
+FIRST = tl.constexpr(13)  # number of the tensor's first chunk
+COLUMNS = tl.constexpr(14)
 
 # The constants of one tensor's step, named as in cpu_loops.h.
 KEEP = tl.constexpr(0)

@@ -1,0 +1,211 @@
+"""Parameters of which each process holds a part: DTensors, as FSDP2, HSDP and tensor parallelism make them.
+
+The element-wise work is done on the local parts, on whatever path takes them. What a step needs of a whole tensor, the
+mean of h and for a relative radius the sizes of z and u, are sums over all parts. They are not needed before the next
+step, and so one all-reduce for all tensors of a device mesh is begun at the end of a step and awaited at the beginning
+of the next: 4 bytes for each sum of a float32 tensor, and there are one to three of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from . import update
+from .fused.batches import Columns, picked, rows
+from .storage import arithmetic
+from .update import Options
+
+FLATTENED = "_fsdp_flattened"  # set by FSDP1 on its flat parameters, and on what it made of the original ones
+SUMS = "shard_sums"
+_groups: dict[tuple[int, ...], Any] = {}
+
+
+def is_cut(x: Tensor) -> bool:
+    """Whether a tensor is a DTensor."""
+    return hasattr(x, "_local_tensor")
+
+
+def local(x: Tensor) -> Tensor:
+    """This process' part, or all of a tensor that is not cut: the same object at each call, as the kernels ask for."""
+    part: Tensor = getattr(x, "_local_tensor", x)
+    return part
+
+
+def local_grad(grad: Tensor, param: Tensor) -> Tensor:
+    """This process' part of a gradient, cut as its parameter is."""
+    if not is_cut(grad):
+        return grad
+    placed: Any = grad
+    if placed.placements != param.placements:  # type: ignore[attr-defined]
+        placed = placed.redistribute(placements=param.placements)  # type: ignore[attr-defined]
+    part: Tensor = placed.to_local()
+    return part
+
+
+def check(group: dict[str, Any]) -> None:
+    """Refuse parameters whose tensors are not known any more, where a mean over each tensor is needed.
+
+    Raises:
+        RuntimeError: FSDP1 has made flat parameters of them, or 8-bit state is wanted for a DTensor.
+    """
+    whole = group["modulator"] != "uniform" or (group["form"] == "decoupled" and group["radius"] != "lr")
+    for p in group["params"]:
+        if getattr(p, FLATTENED, False) and whole and group["gamma"] != 0:
+            raise RuntimeError(
+                "FullyShardedDataParallel (FSDP1) has merged and cut the parameters, so that no mean can be taken over "
+                "each tensor: use torch.distributed.fsdp.fully_shard (FSDP2), or modulator='uniform' and radius='lr'"
+            )
+        if is_cut(p) and any(at.is_partial() for at in p.placements):
+            raise RuntimeError(
+                f"a parameter is a DTensor with placements {p.placements}, a sum that is not made yet: redistribute it "
+                "to Shard or Replicate"
+            )
+        if is_cut(p) and group["state_dtype"] == "8bit":
+            raise RuntimeError("state_dtype='8bit' is not supported for DTensors; use torch.bfloat16 or None")
+
+
+@dataclass
+class Pending:
+    """Sums on their way."""
+
+    work: Any  # of the all-reduce, None where there is one process
+    wire: Tensor  # (tensors, sums) of all processes once the work is done
+    states: list[dict[str, Tensor]]
+    numel: Tensor  # of the whole tensors
+    o: Options
+
+
+class Shards:
+    """The sums of an optimizer's sharded parameters."""
+
+    def __init__(self) -> None:
+        self.pending: list[Pending] = []
+        self._sums: dict[tuple[int, ...], Tensor] = {}
+
+    def run(
+        self,
+        step: Callable[[list[Tensor], list[Tensor], Columns, list[int]], None],
+        params: list[Tensor],
+        grads: list[Tensor],
+        state: Columns,
+        numbers: list[int],
+        o: Options | None,
+    ) -> None:
+        """One step of a group.
+
+        Args:
+            step: does it for parameters, gradients, state and numbers that are not cut.
+            params, grads, state, numbers: of the group; some may be cut, on several meshes.
+            o: of the step, None where it needs nothing of whole tensors.
+        """
+        for key, places in by_mesh(params).items():
+            mine, theirs, whose = picked(params, places), picked(grads, places), picked(numbers, places)
+            some = {name: picked(column, places) for name, column in state.items()}
+            parts = [local(p) for p in mine]
+            columns = {name: [local(x) for x in column] for name, column in some.items()}
+            wanted = [] if o is None or key is None else wanted_sums(o)
+            if wanted:
+                sums = self._sums_of(whose, parts)
+                columns[SUMS] = list(sums.unbind())
+            step(parts, [local_grad(g, p) for g, p in zip(theirs, mine, strict=True)], columns, whose)
+            if wanted and o is not None:
+                self.pending.append(begin(key, sums[:, wanted], mine, rows(some), o))
+
+    def _sums_of(self, numbers: list[int], parts: list[Tensor]) -> Tensor:
+        """Where the sums of these parameters are written: the same memory at each step."""
+        key = tuple(numbers)
+        if key not in self._sums:
+            self._sums[key] = torch.zeros(len(parts), 3, dtype=torch.float64, device=parts[0].device)
+        return self._sums[key]
+
+    def settle(self) -> None:
+        """Wait for the sums of the last step, and keep what they say of the whole tensors."""
+        for one in self.pending:
+            if one.work is not None:
+                one.work.wait()
+            keep(one)
+        self.pending.clear()
+
+
+def by_mesh(params: list[Tensor]) -> dict[Any, list[int]]:
+    """The places of parameters by device mesh and dtype of their sums; of those that are not cut under None."""
+    found: dict[Any, list[int]] = {}
+    for i, p in enumerate(params):
+        key = (p.device_mesh, arithmetic(p.dtype.to_real())) if is_cut(p) else None  # type: ignore[attr-defined]
+        found.setdefault(key, []).append(i)
+    return found
+
+
+def wanted_sums(o: Options) -> list[int]:
+    """Which of Σh, Σz², Σu² a step needs of a whole tensor."""
+    return [0] * o.modulator.needs_mean + [1, 2] * o.relative
+
+
+def begin(key: Any, sums: Tensor, params: list[Tensor], states: list[dict[str, Tensor]], o: Options) -> Pending:
+    """Start the all-reduce. What several processes hold alike counts once."""
+    mesh, dtype = key
+
+    def column(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=sums.device)
+
+    wire = sums / column([copies(p, mesh) for p in params])[:, None]
+    wire = wire.to(torch.float32 if dtype == torch.float32 else torch.float64)
+    numel = column([p.numel() * (2 if p.is_complex() else 1) for p in params])
+    work = dist.all_reduce(wire, group=group_of(mesh), async_op=True) if mesh.size() > 1 else None
+    return Pending(work, wire, states, numel, o)
+
+
+def copies(param: Any, mesh: Any) -> int:
+    """How many processes hold the same part. What is strided, as FSDP2 over tensor parallel is, is cut too."""
+    return math.prod(n for n, at in zip(mesh.shape, param.placements, strict=True) if at.is_replicate())
+
+
+def group_of(mesh: Any) -> Any:
+    """The processes of a mesh, of several dimensions too."""
+    if mesh.ndim == 1:
+        return mesh.get_group()
+    ranks = tuple(mesh.mesh.flatten().tolist())
+    if ranks not in _groups:
+        _groups[ranks] = dist.new_group(list(ranks), use_local_synchronization=True)
+    return _groups[ranks]
+
+
+def keep(one: Pending) -> None:
+    """The means and scales of whole tensors, by the rules of :mod:`hatam.update` for one tensor."""
+    o, sums = one.o, iter(one.wire.to(torch.float64).unbind(1))
+    moved = None if o.found_inf is None else o.found_inf.to(one.wire.device) == 0
+    new: dict[str, Tensor] = {}
+    if o.modulator.needs_mean:
+        last = torch.stack([state["denom_mean"] for state in one.states])
+        new["denom_mean"] = update.next_mean(next(sums) / one.numel, last, o)
+    if o.relative:
+        last = torch.stack([state["displacement_scale"] for state in one.states])
+        new["displacement_scale"] = update.next_scale(next(sums) / one.numel, next(sums) / one.numel, last, o)
+    for key, values in new.items():
+        kept = [state[key] for state in one.states]
+        if moved is not None:
+            values = torch.where(moved, values, torch.stack(kept))
+        torch._foreach_copy_(kept, list(values.to(kept[0].dtype).unbind()))
+
+
+def mean_of_whole(h: Tensor, param: Tensor, step: Tensor, o: Options) -> Tensor:
+    """The mean of this process' h and all others', at once; for a training that begins from another's state."""
+    if step == 0:
+        return torch.full((), o.eps, dtype=torch.float64, device=h.device)
+    mesh: Any = param.device_mesh  # type: ignore[attr-defined]
+    one = begin((mesh, torch.float64), h.sum(dtype=torch.float64).view(1, 1), [param], [], o)
+    if one.work is not None:
+        one.work.wait()
+    return one.wire[0, 0] / one.numel[0]
+
+
+def any_cut(params: Iterable[Tensor]) -> bool:
+    """Whether any of them is a DTensor."""
+    return any(map(is_cut, params))

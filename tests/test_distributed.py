@@ -1,0 +1,121 @@
+"""Many processes, started as a user starts them: torchrun on this machine, gloo over loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+HERE = Path(__file__).resolve().parent
+EXAMPLE = HERE.parent / "examples/fsdp2_train.py"
+LIMIT = 270  # seconds, below the limit of a test
+
+
+def torchrun(processes: int, script: Path, *arguments: Any) -> subprocess.Popen[str]:
+    """Start the processes, in a group of their own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", script]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*map(str, command), *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ended(started: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit status and output; nothing is left running, whatever happens."""
+    try:
+        said, _ = started.communicate(timeout=LIMIT)
+    finally:
+        if started.poll() is None:
+            os.killpg(started.pid, signal.SIGKILL)
+    return started.returncode, said
+
+
+def done(processes: int, script: Path, *arguments: Any) -> str:
+    status, said = ended(torchrun(processes, script, *arguments))
+    assert status == 0, said
+    return said
+
+
+def checked(processes: int, folder: Path, *cases: str) -> dict[str, Any]:
+    """What the cases found, which check themselves."""
+    done(processes, HERE / "distributed_cases.py", folder, *cases)
+    found = {case: folder / f"{case}-{processes}.json" for case in cases}
+    return {case: json.loads(path.read_text(encoding="utf-8")) for case, path in found.items()}
+
+
+@pytest.mark.compatible("DDP, FSDP2, tensor parallel", "the numbers of unsharded training, on 2 processes")
+def test_two_processes(tmp_path: Path) -> None:
+    found = checked(2, tmp_path, "collectives", "parity", "modules", "ddp", "merged")
+    assert len(found["parity"]) == 54
+    for name, error in {**found["parity"], **found["modules"]}.items():
+        assert error < (2e-5 if "float32" in name else 1e-12), name
+    assert found["collectives"]["by lr"] == {"collectives a step": 1.0, "bytes a tensor": 4.0}
+    assert found["collectives"]["decoupled"] == {"collectives a step": 1.0, "bytes a tensor": 12.0}
+    assert found["collectives"]["AdamW"]["collectives a step"] == 0
+
+
+@pytest.mark.compatible("DDP, FSDP2, HSDP, tensor parallel", "the numbers of unsharded training, on 4 processes")
+def test_four_processes(tmp_path: Path) -> None:
+    found = checked(4, tmp_path, "collectives", "parity", "modules", "ddp")
+    assert {name.partition(",")[0] for name in found["modules"]} == {"FSDP2", "HSDP", "TP", "FSDP2 and TP"}
+    assert found["collectives"]["three meshes"] == 3
+
+
+def loss_of(said: str) -> float:
+    found = re.search(r"loss: ([0-9.]+)", said)
+    assert found is not None, said
+    return float(found[1])
+
+
+@pytest.mark.compatible("distributed checkpoints", "saved on 4 processes, resumed on 4, 2 and 1; from AdamW's")
+def test_checkpoints_that_reshard(tmp_path: Path) -> None:
+    """Bit for bit on as many processes, to rounding on others; async, and primed with zero gradients by torch."""
+    common = ("--steps", 12, "--every", 6)
+    straight = done(4, EXAMPLE, "--folder", tmp_path / "run", *common, "--weights", tmp_path / "straight.pt")
+    subprocess.run(["rm", "-r", tmp_path / "run/step-000012"], check=True)
+    for processes in (4, 2, 1):
+        folder = tmp_path / f"run{processes}"
+        subprocess.run(["cp", "-r", tmp_path / "run", folder], check=True)
+        said = done(processes, EXAMPLE, "--folder", folder, *common, "--weights", tmp_path / f"{processes}.pt")
+        assert "from step 6 to 12" in said
+        assert loss_of(said) == pytest.approx(loss_of(straight), rel=1e-5)
+    one, other = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("straight", "4"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+    done(2, EXAMPLE, "--folder", tmp_path / "adamw", "--steps", 6, "--every", 6, "--optimizer", "adamw")
+    said = done(2, EXAMPLE, "--folder", tmp_path / "adamw", *common)
+    assert "from step 6 to 12" in said
+    assert loss_of(said) < 5.0  # 5.5 of a network that knows nothing
+
+
+def test_a_process_that_dies(tmp_path: Path) -> None:
+    """The job ends and says which; it goes on from the last whole checkpoint, to where it would have come."""
+    started = torchrun(2, EXAMPLE, "--folder", tmp_path / "run", "--steps", 4000, "--every", 3)
+    begun = time.monotonic()
+    while not list((tmp_path / "run").glob("step-*/.metadata")):
+        assert started.poll() is None
+        assert time.monotonic() - begun < LIMIT
+        time.sleep(0.05)
+    children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    status, said = ended(started)
+    assert status != 0
+    assert "SIGKILL" in said
+    assert re.search(r"rank\s*: \d", said), said
+    last = max(int(path.parent.name.removeprefix("step-")) for path in (tmp_path / "run").glob("step-*/.metadata"))
+    said = done(2, EXAMPLE, "--folder", tmp_path / "run", "--steps", last + 3, "--every", 3)
+    assert f"from step {last} to {last + 3}" in said
