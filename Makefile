@@ -58,6 +58,8 @@ readme: $(VENV)/dev ## render tables and plots of README and docs from the commi
 	$(BIN)/hatam study table --everyone --update docs/results.md
 	for script in feedback step_cost training_cost small_state batched task_ranges radius rules untuned ablation compatibility; do $(BIN)/python benchmarks/$$script.py --render || exit; done
 	$(BIN)/python benchmarks/targets.py
+	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/telemetry.py --render
 	$(BIN)/hatam theory --render --results results/theory --figures docs/figures --update docs/theory.md
 	$(BIN)/python benchmarks/gpu_table.py
 

@@ -311,6 +311,38 @@ def case_merged() -> dict[str, str]:
     return said
 
 
+def case_telemetry() -> dict[str, float]:
+    """What is seen of sharded parameters is what is seen of whole ones, also where a process has no part of one."""
+    from hatam.telemetry import Telemetry
+
+    mesh, reports = world(), []
+    for cut in (False, True):
+        rng = torch.Generator().manual_seed(0)
+        params = [nn.Parameter(torch.randn(shape, generator=rng, dtype=torch.float64)) for shape in SHAPES]
+        if cut:
+            places = [placed(mesh, "mixed", i) for i in range(len(params))]
+            params = [
+                nn.Parameter(distribute_tensor(p.detach(), mesh, at)) for p, at in zip(params, places, strict=True)
+            ]
+        optimizer = HATAM(params, 0.01)
+        telemetry = Telemetry(optimizer, every=5)
+        for _ in range(5):
+            for p in params:
+                g = torch.randn(p.shape, generator=rng, dtype=torch.float64)
+                p.grad = distribute_tensor(g, mesh, p.placements) if cut else g
+            optimizer.step()
+        reports.append(telemetry.read())
+    whole, part = reports
+    compared = {}
+    for one, other in zip(
+        [*whole["groups"], *whole["params"].values()], [*part["groups"], *part["params"].values()], strict=True
+    ):
+        for key in one.keys() - {"modulator_q05", "modulator_q50", "modulator_q95"}:
+            assert abs(one[key] - other[key]) <= 1e-9 * abs(one[key]), (key, one[key], other[key])
+            compared[key] = other[key]
+    return compared
+
+
 CASES = {name.removeprefix("case_"): case for name, case in list(globals().items()) if name.startswith("case_")}
 
 

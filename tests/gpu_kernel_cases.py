@@ -12,7 +12,7 @@ from conftest import MODULATORS, bits, cosine, equal, feed, gradients, parameter
 from test_reference import compare, references
 from torch import Tensor
 
-from hatam import HATAM, fused
+from hatam import HATAM, fused, options
 from hatam.fused import cpu, gpu
 from hatam.fused.batches import Batch, batch
 from hatam.update import Options
@@ -290,3 +290,23 @@ def test_the_means_of_a_tensor_of_many_chunks() -> None:
     )  # fmt: skip
     assert float(mean) == pytest.approx(float(sums.sum()) / numel / math.sqrt(1 - beta2**3) + 1e-8, rel=1e-6)
     assert float(scale) == pytest.approx(math.sqrt(float(sizes.sum() / spans.sum())), rel=1e-6)
+
+
+def test_a_part_of_a_tensor_leaves_its_sums_and_not_its_means() -> None:
+    """As the CPU kernel does, whose parts of DTensors tests/test_distributed.py compares with whole tensors."""
+    found = []
+    for kernel in (cpu, gpu):
+        params = parameters(((gpu.CHUNK + 5,), (3,)), torch.float64)
+        optimizer = HATAM(params, 0.01, fused=True)
+        feed(optimizer, params, gradients(params, 1))
+        columns: dict[str, list[Tensor]] = {"param": [p.data for p in params]}
+        columns |= {key: [optimizer.state[p][key] for p in params] for key in optimizer.state[params[0]]}
+        before = [columns[key][i].clone() for key in ("denom_mean", "displacement_scale") for i in (0, 1)]
+        sums = torch.zeros(2, 3, dtype=torch.float64)
+        columns["shard_sums"] = list(sums.unbind())
+        one = batch(columns, [torch.ones_like(p) for p in params], [0, 1], None, [0, 1])
+        kernel.step(one, options.resolve(optimizer.param_groups[0], 0.01))
+        assert equal([columns[key][i] for key in ("denom_mean", "displacement_scale") for i in (0, 1)], before)
+        assert bool((sums > 0).all())
+        found.append(sums)
+    torch.testing.assert_close(*found, rtol=1e-12, atol=0)

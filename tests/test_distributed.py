@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from hatam import sharded
+
 HERE = Path(__file__).resolve().parent
 EXAMPLE = HERE.parent / "examples/fsdp2_train.py"
 LIMIT = 270  # seconds, below the limit of a test
@@ -59,18 +61,19 @@ def checked(processes: int, folder: Path, *cases: str) -> dict[str, Any]:
 
 @pytest.mark.compatible("DDP, FSDP2, tensor parallel", "the numbers of unsharded training, on 2 processes")
 def test_two_processes(tmp_path: Path) -> None:
-    found = checked(2, tmp_path, "collectives", "parity", "modules", "ddp", "merged")
+    found = checked(2, tmp_path, "collectives", "parity", "modules", "ddp", "merged", "telemetry")
     assert len(found["parity"]) == 54
     for name, error in {**found["parity"], **found["modules"]}.items():
         assert error < (2e-5 if "float32" in name else 1e-12), name
-    assert found["collectives"]["by lr"] == {"collectives a step": 1.0, "bytes a tensor": 4.0}
-    assert found["collectives"]["decoupled"] == {"collectives a step": 1.0, "bytes a tensor": 12.0}
+    needs = {"by lr": {"relative": False}, "raw": {"relative": False}, "uniform": {"mean": False}, "decoupled": {}}
+    for form, kind in needs.items():
+        assert found["collectives"][form] == {"collectives a step": 1.0, "bytes a tensor": sharded.payload(1, **kind)}
     assert found["collectives"]["AdamW"]["collectives a step"] == 0
 
 
 @pytest.mark.compatible("DDP, FSDP2, HSDP, tensor parallel", "the numbers of unsharded training, on 4 processes")
 def test_four_processes(tmp_path: Path) -> None:
-    found = checked(4, tmp_path, "collectives", "parity", "modules", "ddp")
+    found = checked(4, tmp_path, "collectives", "parity", "modules", "ddp", "telemetry")
     assert {name.partition(",")[0] for name in found["modules"]} == {"FSDP2", "HSDP", "TP", "FSDP2 and TP"}
     assert found["collectives"]["three meshes"] == 3
 

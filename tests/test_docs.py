@@ -34,6 +34,14 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
 }
 
 
+def test_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module("scale")
+    page = script.PAGE.read_text(encoding="utf-8")
+    for marker, text in (("messages", script.messages()), ("memory", script.memory())):
+        assert report.replace_between(page, marker, text) == page
+
+
 def test_telemetry(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The table of the page, and its snippet."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))

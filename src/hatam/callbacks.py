@@ -11,7 +11,8 @@ from typing import Any
 from torch.optim import Optimizer
 
 from .optimizer import HATAM
-from .telemetry import Report, Telemetry, flat
+from .reports import Report, flat
+from .telemetry import Telemetry
 
 
 def unwrapped(optimizer: Any) -> HATAM:

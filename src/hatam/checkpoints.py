@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -92,6 +93,29 @@ def _check_number(key: str, value: Any, owner: str) -> None:
         value = 0.0 if value.is_meta else value.item()
     remedy = "load a checkpoint of HATAM or AdamW"
     options.check_number(f"{key!r} of {owner}", value, 0.0, math.inf, open_end=True, remedy=remedy)
+
+
+@contextmanager
+def loading(optimizer: Any) -> Iterator[None]:
+    """Inside, torch's ``load_state_dict`` is given only what fits, and its user's hooks find every dtype as it was."""
+    loaded: list[dict[str, Any]] = []
+
+    def look(_: object, changed: dict[str, Any]) -> None:  # at what the user's hooks made of it
+        check_parts(changed, optimizer.defaults)
+        loaded.append(changed)
+
+    def put_back(_: object) -> None:
+        restore(optimizer.state, optimizer.param_groups, loaded[-1])
+
+    hooks = (
+        optimizer.register_load_state_dict_pre_hook(look),
+        optimizer.register_load_state_dict_post_hook(put_back, prepend=True),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def restore(state: Mapping[Tensor, dict[str, Any]], groups: Sequence[dict[str, Any]], saved: Mapping[str, Any]) -> None:

@@ -16,11 +16,10 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-from . import checkpoints, fused, narrow, options, paths, sharded
-from .forms import FORMS, real
+from . import checkpoints, fused, options, paths, sharded, straightening
+from .forms import FORMS
 from .fused.batches import Division
 from .storage import SCALARS, new_moment
-from .update import State
 
 ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 STATE = (*ADAMW_STATE, "exp_avg_grad", *SCALARS)
@@ -200,23 +199,8 @@ class HATAM(Optimizer):
         self._refuse_while_straightened("load_state_dict()")
         if not isinstance(state_dict, dict):
             checkpoints.check_parts(state_dict, self.defaults)
-        loaded: list[dict[str, Any]] = []
-
-        def look(_: Optimizer, changed: dict[str, Any]) -> None:  # at what the user's hooks made of it
-            checkpoints.check_parts(changed, self.defaults)
-            loaded.append(changed)
-
-        hooks = (
-            self.register_load_state_dict_pre_hook(look),
-            self.register_load_state_dict_post_hook(
-                lambda _: checkpoints.restore(self.state, self.param_groups, loaded[-1]), prepend=True
-            ),
-        )
-        try:
+        with checkpoints.loading(self):
             super().load_state_dict(state_dict)
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -293,26 +277,12 @@ class HATAM(Optimizer):
             >>> with optimizer.straightened():
             ...     accuracy = model(torch.ones(1, 2))
         """
-        saved: list[tuple[Tensor, State, Tensor, Tensor]] = []
         self._straightened += 1
         try:
-            with torch.no_grad():
-                for group in self.param_groups:
-                    o = options.resolve(group, group["lr_peak"])
-                    for p in group["params"]:
-                        state = self.state.get(p, {})
-                        if "displacement_radius" in state:
-                            saved.append((p, state, p.detach().clone(), state["displacement_radius"].clone()))
-                            parts = {key: sharded.local(x) for key, x in state.items()}
-                            narrow.undo_displacement_(real(sharded.local(p.detach())), paths.real_state(parts), o)
-                            state["displacement_radius"].zero_()
-            yield
+            with straightening.straightened(self.param_groups, self.state):
+                yield
         finally:
             self._straightened -= 1
-            with torch.no_grad():
-                for p, state, w, radius in saved:
-                    p.copy_(w)
-                    state["displacement_radius"].copy_(radius)
 
     def _init_group(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *columns: list[Tensor]

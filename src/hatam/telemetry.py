@@ -6,27 +6,25 @@ read. ``docs/telemetry.md`` says what healthy and unhealthy look like.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import options, storage, update
+from . import options, sharded, storage, update
 from .forms import real
 from .optimizer import HATAM
 from .paths import real_state
+from .reports import MEANS, NORMS, Report, finished, flat, of_group, to_json_lines, to_tensorboard
 from .update import Options, State
 
-Report = dict[str, Any]
+__all__ = ["Report", "Telemetry", "flat", "observe", "to_json_lines", "to_tensorboard"]
+
 SAMPLED = 1024
 """Coordinates of a tensor, evenly spread over it, of which the quantiles of S are taken."""
 QUANTILES = {"modulator_q05": 0.05, "modulator_q50": 0.5, "modulator_q95": 0.95}
-NORMS = ("grad_norm", "bend_norm", "correction_norm", "displacement_norm", "param_norm", "update_norm")
-MEANS = ("modulator_mean", "capped", "effective_step")
 
 
 class Telemetry:
@@ -121,7 +119,7 @@ class Telemetry:
         self.steps += 1
         if self.steps % self.every:
             return
-        groups = [dict(_observed(self.optimizer, i)) for i in range(len(self.optimizer.param_groups))]
+        groups = [_observed(self.optimizer, i) for i in range(len(self.optimizer.param_groups))]
         self._found = (self.steps, groups)
         if self.write is not None:
             report = self.read()
@@ -129,13 +127,45 @@ class Telemetry:
                 self.write(report)
 
 
-def _observed(optimizer: HATAM, number: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _observed(optimizer: HATAM, number: int) -> dict[str, dict[str, Tensor]]:
     """What there is to see of each parameter of a group that has a gradient, by its name."""
     group = optimizer.param_groups[number]
     o = options.resolve(group, group["lr_peak"], getattr(optimizer, "grad_scale", None))
+    names, params, found = [], [], []
     for i, p in enumerate(group["params"]):
         if p.grad is not None and p.numel() and "step" in optimizer.state.get(p, {}):
-            yield options.name_of(group, number, i), observe(p, p.grad, optimizer.state[p], o)
+            names.append(options.name_of(group, number, i))
+            params.append(p)
+            state = {key: sharded.local(x) for key, x in optimizer.state[p].items()}
+            found.append(observe(sharded.local(p), sharded.local_grad(p.grad, p), state, o))
+    for key, places in sharded.by_mesh(params).items():
+        if key is not None:
+            of_whole(key[0], [params[i] for i in places], [found[i] for i in places])
+    return dict(zip(names, found, strict=True))
+
+
+def of_whole(mesh: Any, params: list[Tensor], found: list[dict[str, Tensor]]) -> None:
+    """What was seen of parts of tensors, made of the whole by two messages; the quantiles stay those of this part."""
+    wires = {"sum": torch.stack([torch.stack(additive(one)) for one in found])}
+    copies = [sharded.copies(p, mesh) for p in params]
+    wires["sum"] /= torch.tensor(copies, dtype=wires["sum"].dtype, device=wires["sum"].device)[:, None]
+    most = [one["modulator_max"].nan_to_num(0.0) for one in found if "modulator_max" in one]
+    wires |= {"max": torch.stack(most)} if most else {}
+    sharded.all_reduced(wires, mesh)
+    maxima = iter(wires["max"].unbind() if most else ())
+    for one, sums in zip(found, wires["sum"], strict=True):
+        numel = sums[-1]
+        for key, x in zip([key for key in (*NORMS, *MEANS, "bend_update", "numel") if key in one], sums, strict=True):
+            one[key] = x.sqrt() if key in NORMS else x / numel if key in MEANS else x
+        if "modulator_max" in one:
+            one["modulator_max"] = next(maxima)
+
+
+def additive(one: dict[str, Tensor]) -> list[Tensor]:
+    """Squares of norms, sums of means, and what is a sum, the number of elements last; 0 of a part that has none."""
+    n = one["numel"]
+    parts = [one[key].square() for key in NORMS if key in one] + [one[key] * n for key in MEANS if key in one]
+    return [torch.where(n > 0, x, 0.0) for x in (*parts, one["bend_update"], n)]
 
 
 def observe(param: Tensor, grad: Tensor, state: State, o: Options) -> dict[str, Tensor]:
@@ -180,6 +210,9 @@ def observe(param: Tensor, grad: Tensor, state: State, o: Options) -> dict[str, 
 def of_modulator(s: Tensor, o: Options) -> dict[str, Tensor]:
     """S of one parameter."""
     flat = s.flatten()
+    if not len(flat):
+        nothing = s.new_full((), math.nan)
+        return dict.fromkeys(("modulator_mean", "modulator_max", "capped", *QUANTILES), nothing)
     sample = flat[:: max(1, len(flat) // SAMPLED)].sort().values
     at = {key: sample[min(len(sample) - 1, int(q * len(sample)))] for key, q in QUANTILES.items()}
     capped = torch.count_nonzero(s >= o.cap * (1 - 1e-6)).to(s.dtype) / s.numel()
@@ -195,89 +228,3 @@ def _numbers(tensors: list[Tensor]) -> list[float]:
         for i, value in zip(places, values, strict=True):
             numbers[i] = value
     return numbers
-
-
-def of_group(params: list[dict[str, float]]) -> dict[str, float]:
-    """The parameters of a group as if they were one tensor; what only a tensor has is left out."""
-    made: dict[str, float] = {}
-    for key in (*NORMS, *MEANS, "modulator_max", "bend_update"):
-        values = [(found[key], found["numel"]) for found in params if key in found]
-        if not values:
-            continue
-        if key in NORMS:
-            made[key] = math.sqrt(sum(x * x for x, _ in values))
-        elif key in MEANS:
-            made[key] = sum(x * n for x, n in values) / sum(n for _, n in values)
-        else:
-            made[key] = max(x for x, _ in values) if key == "modulator_max" else sum(x for x, _ in values)
-    return made
-
-
-def finished(found: Mapping[str, float]) -> dict[str, float]:
-    """With its ratios, and without what only they needed."""
-    made = {key: x for key, x in found.items() if key not in ("bend_update", "numel")}
-    ratios = (
-        ("bend_ratio", "bend_norm", "grad_norm"),
-        ("correction_ratio", "correction_norm", "grad_norm"),
-        ("displacement_ratio", "displacement_norm", "param_norm"),
-        ("update_ratio", "update_norm", "param_norm"),
-    )
-    for name, above, below in ratios:
-        if above in made:
-            made[name] = ratio(made[above], made[below])
-    if "bend_update" in found:
-        made["bend_update_cosine"] = ratio(found["bend_update"], found["bend_norm"] * found["update_norm"])
-    return made
-
-
-def ratio(x: float, y: float) -> float:
-    return x / y if y else math.nan
-
-
-# Writers ------------------------------------------------------------------------------------------------------------
-
-
-def flat(report: Report, prefix: str = "hatam") -> dict[str, float]:
-    """A report as scalars by name: ``hatam/group0/update_ratio``, ``hatam/layer.weight/update_ratio``.
-
-    Example:
-        >>> flat({"step": 3, "groups": [{"capped": 0.5}], "params": {"w": {"capped": 0.5}}})
-        {'hatam/group0/capped': 0.5, 'hatam/w/capped': 0.5}
-    """
-    owners = {f"group{i}": found for i, found in enumerate(report["groups"])} | report["params"]
-    return {f"{prefix}/{owner}/{key}": x for owner, found in owners.items() for key, x in found.items()}
-
-
-def to_json_lines(path: Path | str) -> Callable[[Report], None]:
-    """A writer for :class:`Telemetry` that appends reports to a file, a line of JSON each, NaN and infinity as null."""
-
-    def write(report: Report) -> None:
-        text = json.dumps(_plain(report), allow_nan=False)
-        with Path(path).open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
-
-    return write
-
-
-def _plain(x: Any) -> Any:
-    if isinstance(x, dict):
-        return {key: _plain(y) for key, y in x.items()}
-    if isinstance(x, list):
-        return [_plain(y) for y in x]
-    return None if isinstance(x, float) and not math.isfinite(x) else x
-
-
-class SummaryWriter(Protocol):
-    """What of TensorBoard's writer is used; that of ``torch.utils.tensorboard`` is one."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any: ...
-
-
-def to_tensorboard(writer: SummaryWriter) -> Callable[[Report], None]:
-    """A writer for :class:`Telemetry` that hands each number to TensorBoard's ``SummaryWriter``."""
-
-    def write(report: Report) -> None:
-        for name, x in flat(report).items():
-            writer.add_scalar(name, x, report["step"])
-
-    return write
