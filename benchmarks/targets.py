@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from statistics import geometric_mean, median
 
 import grids
+import untuned
 
 from hatam.bench import report
 from hatam.bench.report import load
@@ -19,15 +20,15 @@ from hatam.bench.report.summary import holm
 from hatam.bench.report.tabulate import corruption_ratios
 from hatam.bench.stats import Difference, paired
 
-STUDY, UNTUNED = grids.ROOT / "results/full", grids.ROOT / "results/untuned/records"
+STUDY = grids.ROOT / "results/full"
 MARGIN = 0.2  # points of accuracy; of an error, percent
 
 
-def pairs(compared: Sequence[Comparison], other: str) -> dict[str, Difference]:
+def pairs(compared: Sequence[Comparison], other: str, ours: str = "hatam") -> dict[str, Difference]:
     """HATAM less another by task, higher better."""
     found = {}
     for each in compared:
-        hatam, base = each.of("hatam"), each.of(other)
+        hatam, base = each.of(ours), each.of(other)
         if hatam and base:
             scores = [{seed: each.sign * x for seed, x in c.scores.items()} for c in (hatam, base)]
             difference = paired(*scores)
@@ -41,9 +42,9 @@ def names(tasks: Sequence[str]) -> str:
     return f"{len(tasks)} ({', '.join(tasks)})" if tasks else "none"
 
 
-def against_adamw(compared: Sequence[Comparison], level: float) -> str:
+def against_adamw(compared: Sequence[Comparison], level: float, ours: str = "hatam") -> str:
     """On which tasks it is better and worse by Holm-corrected p."""
-    found = pairs(compared, "adamw")
+    found = pairs(compared, "adamw", ours)
     p = dict(zip(found, holm([d.p for d in found.values()]), strict=True))
     better = [task for task, d in found.items() if d.mean > 0 and p[task] < level]
     worse = [task for task, d in found.items() if d.mean < 0 and p[task] < 0.05]
@@ -115,10 +116,10 @@ def targets() -> str:
     """A numbered list."""
     compared, _ = comparisons(load.find(STUDY).entries)
     steps, time = ([each for each in compared if each.budget == budget] for budget in ("equal steps", "equal time"))
-    untuned, _ = comparisons(load.find(UNTUNED).entries)
+    swapped, _ = comparisons(load.find(untuned.ROUNDS["judged"].folder).entries)
     lines = {
         "Tuned against tuned AdamW, at equal steps": against_adamw(steps, 0.01),
-        "Untuned in AdamW's place": against_adamw(untuned, 0.05),
+        "Untuned in AdamW's place": against_adamw(swapped, 0.05, untuned.DEFAULT),
         "Against SAM": against_sam(steps, time),
         "First to AdamW's validation score, by time": first_to_target(time),
         "Mean corruption error": under_shift(steps),

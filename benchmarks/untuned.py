@@ -1,8 +1,9 @@
 """HATAM untuned: swapped in for AdamW at AdamW's tuned options, with what could be its defaults, task by task.
 
-Only HATAM's own options are added. Candidates were compared on validation data, on seeds that nothing else uses, at
-what a first search had found for AdamW (``results/untuned/adamw.json``); the default is then judged on test data and
-new seeds, at AdamW's winning options of the study (``results/full/cells``).
+Only HATAM's own options are added. A first round compared candidates on validation data at what a first search had
+found for AdamW (``results/untuned/adamw.json``), and its choice, γ = 0.03, was judged on test data at AdamW's winning
+options of the study (``results/full/cells``). A second round compared candidates at those options, again on validation
+data, and its choice is judged on test data and seeds that nothing else uses.
 
     python benchmarks/untuned.py              measure what has no record yet, fill in docs/log.md and README.md
     python benchmarks/untuned.py --render     fill in from the records alone
@@ -12,6 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import grids
 
@@ -20,10 +24,23 @@ from hatam.bench.cli import make_run
 from hatam.bench.records import Run
 from hatam.bench.tasks import all_tasks, find
 
-ADAMW, RECORDS = grids.ROOT / "results/untuned/adamw.json", grids.ROOT / "results/untuned/records"
-FIRST_SEED = {"tune": 6000, "final": 7000}  # no stage of the study has these
-CANDIDATES = (
-    "adamw",
+ROOT = grids.ROOT / "results/untuned"
+DEFAULT = "hatam:gamma=0.02"
+SLOW_TOO = 8  # seeds of a slow task
+
+
+class Round(NamedTuple):
+    """Who is compared, where, and on what."""
+
+    candidates: tuple[str, ...]
+    folder: Path
+    purpose: str
+    first_seed: int  # no stage of the study has these
+    seeds: int
+    slow: int  # seeds of a slow task
+
+
+FIRST = (
     "hatam-lr:gamma=1.0",
     "hatam:modulator_cap=3.0,gamma=0.03",
     "hatam:gamma=0.02",
@@ -32,36 +49,70 @@ CANDIDATES = (
     "atam-decoupled:gamma=0.03",
     "atam-decoupled:gamma=0.05",
 )
-DEFAULT = ("adamw", "hatam")
-SEEDS = {"tune": (4, 10), "final": (8, 20)}  # on slow tasks, on others
+SECOND = (
+    "hatam:gamma=0.03",
+    "hatam:gamma=0.02",
+    "hatam:gamma=0.01",
+    "hatam:gamma=0.02,beta_c=0.9",
+    "hatam:gamma=0.03,beta_c=0.9",
+    "hatam:gamma=0.05,beta_c=0.9",
+    "hatam:gamma=0.1,beta_c=0.9",
+)
+ROUNDS = {
+    "first": Round(("adamw", *FIRST), ROOT / "records", "tune", 6000, 10, 4),
+    "first, judged": Round(("adamw", "hatam"), ROOT / "records", "final", 7000, 20, 0),
+    "second": Round(("adamw", *SECOND), ROOT / "second", "tune", 6100, 10, 0),
+    "judged": Round(("adamw", DEFAULT), ROOT / "judged", "final", 7100, 20, SLOW_TOO),
+}
 
 
-def runs() -> list[Run]:
-    """The candidates', and then the default's, which alone read test data."""
-    found = []
-    first = json.loads(ADAMW.read_text(encoding="utf-8"))
-    winners = {name: grids.tuned(name, "adamw") for name in all_tasks()}
-    for purpose, specs, tuned in (("tune", CANDIDATES, first), ("final", DEFAULT, winners)):
-        for name in all_tasks():
-            options = tuned.get(name)
-            for spec in specs if options else ():
-                made = make_run(find(name), spec, 0)
-                for seed in range(FIRST_SEED[purpose], FIRST_SEED[purpose] + SEEDS[purpose][name not in grids.SLOW]):
-                    found.append(dataclasses.replace(made, options=made.options | options, seed=seed, purpose=purpose))
+def adamw_of(name: str) -> Mapping[str, Any]:
+    """AdamW's options by task, as a round knows them."""
+    if name == "first":
+        return dict(json.loads((ROOT / "adamw.json").read_text(encoding="utf-8")))
+    found = {task: grids.tuned(task, "adamw") for task in all_tasks()}
+    return {task: options for task, options in found.items() if options}
+
+
+def runs(name: str) -> list[Run]:
+    """Of a round."""
+    this, found = ROUNDS[name], []
+    for task, options in adamw_of(name).items():
+        seeds = this.slow if task in grids.SLOW else this.seeds
+        for spec in this.candidates:
+            made = make_run(find(task), spec, 0)
+            for seed in range(this.first_seed, this.first_seed + seeds):
+                changed = {"options": made.options | options, "seed": seed, "purpose": this.purpose}
+                found.append(dataclasses.replace(made, **changed))
     return found
 
 
-def table() -> str:
+def table(name: str = "first") -> str:
     """A row for each candidate: mean validation score, its standard error, and how it compares to AdamW."""
-    found = grids.scores(RECORDS)
-    tasks = [name for name in all_tasks() if (name, "adamw") in found]
+    this = ROUNDS[name]
+    found = grids.scores(this.folder)
+    tasks = [task for task in all_tasks() if (task, "adamw") in found]
     rows = {
-        spec: [grids.compared(found.get((name, spec), {}), found[name, "adamw"], name) for name in tasks]
-        for spec in CANDIDATES
+        spec: [grids.compared(found.get((task, spec), {}), found[task, "adamw"], task) for task in tasks]
+        for spec in this.candidates
     }
     return f"{grids.table('', tasks, rows)}\n\n{grids.counts(found)}"
 
 
+def judged(name: str = "judged") -> str:
+    """The default of a round on test data."""
+    return report.brief(ROUNDS[name].folder, ROUNDS[name].candidates)
+
+
+def measure(jobs: int) -> None:
+    """Every round's."""
+    for name, this in ROUNDS.items():
+        if name != "first, judged":  # whose tasks were those that the study had come to then
+            grids.measure(runs(name), this.folder, jobs)
+
+
 if __name__ == "__main__":
-    grids.main(__doc__, "untuned", lambda jobs: grids.measure(runs(), RECORDS, jobs), table)
-    report.fill_in(grids.ROOT / "README.md", "untuned", report.brief(RECORDS, DEFAULT))
+    grids.main(__doc__, "untuned", measure, table)
+    report.fill_in(grids.ROOT / "docs/log.md", "untuned-second", table("second"))
+    report.fill_in(grids.ROOT / "docs/log.md", "untuned-first", judged("first, judged"))
+    report.fill_in(grids.ROOT / "README.md", "untuned", judged())

@@ -14,6 +14,7 @@ import torch
 
 from hatam.bench import report
 from hatam.bench.tasks import all_tasks
+from hatam.radii import RADII
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -61,7 +62,16 @@ def test_speed_tables(marker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.replace_between(page, marker, draw(importlib.import_module(name))) == page
 
 
-@pytest.mark.parametrize("name", ["ablation", "radius", "rules", "untuned"])
+def test_untuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module("untuned")
+    page = (ROOT / "docs/log.md").read_text(encoding="utf-8")
+    for marker, text in (("second", script.table("second")), ("first", script.judged("first, judged"))):
+        assert report.replace_between(page, f"untuned-{marker}", text) == page
+    assert float(script.DEFAULT.partition("=")[2]) == RADII["relative"].gamma
+
+
+@pytest.mark.parametrize("name", ["ablation", "radius", "rules", "straightened", "untuned"])
 def test_log_tables(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     page = (ROOT / "docs/log.md").read_text(encoding="utf-8")

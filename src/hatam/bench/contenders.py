@@ -195,7 +195,9 @@ CONTENDERS: dict[str, Contender] = {
             "HATAM: straightening further in sharp coordinates, by a radius in units of the weights",
             SEED_DOCUMENT,
             builders.hatam,
-            hatam_options("decoupled", radius="relative", modulator_cap=1.0, gamma=0.03),
+            hatam_options(
+                "decoupled", radius="relative", modulator_cap=1.0, gamma=0.03
+            ),  # where the study's search began
         ),
     )
 }
