@@ -24,7 +24,7 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "results/compatibility.json"
-PACKAGES = ("torch", "transformers", "accelerate", "lightning", "timm", "torchao")
+PACKAGES = ("torch", "transformers", "accelerate", "lightning", "timm", "tensorboard", "torchao")
 
 
 def measured() -> dict[str, Any]:
@@ -58,7 +58,7 @@ def table(record: dict[str, Any]) -> str:
 
 def package(host: str) -> str | None:
     """Whose version belongs to a host's name."""
-    names = {"Hugging Face Trainer": "transformers", "PyTorch Lightning": "lightning"}
+    names = {"Hugging Face Trainer": "transformers", "PyTorch Lightning": "lightning", "TensorBoard": "tensorboard"}
     return names.get(host, host if host in PACKAGES else None)
 
 

@@ -210,7 +210,7 @@ def test_every_group_has_a_peak_of_its_own(gamma_at_first: float) -> None:
 def test_one_cycle_agrees_with_the_reference(beta_c: float | None, modulator: str, foreach: bool) -> None:
     """It changes β1 every step, and βc with it where e is m; d_{t−1} is undone as it was done all the same."""
     (param,) = parameters([(6, 5)], torch.float64)
-    oracle = Reference(param, cap=1.0, gamma=0.02, relative=True, uniform=modulator == "uniform", beta_c=0.9)
+    oracle = Reference(param, cap=1.0, gamma=0.005, relative=True, uniform=modulator == "uniform", beta_c=0.9)
     optimizer = HATAM([param], 0.01, beta_c=beta_c, modulator=modulator, foreach=foreach)
     steps = 50
     scheduler = OneCycleLR(optimizer, max_lr=0.05, total_steps=steps)
@@ -305,4 +305,4 @@ def test_gamma_has_a_default_for_each_unit() -> None:
     options: list[dict[str, Any]] = [{}, {"radius": "lr"}, {"form": "raw"}]
     optimizer = HATAM([{"params": [p], **o} for p, o in zip(params, options, strict=True)])
     found = [(group["radius"], group["gamma"]) for group in optimizer.param_groups]
-    assert found == [("relative", 0.02), ("lr", 1.0), (None, 1.0)]
+    assert found == [("relative", 0.005), ("lr", 1.0), (None, 1.0)]

@@ -235,6 +235,24 @@ def test_tensorboard() -> None:
     assert "hatam/layer0.weight/displacement_ratio" in writer.scalars
 
 
+@pytest.mark.compatible("TensorBoard", "torch.utils.tensorboard.SummaryWriter")
+def test_a_real_summary_writer(tmp_path: Path) -> None:
+    """Written by torch, read back by TensorBoard."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        from torch.utils.tensorboard import SummaryWriter
+
+        params = parameters()
+        optimizer = HATAM(params, 0.01)
+        with SummaryWriter(str(tmp_path)) as writer:
+            Telemetry(optimizer, every=2, write=to_tensorboard(writer))
+            feed(optimizer, params, gradients(params, 4))
+        found = EventAccumulator(str(tmp_path)).Reload().Scalars("hatam/group0/displacement_ratio")
+    assert [scalar.step for scalar in found] == [2, 4]
+    assert all(0 < scalar.value < math.inf for scalar in found)
+
+
 @pytest.mark.compatible("Hugging Face Trainer", "a callback that observes")
 def test_trainer_callback(tmp_path: Path) -> None:
     with warnings.catch_warnings():

@@ -24,4 +24,4 @@ class Radius(NamedTuple):
     needs_scale: bool
 
 
-RADII = {"lr": Radius(gamma=1.0, needs_scale=False), "relative": Radius(gamma=0.02, needs_scale=True)}
+RADII = {"lr": Radius(gamma=1.0, needs_scale=False), "relative": Radius(gamma=0.005, needs_scale=True)}
