@@ -40,7 +40,7 @@ def interval(values: Iterable[float]) -> str:
 
     Example:
         >>> interval([1.0, 2.0, 3.0])
-        '2 ± 2.48'
+        '2 ± 2.5'
     """
     x = list(values)
     if len(x) < 2:
