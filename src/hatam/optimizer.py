@@ -278,6 +278,7 @@ class HATAM(Optimizer):
             >>> with optimizer.straightened():
             ...     accuracy = model(torch.ones(1, 2))
         """
+        self._shards.settle()
         self._straightened += 1
         try:
             with straightening.straightened(self.param_groups, self.state):
