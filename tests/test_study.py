@@ -188,6 +188,36 @@ def test_the_comparisons_share_the_tuning_and_nothing_else(tmp_path: Path) -> No
     assert study.seconds_done() == pytest.approx(study.seconds_in_all())
 
 
+def test_a_cells_file_stands_for_the_records_that_chose_its_winner(tmp_path: Path) -> None:
+    plan = make_plan(budget=make_budget(rounds=2, sensitivity=2), factors=(0.5, 2.0))
+    study = make_study(tmp_path, plan)
+    lead(study)
+    before = {name: cell_file(tmp_path, f"tiny/{name}-steps") for name in ("adamw", "hatam")}
+    final = [record["run"] for record in records.read_all(study.root) if record["run"]["purpose"] == "final"]
+
+    shutil.rmtree(study.root)
+    (tmp_path / "queue.sqlite3").unlink()
+    again = make_study(tmp_path, plan)
+    lead(again)
+    assert [record["run"] for record in records.read_all(again.root)] == final  # and nothing else
+    for name, cell in before.items():
+        assert cell_file(tmp_path, f"tiny/{name}-steps") == approximately(cell)
+
+    path = tmp_path / "cells/tiny/adamw-steps.json"
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(ValueError, match=r"adamw-steps.json is damaged .* restore it, or remove it"):
+        make_study(tmp_path, plan)
+
+
+def approximately(value: Any) -> Any:
+    """Equal but for the rounding of its numbers."""
+    if isinstance(value, dict):
+        return {key: approximately(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [approximately(each) for each in value]
+    return pytest.approx(value) if isinstance(value, float) and math.isfinite(value) else value
+
+
 def test_a_comparison_can_come_first(tmp_path: Path) -> None:
     plan = make_plan(contenders=("adamw", "sam"), comparisons=("steps", "time"))
     queue = Queue(embedded(tmp_path), "tiny")

@@ -72,6 +72,7 @@ class Coordinator:
         self.failures: list[Failure] = []
         self._settings: dict[tuple[str, str], list[Setting]] = {}
         self._results: dict[Path, Record] = {}
+        self._remembered = summary.remembered(folder, self.only or plan.contenders or ())
         self._over: dict[str, int] = {}  # cell: how many of its stages are over
         self._done: dict[tuple[str, str], float] = {}  # cell and stage: seconds of work that are done
         self._put: set[str] = set()
@@ -212,12 +213,12 @@ class Coordinator:
         return [run for job in jobs_of(cell, self.plan, stage, self.settings(cell, stage)) for run in job.runs]
 
     def result(self, run: Run) -> Record | None:
-        """What is needed of the record of a run, None where there is none."""
+        """What is needed of the record of a run, or what its cell's file tells of it; None where there is neither."""
         path = run.path(self.root)
         if path not in self._results:
             record = stored(self.root, run)
             if record is None:
-                return None
+                return self._remembered.get(path)
             self._results[path] = {
                 "result": {key: record["result"][key] for key in ("status", "validation")},
                 "gradients": record["gradients_per_step"] * record["curve"][-1]["step"],

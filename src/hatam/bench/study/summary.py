@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from .. import records
 from .plans import STAGES
-from .stages import Cell, Setting, runs_of, score
+from .stages import Cell, Record, Setting, runs_of, score
 
 if TYPE_CHECKING:
     from .coordinator import Coordinator
@@ -33,6 +35,35 @@ def write(study: Coordinator, cell: Cell) -> None:
         "failed": [failure._asdict() for failure in study.failures if failure.stage.endswith(f"/{cell.name}")],
     }
     records.write(path_of(study.folder, cell), record)
+
+
+def remembered(folder: Path, contenders: Collection[str]) -> dict[Path, Record]:
+    """What the files of cells tell of the runs of every stage but the final one, by the paths of their records.
+
+    Such records are many and serve to choose only: where they are gone, the means over the seeds of a setting do, and
+    the choice is the same. Records of the final stage are the results, and nothing stands for them.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    found: dict[Path, Record] = {}
+    for path in sorted(folder.glob("cells/*/*.json")):
+        try:
+            cell = json.loads(path.read_text(encoding="utf-8"))
+            if cell["contender"] in contenders:
+                for stage in set(STAGES) - {"final"}:
+                    for setting in cell["stages"][stage]["settings"]:
+                        found |= {folder / name: _run(setting, i) for i, name in enumerate(setting["records"])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}); restore it, or remove it and run again") from error
+    return found
+
+
+def _run(setting: dict[str, Any], index: int) -> Record:
+    """A run of a setting as the mean of all, in the form of ``Coordinator.result``."""
+    status = "diverged" if index < setting["diverged"] else "ok"
+    gradients = setting["gradients"] / len(setting["records"])
+    return {"result": {"status": status, "validation": setting["validation"]}, "gradients": gradients}
 
 
 def _stage(study: Coordinator, cell: Cell, stage: str) -> dict[str, Any]:
