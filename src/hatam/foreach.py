@@ -84,8 +84,8 @@ def spreads(states: list[State], hs: Tensors, o: Options) -> Tensors:
 
 
 def remember_scales_(params: Tensors, states: list[State], es: Tensors, over: Tensors, o: Options) -> None:
-    """Keep RMS(z) / RMS(u) for the next step, see :func:`hatam.update.remember_scale_`."""
-    if o.relative:
+    """Keep the scales of u for the next step, see :func:`hatam.update.remember_scale_`."""
+    if o.scaled:
         for param, state, e, spread in zip(params, states, es, over, strict=True):
             remember_scale_(state, param, e, spread, o)
 

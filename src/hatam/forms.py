@@ -63,13 +63,13 @@ def prepare_decoupled(states: list[State], params: list[Tensor], o: Options) -> 
     """e only where it is not m; no displacement and, as mean(h_0) does not exist, an infinite mean: S_1 = 0."""
     own = o.beta_c != o.beta1 or any("exp_avg_grad" in state for state in states)
     means = ("denom_mean", "displacement_mean") if o.modulator.needs_mean else ()
-    relative = o.relative or any("displacement_scale" in state for state in states)
+    scaled = o.scaled or any("displacement_scale" in state for state in states)
     for state, param in zip(states, params, strict=True):
         if own and "exp_avg_grad" not in state:
             state["exp_avg_grad"] = storage.copied(state["exp_avg"])  # they were the same so far
         if "displacement_radius" not in state:
             state["displacement_radius"] = scalar(0.0, param, state["step"].device)
-        if relative and "displacement_scale" not in state:
+        if scaled and "displacement_scale" not in state:
             state["displacement_scale"] = scalar(0.0, param)
         for key in means:
             if key not in state:

@@ -38,8 +38,8 @@ class HATAM(Optimizer):
     .. math::
         h_t = \sqrt{\hat v_t} + \varepsilon, \qquad S_t = \min(h_t / \mathrm{mean}(h_{t-1}), \mathrm{cap}),
 
-    with :math:`\rho_t` such that the displacement of every tensor is :math:`\gamma` times as large as its weights, by
-    the root mean square, until lr has fallen to ``fade`` of its peak; from there on it runs out with lr.
+    with :math:`\rho_t` such that the displacement of all parameters together has the Euclidean norm :math:`\gamma`, as
+    SAM's perturbation has its ρ, until lr has fallen to ``fade`` of its peak; from there on it runs out with lr.
 
     Taking gradients there is straightening the trajectory by :math:`c_t = \mathrm{EMA}(g_t - g_{t-1})` in other
     coordinates. Once the schedule has brought lr to 0, w is z and there is nothing to switch; before that
@@ -55,14 +55,15 @@ class HATAM(Optimizer):
         eps: added to the denominator, >= 0.
         weight_decay: decoupled weight decay, >= 0.
         gamma: strength of the correction, >= 0; 0 is AdamW, bit for bit. In the decoupled form it is the radius of
-            the displacement, in the unit that ``radius`` says. None means 0.005 (relative to the weights), which
-            hardly helps and does no harm, or else 1.
+            the displacement, in the unit that ``radius`` says. None means 0.2 (absolute), 0.005 (relative to the
+            weights), or else 1.
         beta_c: rate of e, in [0, 1). None means β1 (decoupled) or 0.9 (raw, published).
         modulator: "relative", or "uniform" for S = 1, which is ATAM.
         modulator_cap: largest S, in (0, inf]. None means 1 (decoupled), 3 (raw) or no cap (published).
         form: "decoupled", "raw" or "published".
-        radius: "relative", so that the root mean square of d is γ times that of each tensor's weights, or "lr", so that
-            ρ is in units of the peak learning rate; see :mod:`hatam.radii`. None means "relative". Decoupled only.
+        radius: "absolute", so that γ is the norm of d over all of the optimizer's parameters, in every tensor by its
+            size; "relative", so that the root mean square of d is γ times that of each tensor's weights; or "lr", so
+            that ρ is in units of the peak lr; see :mod:`hatam.radii`. None means "absolute". Decoupled only.
         fade: share of the peak lr below which the radius runs out with lr, in (0, 1]. None means 0.1. Decoupled only.
         maximize: maximize the objective.
         foreach: use the multi-tensor path. None chooses as torch does.
@@ -146,7 +147,7 @@ class HATAM(Optimizer):
         }
         options.check(defaults)
         self._divisions: dict[int, Division] = {}
-        self._shards, self._is_cut = sharded.Shards(), False
+        self._shards, self._is_cut, self._numel = sharded.Shards(), False, 0
         super().__init__(options.listed(params), defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -166,6 +167,7 @@ class HATAM(Optimizer):
             raise
         self.param_groups[-1]["lr_peak"] = paths.peak_of_kind(self.param_groups[-1])
         self._is_cut = self._is_cut or sharded.any_cut(self.param_groups[-1]["params"])
+        self._numel += sum(p.numel() for p in self.param_groups[-1]["params"])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Fill in what an AdamW checkpoint lacks; its state gets HATAM's entries at the next step."""
@@ -173,6 +175,7 @@ class HATAM(Optimizer):
         super().__setstate__(state)
         self._divisions, self._shards = {}, sharded.Shards()  # which hold on to the tensors of the last step
         self._is_cut = any(sharded.any_cut(group["params"]) for group in self.param_groups)
+        self._numel = sum(p.numel() for group in self.param_groups for p in group["params"])
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
@@ -244,7 +247,7 @@ class HATAM(Optimizer):
             kept = {key: column for key, column in columns.items() if column}
             is_adamw = len(kept) == len(ADAMW_STATE)
             peak = group["lr_peak"] if is_adamw else paths.raise_peak(group, found_inf)
-            o = options.resolve(group, peak, amp.get("grad_scale"), found_inf)
+            o = options.resolve(group, peak, amp.get("grad_scale"), found_inf, self._numel)
             run = paths.run_adamw if is_adamw else paths.run_form
             more: dict[str, Any] = amp if is_adamw else {"divisions": self._divisions}
             if self._is_cut:

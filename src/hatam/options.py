@@ -209,9 +209,13 @@ def check_gradients(groups: list[dict[str, Any]]) -> None:
 
 
 def resolve(
-    group: Mapping[str, Any], lr_peak: Scalar, grad_scale: Scalar = None, found_inf: Tensor | None = None
+    group: Mapping[str, Any],
+    lr_peak: Scalar,
+    grad_scale: Scalar = None,
+    found_inf: Tensor | None = None,
+    numel: int = 0,
 ) -> Options:
-    """The options of a group for one step, with the defaults of its form filled in."""
+    """The options of a group for one step, with the defaults of its form filled in; ``numel`` of all parameters."""
     form = FORMS[group["form"]]
     lr, lr_peak = zero_dim(group["lr"]), zero_dim(lr_peak)
     beta1, beta2 = group["betas"]
@@ -229,7 +233,7 @@ def resolve(
         modulator=MODULATORS[group["modulator"]],
         cap=form.cap if group["modulator_cap"] is None else group["modulator_cap"],
         radius=0.0 if form.radius is None else radius(group, lr, lr_peak),
-        relative=needs_scale(group),
+        scaled=needs_scale(group),
         grad_factor=(-1 if group["maximize"] else 1) / (1 if grad_scale is None else grad_scale),
         capturable=group["capturable"],
         form=group["form"],
@@ -237,6 +241,7 @@ def resolve(
         round_state=group["bf16_stochastic_round"] or group["state_dtype"] is not None,
         seed=group["seed"],
         found_inf=found_inf,
+        square=square(group, numel),
     )
 
 
@@ -254,14 +259,20 @@ def complete(group: dict[str, Any]) -> None:
 
 
 def needs_scale(group: Mapping[str, Any]) -> bool:
-    """Whether the radius is in units of each tensor's weights."""
+    """Whether the radius is in units that need a scale for each tensor."""
     return group["radius"] is not None and RADII[group["radius"]].needs_scale
+
+
+def square(group: Mapping[str, Any], numel: int) -> float | None:
+    """Of the size that the scale of a radius gives each tensor's displacement; None where its weights say it."""
+    of = None if group["radius"] is None else RADII[group["radius"]].square
+    return None if of is None else of(numel)
 
 
 def radius(group: Mapping[str, Any], lr: Scalar, lr_peak: Scalar) -> Scalar:
     """ρ_t = γ · min(lr_peak, lr_t / fade): held until lr has fallen to ``fade`` of its peak, then fading with it.
 
-    Relative to the weights γ · min(1, lr_t / (fade · lr_peak)), which a tensor's scale is still to multiply.
+    In units that need a scale, γ · min(1, lr_t / (fade · lr_peak)), which the scale of each tensor is still to multiply.
     """
     fade = DEFAULT_FADE if group["fade"] is None else group["fade"]
     if needs_scale(group):

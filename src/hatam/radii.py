@@ -1,14 +1,17 @@
 """In what unit the strength γ of the decoupled form measures the displacement d = ρ S e / h.
 
+* "absolute": the displacement of all N parameters together has the Euclidean norm γ, as SAM's perturbation has ρ. Each
+  tensor has its share by its size: ρ = γ / sqrt(N) / RMS(S e / h) over the tensor (RMS: root mean square).
+* "relative": ρ = γ RMS(z) / RMS(S e / h) over the tensor, so that d is γ times as large as the weights.
 * "lr": ρ is γ times the peak learning rate.
-* "relative": ρ = γ RMS(z) / RMS(S e / h) over the tensor, so that d is γ times as large as the weights, by the root
-  mean square (RMS). Both are those of the step before: the pass over memory that writes them finds them for free.
 
-Either is held until lr has fallen to ``fade`` of its peak, and then runs out with it.
+What is measured of a tensor is that of the step before: the pass over memory that writes it finds it for free. All are
+held until lr has fallen to ``fade`` of its peak, and then run out with it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 
@@ -17,11 +20,17 @@ class Radius(NamedTuple):
 
     Attributes:
         gamma: the strength unless the user gives one.
-        needs_scale: whether a state keeps RMS(z) / RMS(S e / h).
+        needs_scale: whether a state keeps the scale of u = S e / h, which is a size over RMS(u).
+        square: the square of that size from the number of all parameters; None where it is RMS(z) of each tensor.
     """
 
     gamma: float
     needs_scale: bool
+    square: Callable[[int], float] | None = None
 
 
-RADII = {"lr": Radius(gamma=1.0, needs_scale=False), "relative": Radius(gamma=0.005, needs_scale=True)}
+RADII = {
+    "absolute": Radius(gamma=0.2, needs_scale=True, square=lambda numel: 1 / max(numel, 1)),
+    "relative": Radius(gamma=0.005, needs_scale=True),
+    "lr": Radius(gamma=1.0, needs_scale=False),
+}

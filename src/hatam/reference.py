@@ -21,7 +21,8 @@ class Reference:
         w: the start, any shape; copied to float64.
         form: "published", "raw" or "decoupled".
         gamma, beta1, beta2, beta_c, eps, weight_decay, cap, fade, uniform: as in :class:`hatam.HATAM`, all explicit.
-        relative: whether γ is in units of the weights, radius="relative".
+        size: what γ is in units of: None the peak lr (radius="lr"), "weights" (radius="relative"), or 1 / sqrt(N) for an
+            optimizer of N parameters (radius="absolute").
 
     Example:
         >>> import torch
@@ -43,7 +44,7 @@ class Reference:
     cap: float = math.inf
     fade: float = 0.1
     uniform: bool = False
-    relative: bool = False
+    size: str | float | None = None
     t: int = 0
     lr_peak: float = 0.0
 
@@ -87,10 +88,11 @@ class Reference:
         h = torch.sqrt(self.v / (1 - self.beta2**self.t)) + self.eps
         self.z = self.z - lr * (self.m / (1 - self.beta1**self.t) / h + self.weight_decay * self.z)
         self.lr_peak = max(self.lr_peak, lr)
-        if self.relative:
+        if self.size is not None:
             held = min(1.0, lr / (self.fade * self.lr_peak)) if self.lr_peak > 0 else 0.0
             noise = math.sqrt((1 - self.beta_c) / (1 + self.beta_c))
-            rho = float(self.gamma * held * self.rms_z / self.rms_u.clamp(min=0.25 * noise)) if self.rms_u > 0 else 0.0
+            size = self.rms_z if self.size == "weights" else self.size
+            rho = float(self.gamma * held * size / self.rms_u.clamp(min=0.25 * noise)) if self.rms_u > 0 else 0.0
         else:
             rho = self.gamma * min(self.lr_peak, lr / self.fade)
         known = self.mean_h > (1 + 1e-6) * self.eps  # else no gradient has come yet

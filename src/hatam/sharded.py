@@ -1,7 +1,7 @@
 """Parameters of which each process holds a part: DTensors, as FSDP2, HSDP and tensor parallelism make them.
 
 The element-wise work is done on the local parts, on whatever path takes them. What a step needs of a whole tensor, the
-mean of h and for a relative radius the sizes of z and u, are sums over all parts. They are not needed before the next
+mean of h and for a scaled radius the sizes of u and, relative to the weights, of z, are sums over all parts. They are not needed before the next
 step, and so one all-reduce for all tensors of a device mesh is begun at the end of a step and awaited at the beginning
 of the next: 4 bytes for each sum of a float32 tensor, and there are one to three of them.
 """
@@ -145,7 +145,7 @@ def by_mesh(params: list[Tensor]) -> dict[Any, list[int]]:
 
 def wanted_sums(o: Options) -> list[int]:
     """Which of Σh, Σz², Σu² a step needs of a whole tensor."""
-    return [0] * o.modulator.needs_mean + [1, 2] * o.relative
+    return [0] * o.modulator.needs_mean + [1] * (o.scaled and o.square is None) + [2] * o.scaled
 
 
 def begin(key: Any, sums: Tensor, params: list[Tensor], states: list[dict[str, Tensor]], o: Options) -> Pending:
@@ -185,20 +185,20 @@ def all_reduced(wires: dict[str, Tensor], mesh: Any) -> None:
             dist.all_reduce(wire, operations[name], group=group_of(mesh))
 
 
-def payload(tensors: int, *, mean: bool = True, relative: bool = True, itemsize: int = 4) -> int:
+def payload(tensors: int, *, mean: bool = True, radius: str = "absolute", itemsize: int = 4) -> int:
     """Bytes that each process hands to the one all-reduce of a step, of a mesh.
 
     Args:
         tensors: that are cut over the mesh.
         mean: whether the modulator is relative, and needs Σh.
-        relative: whether the radius is, and needs Σz² and Σu².
+        radius: its unit; "absolute" needs Σu², "relative" Σz² as well, "lr" and a form without a radius none.
         itemsize: 4 of float32 and narrower parameters, 8 of float64.
 
     Example:
-        >>> payload(291), payload(291, relative=False), payload(291, mean=False, relative=False)
-        (3492, 1164, 0)
+        >>> payload(291), payload(291, radius="lr"), payload(291, mean=False, radius="lr")
+        (2328, 1164, 0)
     """
-    return tensors * itemsize * (mean + 2 * relative)
+    return tensors * itemsize * (mean + {"lr": 0, "absolute": 1, "relative": 2}[radius])
 
 
 def keep(one: Pending) -> None:
@@ -209,9 +209,10 @@ def keep(one: Pending) -> None:
     if o.modulator.needs_mean:
         last = torch.stack([state["denom_mean"] for state in one.states])
         new["denom_mean"] = update.next_mean(next(sums) / one.numel, last, o)
-    if o.relative:
+    if o.scaled:
         last = torch.stack([state["displacement_scale"] for state in one.states])
-        new["displacement_scale"] = update.next_scale(next(sums) / one.numel, next(sums) / one.numel, last, o)
+        z2 = next(sums) / one.numel if o.square is None else torch.full_like(last, o.square)
+        new["displacement_scale"] = update.next_scale(z2, next(sums) / one.numel, last, o)
     for key, values in new.items():
         kept = [state[key] for state in one.states]
         if moved is not None:

@@ -54,14 +54,15 @@ class Options(NamedTuple):
     beta_c: float
     modulator: Modulator
     cap: float
-    radius: Scalar  # ρ_t of the decoupled form; where it is relative to the weights, times the tensor's scale
+    radius: Scalar  # ρ_t of the decoupled form; where it is scaled, times the tensor's scale
     grad_factor: Scalar  # 1, or −1 to maximize; divided by the loss scale
-    relative: bool  # the radius is so to the weights
+    scaled: bool  # the radius is in units that need a scale for each tensor
     capturable: bool
     form: str
     round_param: bool  # bfloat16 parameters at random; else to nearest
     round_state: bool
     seed: int
+    square: float | None = None  # of the size that this scale gives a displacement; None: the mean of z²
     found_inf: Tensor | None = None  # of a GradScaler, where the host has not read it: not 0, nothing moves
 
 
@@ -138,23 +139,26 @@ def least_span(o: Options) -> float:
 
 
 def remember_scale_(state: State, z: Tensor, e: Tensor, spread: Tensor, o: Options) -> None:
-    """Keep RMS(z) / RMS(u), u = e / spread, for the next step; of a part of a tensor the sums of squares."""
-    u2, z2, scale = (kept(e) / kept(spread)).square(), kept(z).square(), state["displacement_scale"]
+    """Keep the scale of u = e / spread for the next step; of a part of a tensor the sums of squares."""
+    u2, scale = (kept(e) / kept(spread)).square(), state["displacement_scale"]
     if "shard_sums" in state:
-        state["shard_sums"][1:] = torch.stack([z2.sum(dtype=torch.float64), u2.sum(dtype=torch.float64)])
+        state["shard_sums"][2] = u2.sum(dtype=torch.float64)
+        if o.square is None:
+            state["shard_sums"][1] = z.square().sum(dtype=torch.float64)
     else:
-        scale.copy_(next_scale(z2.mean(dtype=scale.dtype), u2.mean(dtype=scale.dtype), kept(scale), o))
+        z2 = kept(z).square().mean(dtype=scale.dtype) if o.square is None else torch.full_like(scale, o.square)
+        scale.copy_(next_scale(z2, u2.mean(dtype=scale.dtype), kept(scale), o))
 
 
 def next_scale(z2: Tensor, u2: Tensor, last: Tensor, o: Options) -> Tensor:
-    """RMS(z) / RMS(u) from the mean squares: 0 before any gradient, the last good one for a NaN."""
+    """RMS(z), or the size in its place, over RMS(u), from squares: 0 before any gradient, the last for a NaN."""
     new = (z2 / u2.clamp(min=least_span(o))).sqrt()
     return torch.where(u2 == 0, 0.0, torch.where((u2 < math.inf) & (new < math.inf), new, last))
 
 
 def set_radius_(state: State, o: Options) -> None:
     """The radius of this step's displacement, which undoing it will need."""
-    radius = o.radius * kept(state["displacement_scale"]) if o.relative else o.radius
+    radius = o.radius * kept(state["displacement_scale"]) if o.scaled else o.radius
     if isinstance(radius, Tensor):
         state["displacement_radius"].copy_(radius)
     else:
@@ -195,7 +199,7 @@ def decoupled_descent_(param: Tensor, state: State, o: Options) -> None:
         hand_over_mean_(state, o)
         remember_mean_(state, h, o)
     e, spread = averaged_gradient(state), o.modulator.spread(h, displacement_mean(state), o.cap)
-    if o.relative:
+    if o.scaled:
         remember_scale_(state, param, e, spread, o)
     add_ratio_(param, e, spread, -number(state["displacement_radius"], o))
 

@@ -191,6 +191,13 @@ CONTENDERS: dict[str, Contender] = {
             by_task={"mnist1d-mlp-plain": {"gamma": 7.0}, "mnist1d-conv": {"gamma": 2.0}},
         ),
         Contender(
+            "hatam-absolute",
+            "HATAM with a radius that is the norm of the whole displacement, as SAM's is",
+            SEED_DOCUMENT,
+            builders.hatam,
+            hatam_options("decoupled", radius="absolute", modulator_cap=1.0, gamma=0.5),
+        ),
+        Contender(
             "hatam",
             "HATAM: straightening further in sharp coordinates, by a radius in units of the weights",
             SEED_DOCUMENT,

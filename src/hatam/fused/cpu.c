@@ -28,7 +28,7 @@ enum { LANES = 128, BLOCK = 8 * LANES, GRAIN = 32 * BLOCK, CHUNK = 64 * BLOCK, L
 
 /* What the compiler makes a loop of its own for. */
 typedef struct {
-    int param, exp_avg, exp_avg_sq, random_state, random_param, own_e, raw, relative;
+    int param, exp_avg, exp_avg_sq, random_state, random_param, own_e, raw, scaled;
 } Types;
 
 /* Over a chunk, or over a tensor. */
@@ -48,11 +48,11 @@ static void set_scalar(void *x, int32_t dtype, double value) {
 /* A mean of eps is that of v = 0: nothing is known of sharpness yet, and S = 0. */
 static double known_mean(double mean, const Options *o) { return mean > o->no_gradient_yet ? mean : INFINITY; }
 
-static int is_relative(const Options *o) { return o->loop == SHARED_RELATIVE || o->loop == OWN_RELATIVE; }
+static int is_scaled(const Options *o) { return o->loop == SHARED_SCALED || o->loop == OWN_SCALED; }
 
-/* rho of this step; relative to the weights, by the sizes one step before. */
+/* rho of this step; scaled, by the sizes one step before. */
 static double radius_of(const Table *table, const Options *o, int64_t t) {
-    return is_relative(o) ? o->radius * scalar(table->displacement_scale[t], o->scalar_dtype) : o->radius;
+    return is_scaled(o) ? o->radius * scalar(table->displacement_scale[t], o->scalar_dtype) : o->radius;
 }
 
 /* The types of parameter and gradient, of m and e, of v; and whether state and parameter are rounded at random. */
@@ -131,9 +131,10 @@ static void finish(const Table *table, const Options *o, int64_t t, const Sum *s
     const double h_factor = 1 / sqrt(1 - pow(o->beta2, step));
     double *parts = table->shard_sums == NULL ? NULL : table->shard_sums[t];
     if (parts != NULL) parts[0] = sum.root * h_factor + numel * o->eps, parts[1] = sum.size, parts[2] = sum.span;
-    if (is_relative(o) && parts == NULL) {
+    if (is_scaled(o) && parts == NULL) {
         /* a NaN leaves the last one; without any gradient there is nothing to scale */
-        const double span = sum.span / numel, scale = sqrt(sum.size / numel / fmax(span, o->least_span));
+        const double span = sum.span / numel, square = o->square < 0 ? sum.size / numel : o->square;
+        const double scale = sqrt(square / fmax(span, o->least_span));
         if (span == 0 || numel == 0)
             set_scalar(table->displacement_scale[t], o->scalar_dtype, 0);
         else if (span < INFINITY && scale < INFINITY)

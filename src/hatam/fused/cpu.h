@@ -4,10 +4,10 @@
 
 #include <stdint.h>
 
-#define HATAM_LAYOUT 3 /* counts the changes of this file, so that a binary of another version is noticed */
+#define HATAM_LAYOUT 4 /* counts the changes of this file, so that a binary of another version is noticed */
 
-/* Decoupled where e is m, decoupled with e of its own; both with a radius relative to the weights; the other forms. */
-enum loop { SHARED, OWN, SHARED_RELATIVE, OWN_RELATIVE, RAW, PUBLISHED };
+/* Decoupled where e is m, decoupled with e of its own; both with a radius that is scaled for each tensor; the other forms. */
+enum loop { SHARED, OWN, SHARED_SCALED, OWN_SCALED, RAW, PUBLISHED };
 enum dtype { FLOAT32, FLOAT64, BFLOAT16 };
 
 /* Columns of one pointer per tensor. Columns that the loop does not use are NULL. */
@@ -26,6 +26,7 @@ typedef struct {
     double grad_factor;     /* 1 / loss scale, negative to maximize */
     double no_gradient_yet; /* a mean of h up to this is that of v = 0 */
     double least_span;      /* the least mean of (S e / h)^2 that counts */
+    double square;          /* of the size that a scaled radius gives S e / h; negative: the mean of z^2 */
     int32_t loop, uniform;
     int32_t param_dtype, exp_avg_dtype, exp_avg_sq_dtype; /* the gradient's is the parameter's, e's is m's */
     int32_t step_dtype, scalar_dtype;

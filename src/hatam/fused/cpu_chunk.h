@@ -9,7 +9,7 @@ typedef void (*FN(Loop))(FN(Block), FN(Sums) *, const FN(Constants) *);
 
 static FN(Loop) FN(choose)(const Options *o) {
 #define ROW(name, p, m, v, state, param) \
-    {p, m, v, state, param, {FN(name##_shared), FN(name##_own), FN(name##_shared_relative), FN(name##_own_relative), \
+    {p, m, v, state, param, {FN(name##_shared), FN(name##_own), FN(name##_shared_scaled), FN(name##_own_scaled), \
                              FN(name##_raw), FN(name##_published)}},
     static const struct {
         int param, exp_avg, exp_avg_sq, random_state, random_param;
@@ -109,6 +109,6 @@ static Sum FN(chunk)(const Table *table, const Options *o, int64_t t, int64_t be
         FN(close)(table->exp_avg_sq, t, at, o->exp_avg_sq_dtype, exp_avg_sq, n);
         FN(close)(table->exp_avg_grad, t, at, o->exp_avg_dtype, exp_avg_grad, n);
     }
-    if (!is_relative(o)) return (Sum){FN(added)(sums.root), 0, 0};
+    if (!is_scaled(o)) return (Sum){FN(added)(sums.root), 0, 0};
     return (Sum){FN(added)(sums.root), FN(added)(sums.span), FN(added)(sums.size)};
 }

@@ -23,7 +23,7 @@ typedef struct {
     int n;
 } FN(Block);
 
-/* By lane: of sqrt(v) and, for a radius relative to the weights, of (S e / h)^2 and z^2. */
+/* By lane: of sqrt(v) and, for a scaled radius, of (S e / h)^2 and z^2. */
 typedef struct {
     REAL root[LANES], span[LANES], size[LANES];
 } FN(Sums);
@@ -73,7 +73,7 @@ INLINE void FN(decoupled)(FN(Block) b, FN(Sums) *restrict sums, const FN(Constan
         /* w = z - d_t */
         sums->root[i] += root;
         REAL span = (t.own_e ? e : m) * FN(at_most)(k.cap * inv_h, k.inv_mean);
-        if (t.relative) sums->span[i] += span * span, sums->size[i] += z * z;
+        if (t.scaled) sums->span[i] += span * span, sums->size[i] += z * z;
         FN(store)(b.param + i, t.param, k.radius != 0 ? z - k.radius * span : z, for_param, t.random_param);
     }
 }
@@ -126,7 +126,7 @@ INLINE FN(Block) FN(part)(FN(Block) b, int i) {
 #define LOOPS(name, p, m, v, state, param)                             \
     LOOP(name##_shared, decoupled, p, m, v, state, param, 0, 0, 0)          \
     LOOP(name##_own, decoupled, p, m, v, state, param, 1, 0, 0)             \
-    LOOP(name##_shared_relative, decoupled, p, m, v, state, param, 0, 0, 1) \
-    LOOP(name##_own_relative, decoupled, p, m, v, state, param, 1, 0, 1)    \
+    LOOP(name##_shared_scaled, decoupled, p, m, v, state, param, 0, 0, 1) \
+    LOOP(name##_own_scaled, decoupled, p, m, v, state, param, 1, 0, 1)    \
     LOOP(name##_raw, corrected, p, m, v, state, param, 1, 1, 0)             \
     LOOP(name##_published, corrected, p, m, v, state, param, 1, 0, 0)

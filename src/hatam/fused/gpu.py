@@ -173,11 +173,11 @@ def launch(table: Tables, dtypes: dict[str, torch.dtype], o: Options) -> None:
     """The three kernels, in the order in which they need each other."""
     k, device = kernels(), table.rows.device
     tensors, chunks = len(table.rows), len(table.chunks)
-    double, relative = dtypes["param"] == torch.float64, o.modulator.needs_mean
+    double, needs_mean = dtypes["param"] == torch.float64, o.modulator.needs_mean
     precision = torch.float64 if double else torch.float32
     constants = torch.empty(tensors, k.words.CONSTANTS.value, dtype=precision, device=device)
     keys = torch.empty(tensors, dtype=torch.int32, device=device)
-    kept = (relative, o.relative, o.relative)  # of sqrt(v); of (S e / h)^2 and z^2
+    kept = (needs_mean, o.scaled, o.scaled and o.square is None)  # of sqrt(v); of (S e / h)^2 and z^2
     sums, spans, sizes = (torch.empty(chunks, dtype=torch.float64, device=device) if keep else None for keep in kept)
     found_inf = None if o.found_inf is None else o.found_inf.to(device, non_blocking=True)
     scalars = scalar_types(dtypes)
@@ -185,16 +185,16 @@ def launch(table: Tables, dtypes: dict[str, torch.dtype], o: Options) -> None:
 
     k.prepare[(-(-tensors // LANES),)](
         table.rows, constants, keys, tensors, o.seed, found_inf, **options(o, device), **shared, **scalars,
-        DECOUPLED=o.form == "decoupled", UNIFORM=not relative, RELATIVE=o.relative, LANES=LANES, enable_fp_fusion=False,
+        DECOUPLED=o.form == "decoupled", UNIFORM=not needs_mean, SCALED=o.scaled, LANES=LANES, enable_fp_fusion=False,
     )  # fmt: skip
     if chunks:
         k.update[(chunks,)](
             table.rows, table.chunks, constants, keys, sums, spans, sizes, found_inf, **loop(dtypes, o),
             ALIGNED=table.aligned, CHUNK=CHUNK, num_warps=WARPS, enable_fp_fusion=False,
         )  # fmt: skip
-    if relative or o.relative:
+    if needs_mean or o.scaled:
         k.finish[(tensors,)](
-            table.rows, sums, spans, sizes, found_inf, **shared, **scalars, least_span=least_span(o),
+            table.rows, sums, spans, sizes, found_inf, **shared, **scalars, least_span=least_span(o), square=o.square or 0.0,
             CHUNK=CHUNK, WIDTH=1024, enable_fp_fusion=False,
         )  # fmt: skip
 

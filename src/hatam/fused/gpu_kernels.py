@@ -40,7 +40,7 @@ def prepare(
     lr: tl.float64, radius: tl.float64, grad_factor: tl.float64, beta1: tl.float64, beta2: tl.float64,
     log_beta1: tl.float64, log_beta2: tl.float64, eps: tl.float64, weight_decay: tl.float64, gamma: tl.float64,
     beta_c: tl.float64, cap: tl.float64, no_gradient_yet: tl.float64,
-    DECOUPLED: tl.constexpr, UNIFORM: tl.constexpr, RELATIVE: tl.constexpr, STEP_TYPE: tl.constexpr,
+    DECOUPLED: tl.constexpr, UNIFORM: tl.constexpr, SCALED: tl.constexpr, STEP_TYPE: tl.constexpr,
     SCALAR_TYPE: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Every tensor's constants from its scalars, which it moves on, all but the mean: that comes from the new v."""
@@ -71,7 +71,7 @@ def prepare(
     tl.store(k + words.EPS, wide(eps), mask=inside)
     if DECOUPLED:
         radius, no_gradient_yet = number_or_at(radius, radius_at), wide(no_gradient_yet)
-        prepare_displacement(row, k, radius, wide(cap), no_gradient_yet, inside, moves, UNIFORM, RELATIVE, SCALAR_TYPE)
+        prepare_displacement(row, k, radius, wide(cap), no_gradient_yet, inside, moves, UNIFORM, SCALED, SCALAR_TYPE)
     else:
         gain = wide(gamma) * (1 - wide(beta_c))
         prepare_correction(row, k, gain, wide(eps), wide(cap), inside, UNIFORM, SCALAR_TYPE)
@@ -80,10 +80,10 @@ def prepare(
 @triton.jit
 def prepare_displacement(
     row, k, radius, cap, no_gradient_yet, inside, moves,
-    UNIFORM: tl.constexpr, RELATIVE: tl.constexpr, SCALAR_TYPE: tl.constexpr,
+    UNIFORM: tl.constexpr, SCALED: tl.constexpr, SCALAR_TYPE: tl.constexpr,
 ):  # fmt: skip
-    """S / h = min(cap / h, 1 / mean), before and now; ``RELATIVE`` to the weights the radius has a scale."""
-    if RELATIVE:
+    """S / h = min(cap / h, 1 / mean), before and now; where it is ``SCALED`` the radius has a scale."""
+    if SCALED:
         scale_at = scalars(row, words.DISPLACEMENT_SCALE, SCALAR_TYPE, inside)
         radius = radius * tl.load(scale_at, mask=inside, other=0).to(tl.float64)
     radius_at = scalars(row, words.DISPLACEMENT_RADIUS, SCALAR_TYPE, inside)
@@ -151,6 +151,7 @@ def update(
             tl.store(sums + chunk, total)
         if spans is not None:
             tl.store(spans + chunk, span)
+        if sizes is not None:
             tl.store(sizes + chunk, size)
 
 
@@ -264,10 +265,10 @@ def corrected(
 @triton.jit
 def finish(
     table, sums, spans, sizes, found_inf, log_beta2: tl.float64, eps: tl.float64, no_gradient_yet: tl.float64,
-    least_span: tl.float64,
+    least_span: tl.float64, square: tl.float64,
     STEP_TYPE: tl.constexpr, SCALAR_TYPE: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Keep mean(h) of one tensor and, for a radius relative to the weights, RMS(z) / RMS(S e / h)."""
+    """Keep mean(h) of one tensor and, for a scaled radius, RMS(z), or the size in its place, over RMS(S e / h)."""
     row = table + tl.program_id(0) * words.COLUMNS
     numel, first = column(row, words.NUMEL), column(row, words.FIRST)
     chunks, moves = (numel + CHUNK - 1) // CHUNK, skipped(found_inf) == 0
@@ -284,7 +285,9 @@ def finish(
         tl.store(mean_at, tl.where((mean < float("inf")) & (numel > 0), mean, last), mask=is_whole)
         tl.store(parts, mean * numel.to(tl.float64), mask=is_part)
     if spans is not None:
-        span, size = mean_of(spans, first, chunks, numel, WIDTH), mean_of(sizes, first, chunks, numel, WIDTH)
+        span, size = mean_of(spans, first, chunks, numel, WIDTH), wide(square)
+        if sizes is not None:
+            size = mean_of(sizes, first, chunks, numel, WIDTH)
         scale = tl.sqrt(size / tl.maximum(span, wide(least_span)))
         scale_at = column(row, words.DISPLACEMENT_SCALE).to(tl.pointer_type(SCALAR_TYPE))
         good = (span < float("inf")) & (scale < float("inf"))
