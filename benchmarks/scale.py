@@ -47,7 +47,7 @@ def messages() -> str:
     ]
     for name, (parameters, tensors) in MODELS.items():
         for ranks in RANKS:
-            default, by_lr = of_hatam(tensors, ranks), of_hatam(tensors, ranks, relative=False)
+            default, by_lr = of_hatam(tensors, ranks), of_hatam(tensors, ranks, radius="lr")
             whole = of_fsdp(parameters, ranks)
             share = f"{default / whole:.0e}" if whole else ""
             cells = (name, f"{tensors:,}", f"{ranks:,}", human(whole), human(default), human(by_lr), share)

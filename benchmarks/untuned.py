@@ -58,12 +58,14 @@ SECOND = (
     "hatam:gamma=0.05,beta_c=0.9",
     "hatam:gamma=0.1,beta_c=0.9",
 )
+THIRD = ("hatam-absolute:gamma=0.1", "hatam-absolute:gamma=0.2", "hatam-absolute:gamma=0.3")
 ROUNDS = {
     "first": Round(("adamw", *FIRST), ROOT / "records", "tune", 6000, 10, 4),
     "first, judged": Round(("adamw", "hatam"), ROOT / "records", "final", 7000, 20, 0),
     "second": Round(("adamw", *SECOND), ROOT / "second", "tune", 6100, 10, 0),
     "second, judged": Round(("adamw", "hatam:gamma=0.02"), ROOT / "second-judged", "final", 7100, 20, 8),
     "judged": Round(("adamw", DEFAULT), ROOT / "judged", "final", 7200, 20, 8),
+    "third": Round(("adamw", *THIRD), ROOT / "third", "tune", 6200, 10, 3),
 }
 
 

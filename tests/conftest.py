@@ -14,7 +14,7 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
-from hatam import PUBLISHED_FORM
+from hatam import HATAM, PUBLISHED_FORM, radii
 from hatam.fused import cpu
 from hatam.fused.batches import Batch
 from hatam.storage import is_quantized
@@ -38,8 +38,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     f"{form}-{modulator}": {"form": form, "modulator": modulator}
     for form, modulator in itertools.product(FORMS, MODULATORS)
 } | {
-    f"decoupled-{modulator}-by-lr": {"form": "decoupled", "modulator": modulator, "radius": "lr"}
-    for modulator in MODULATORS
+    f"decoupled-{modulator}-{radius}": {"form": "decoupled", "modulator": modulator, "radius": radius}
+    for modulator, radius in itertools.product(MODULATORS, ("lr", "absolute"))
 }
 """Every form with every modulator and every radius, otherwise at its defaults."""
 
@@ -61,6 +61,7 @@ KERNEL_FORMS: dict[str, dict[str, Any]] = {
     for name, options in {
         "shared-m": {"form": "decoupled"},
         "own-e": {"form": "decoupled", "beta_c": 0.7},
+        "shared-m-absolute": {"form": "decoupled", "radius": "absolute"},
         "shared-m-by-lr": {"form": "decoupled", "radius": "lr"},
         "own-e-by-lr": {"form": "decoupled", "radius": "lr", "beta_c": 0.7},
         "raw": {"form": "raw"},
@@ -91,6 +92,13 @@ def kernel_calls() -> Iterator[list[int]]:
 def is_relative(options: dict[str, Any]) -> bool:
     """Whether the displacement is in units of the weights, as it is by default."""
     return options.get("form", "decoupled") == "decoupled" and options.get("radius") != "lr"
+
+
+def size_of(optimizer: HATAM) -> str | float | None:
+    """What the displacement of the optimizer's first group is in units of, in the reference's words."""
+    numel = sum(radii.numbers_in(group["params"]) for group in optimizer.param_groups)
+    sizes = {"relative": "weights", "absolute": max(numel, 1) ** -0.5}
+    return sizes.get(optimizer.param_groups[0]["radius"])
 
 
 def through_a_file(state_dict: dict[str, Any]) -> dict[str, Any]:

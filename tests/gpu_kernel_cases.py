@@ -25,6 +25,7 @@ SHAPES = ((gpu.CHUNK + 1,), (), (0,))
 FORMS: dict[str, dict[str, Any]] = {
     "decoupled": {"form": "decoupled", "gamma": 2**-5},  # the same in every precision
     "own": {"form": "decoupled", "gamma": 2**-5, "beta_c": 0.7},
+    "absolute": {"form": "decoupled", "gamma": 2**-3, "radius": "absolute"},
     "by-lr": {"form": "decoupled", "radius": "lr"},
     "raw": {"form": "raw"},
     "published": {"form": "published"},
@@ -286,6 +287,7 @@ def test_the_means_of_a_tensor_of_many_chunks() -> None:
     row[0, k.words.NUMEL.value] = numel = chunks * gpu.CHUNK - 5
     k.finish[(1,)](
         row, sums, spans, sizes, None, log_beta2=math.log(beta2), eps=1e-8, no_gradient_yet=1e-8, least_span=1e-9,
+        square=0.0,
         STEP_TYPE=k.tl.float32, SCALAR_TYPE=k.tl.float32, CHUNK=gpu.CHUNK, WIDTH=1024,
     )  # fmt: skip
     assert float(mean) == pytest.approx(float(sums.sum()) / numel / math.sqrt(1 - beta2**3) + 1e-8, rel=1e-6)

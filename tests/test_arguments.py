@@ -72,7 +72,7 @@ BAD: list[Case] = [
     ({"lr": torch.tensor(NAN)}, ValueError, ["lr", "nan", "[0, inf)"]),
     ({"lr": torch.tensor(-0.5)}, ValueError, ["lr", "-0.5", "[0, inf)"]),
     ({"lr": torch.tensor(0.1), "foreach": True}, ValueError, ["lr", "foreach", "capturable=True"]),
-    ({"radius": "weights"}, ValueError, ["radius", "'weights'", "'lr', 'relative'"]),
+    ({"radius": "weights"}, ValueError, ["radius", "'weights'", "'absolute', 'relative', 'lr'"]),
     ({"radius": 0.1}, TypeError, ["radius", "0.1", "string"]),
     ({"radius": "relative", "form": "raw"}, ValueError, ["radius", "'relative'", "form='decoupled'"]),
     ({"form": "Decoupled"}, ValueError, ["form", "'Decoupled'", "'decoupled', 'raw', 'published'"]),

@@ -83,7 +83,7 @@ def test_undoing_and_redoing_does_not_drift(dtype: torch.dtype) -> None:
 @every_path
 @every_modulator
 @every_beta_c
-@pytest.mark.parametrize(("radius", "gamma"), [("relative", 0.1), ("lr", 3.0)])
+@pytest.mark.parametrize(("radius", "gamma"), [("absolute", 0.5), ("relative", 0.1), ("lr", 3.0)])
 def test_moments_and_z_are_those_of_adamw(
     radius: str, gamma: float, beta_c: float | None, modulator: str, foreach: bool
 ) -> None:
@@ -210,7 +210,7 @@ def test_every_group_has_a_peak_of_its_own(gamma_at_first: float) -> None:
 def test_one_cycle_agrees_with_the_reference(beta_c: float | None, modulator: str, foreach: bool) -> None:
     """It changes β1 every step, and βc with it where e is m; d_{t−1} is undone as it was done all the same."""
     (param,) = parameters([(6, 5)], torch.float64)
-    oracle = Reference(param, cap=1.0, gamma=0.005, relative=True, uniform=modulator == "uniform", beta_c=0.9)
+    oracle = Reference(param, cap=1.0, gamma=0.005, size="weights", uniform=modulator == "uniform", beta_c=0.9)
     optimizer = HATAM([param], 0.01, beta_c=beta_c, modulator=modulator, foreach=foreach)
     steps = 50
     scheduler = OneCycleLR(optimizer, max_lr=0.05, total_steps=steps)
@@ -274,6 +274,28 @@ def test_the_displacement_is_as_large_as_asked_for(modulator: str, beta_c: float
         assert sizes(optimizer, params) == pytest.approx([0.05 * lr / 1e-5] * 3, rel=0.15, abs=1e-7)
 
 
+@every_modulator
+def test_the_displacement_of_all_has_the_norm_asked_for(modulator: str) -> None:
+    """By size in every tensor, whatever its weights and gradients are, over all groups, those that come later too."""
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(scale * torch.randn(80, 30)) for scale in (0.0, 1.0, 30.0, 1.0)]
+    optimizer = HATAM([{"params": params[:2]}, {"params": [params[2]]}], 1e-4, gamma=0.5, radius="absolute")
+    for group in optimizer.param_groups:
+        group["modulator"] = modulator
+    for count in (3, 4):
+        if count == 4:
+            optimizer.add_param_group({"params": [params[3]], "modulator": modulator})
+        for _ in range(30):
+            for p in params[:count]:
+                p.grad = torch.randn_like(p) * p.detach().abs().amax()
+            optimizer.step()
+        displaced = [p.detach().clone() for p in params[:count]]
+        with optimizer.straightened():
+            norms = [float((p.detach() - w).norm()) for p, w in zip(params, displaced, strict=False)]
+        assert norms[0] == 0  # without a gradient nothing is displaced
+        assert norms[1:] == pytest.approx([0.5 / count**0.5] * (count - 1), rel=0.1)
+
+
 def test_a_gradient_that_fades_away_does_not_blow_up_the_next() -> None:
     torch.manual_seed(0)
     param = torch.nn.Parameter(torch.randn(500))
@@ -301,8 +323,8 @@ def test_the_unit_of_the_radius_can_change_in_mid_training() -> None:
 
 
 def test_gamma_has_a_default_for_each_unit() -> None:
-    params = [torch.nn.Parameter(torch.randn(5)) for _ in range(3)]
-    options: list[dict[str, Any]] = [{}, {"radius": "lr"}, {"form": "raw"}]
+    params = [torch.nn.Parameter(torch.randn(5)) for _ in range(4)]
+    options: list[dict[str, Any]] = [{}, {"radius": "absolute"}, {"radius": "lr"}, {"form": "raw"}]
     optimizer = HATAM([{"params": [p], **o} for p, o in zip(params, options, strict=True)])
     found = [(group["radius"], group["gamma"]) for group in optimizer.param_groups]
-    assert found == [("relative", 0.005), ("lr", 1.0), (None, 1.0)]
+    assert found == [("relative", 0.005), ("absolute", 0.2), ("lr", 1.0), (None, 1.0)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import VARIANTS, bits, feed, gradients, parameters, state_bits, through_a_file
+from conftest import VARIANTS, bits, feed, gradients, parameters, size_of, state_bits, through_a_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -21,7 +21,9 @@ NUMBERS = st.one_of(
     st.sampled_from([0, 1, -1, 10**400, True, None, "0.1", (), [0.9, 0.99], (0.9,), ("a", 0.9), (0.9, math.nan)]),
     st.sampled_from([torch.tensor(0.1), torch.tensor([0.1, 0.2]), torch.tensor(math.nan), 1j]),
 )
-WORDS = st.sampled_from(["decoupled", "raw", "published", "relative", "uniform", "lr", "8bit", "", "Raw", 0, None, []])
+WORDS = st.sampled_from(
+    ["decoupled", "raw", "published", "relative", "uniform", "absolute", "lr", "8bit", "", "Raw", 0, None, []]
+)
 FLAGS = st.sampled_from([True, False, None, 0, 1, "yes", torch.float32, torch.bfloat16, torch.int64])
 OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(
@@ -146,7 +148,7 @@ def test_step_against_the_reference(options: dict[str, Any], kind: dict[str, Any
         gamma=group["gamma"],
         cap={"decoupled": 1.0, "raw": 3.0, "published": math.inf}[group["form"]],
         uniform=group["modulator"] == "uniform",
-        relative=group["radius"] == "relative",
+        size=size_of(optimizer),
     )
     for g in grads:
         param.grad = g

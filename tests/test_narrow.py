@@ -76,6 +76,7 @@ UNDONE: dict[str, tuple[dict[str, Any], int]] = {
             "own-e": {"beta_c": 0.5},
             "uniform": {"modulator": "uniform"},
             "to-weights": {"radius": "relative", "gamma": 0.01},
+            "of-all": {"radius": "absolute", "gamma": 0.64},
         }.items()
         for path in ("kernel", "unfused")
     },

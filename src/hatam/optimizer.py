@@ -16,7 +16,7 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-from . import checkpoints, fused, options, paths, sharded, straightening
+from . import checkpoints, fused, options, paths, radii, sharded, straightening
 from .forms import FORMS
 from .fused.batches import Division
 from .storage import SCALARS, new_moment
@@ -167,7 +167,7 @@ class HATAM(Optimizer):
             raise
         self.param_groups[-1]["lr_peak"] = paths.peak_of_kind(self.param_groups[-1])
         self._is_cut = self._is_cut or sharded.any_cut(self.param_groups[-1]["params"])
-        self._numel += sum(p.numel() for p in self.param_groups[-1]["params"])
+        self._numel += radii.numbers_in(self.param_groups[-1]["params"])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Fill in what an AdamW checkpoint lacks; its state gets HATAM's entries at the next step."""
@@ -175,7 +175,7 @@ class HATAM(Optimizer):
         super().__setstate__(state)
         self._divisions, self._shards = {}, sharded.Shards()  # which hold on to the tensors of the last step
         self._is_cut = any(sharded.any_cut(group["params"]) for group in self.param_groups)
-        self._numel = sum(p.numel() for group in self.param_groups for p in group["params"])
+        self._numel = sum(radii.numbers_in(group["params"]) for group in self.param_groups)
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)

@@ -272,7 +272,7 @@ def square(group: Mapping[str, Any], numel: int) -> float | None:
 def radius(group: Mapping[str, Any], lr: Scalar, lr_peak: Scalar) -> Scalar:
     """ρ_t = γ · min(lr_peak, lr_t / fade): held until lr has fallen to ``fade`` of its peak, then fading with it.
 
-    In units that need a scale, γ · min(1, lr_t / (fade · lr_peak)), which the scale of each tensor is still to multiply.
+    In units that need a scale, γ · min(1, lr_t / (fade · lr_peak)), which each tensor's scale is still to multiply.
     """
     fade = DEFAULT_FADE if group["fade"] is None else group["fade"]
     if needs_scale(group):

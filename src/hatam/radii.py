@@ -11,8 +11,10 @@ held until lr has fallen to ``fade`` of its peak, and then run out with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
+
+from torch import Tensor
 
 
 class Radius(NamedTuple):
@@ -34,3 +36,8 @@ RADII = {
     "relative": Radius(gamma=0.005, needs_scale=True),
     "lr": Radius(gamma=1.0, needs_scale=False),
 }
+
+
+def numbers_in(params: Iterable[Tensor]) -> int:
+    """How many real numbers parameters have; a complex one is two."""
+    return sum(p.numel() * (2 if p.is_complex() else 1) for p in params)

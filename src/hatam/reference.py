@@ -21,8 +21,8 @@ class Reference:
         w: the start, any shape; copied to float64.
         form: "published", "raw" or "decoupled".
         gamma, beta1, beta2, beta_c, eps, weight_decay, cap, fade, uniform: as in :class:`hatam.HATAM`, all explicit.
-        size: what γ is in units of: None the peak lr (radius="lr"), "weights" (radius="relative"), or 1 / sqrt(N) for an
-            optimizer of N parameters (radius="absolute").
+        size: what γ is in units of: None the peak lr (radius="lr"), "weights" (radius="relative"), or a number, for
+            radius="absolute" 1 / sqrt(N) of an optimizer of N parameters.
 
     Example:
         >>> import torch
@@ -91,7 +91,7 @@ class Reference:
         if self.size is not None:
             held = min(1.0, lr / (self.fade * self.lr_peak)) if self.lr_peak > 0 else 0.0
             noise = math.sqrt((1 - self.beta_c) / (1 + self.beta_c))
-            size = self.rms_z if self.size == "weights" else self.size
+            size = float(self.rms_z) if isinstance(self.size, str) else self.size
             rho = float(self.gamma * held * size / self.rms_u.clamp(min=0.25 * noise)) if self.rms_u > 0 else 0.0
         else:
             rho = self.gamma * min(self.lr_peak, lr / self.fade)

@@ -1,9 +1,9 @@
 """Parameters of which each process holds a part: DTensors, as FSDP2, HSDP and tensor parallelism make them.
 
 The element-wise work is done on the local parts, on whatever path takes them. What a step needs of a whole tensor, the
-mean of h and for a scaled radius the sizes of u and, relative to the weights, of z, are sums over all parts. They are not needed before the next
-step, and so one all-reduce for all tensors of a device mesh is begun at the end of a step and awaited at the beginning
-of the next: 4 bytes for each sum of a float32 tensor, and there are one to three of them.
+mean of h and for a scaled radius the size of u and, relative to the weights, of z, are sums over all parts. They are
+not needed before the next step, and so one all-reduce for all tensors of a device mesh is begun at the end of a step
+and awaited at the beginning of the next: 4 bytes for each sum of a float32 tensor, and there are one to three of them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import update
 from .fused.batches import Columns, picked, rows
+from .radii import numbers_in
 from .storage import arithmetic
 from .update import Options
 
@@ -157,7 +158,7 @@ def begin(key: Any, sums: Tensor, params: list[Tensor], states: list[dict[str, T
 
     wire = sums / column([copies(p, mesh) for p in params])[:, None]
     wire = wire.to(torch.float32 if dtype == torch.float32 else torch.float64)
-    numel = column([p.numel() * (2 if p.is_complex() else 1) for p in params])
+    numel = column([numbers_in([p]) for p in params])
     work = dist.all_reduce(wire, group=group_of(mesh), async_op=True) if mesh.size() > 1 else None
     return Pending(work, wire, states, numel, o)
 
@@ -185,7 +186,7 @@ def all_reduced(wires: dict[str, Tensor], mesh: Any) -> None:
             dist.all_reduce(wire, operations[name], group=group_of(mesh))
 
 
-def payload(tensors: int, *, mean: bool = True, radius: str = "absolute", itemsize: int = 4) -> int:
+def payload(tensors: int, *, mean: bool = True, radius: str = "relative", itemsize: int = 4) -> int:
     """Bytes that each process hands to the one all-reduce of a step, of a mesh.
 
     Args:
@@ -196,7 +197,7 @@ def payload(tensors: int, *, mean: bool = True, radius: str = "absolute", itemsi
 
     Example:
         >>> payload(291), payload(291, radius="lr"), payload(291, mean=False, radius="lr")
-        (2328, 1164, 0)
+        (3492, 1164, 0)
     """
     return tensors * itemsize * (mean + {"lr": 0, "absolute": 1, "relative": 2}[radius])
 

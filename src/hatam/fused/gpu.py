@@ -194,8 +194,8 @@ def launch(table: Tables, dtypes: dict[str, torch.dtype], o: Options) -> None:
         )  # fmt: skip
     if needs_mean or o.scaled:
         k.finish[(tensors,)](
-            table.rows, sums, spans, sizes, found_inf, **shared, **scalars, least_span=least_span(o), square=o.square or 0.0,
-            CHUNK=CHUNK, WIDTH=1024, enable_fp_fusion=False,
+            table.rows, sums, spans, sizes, found_inf, **shared, **scalars, least_span=least_span(o),
+            square=o.square or 0.0, CHUNK=CHUNK, WIDTH=1024, enable_fp_fusion=False,
         )  # fmt: skip
 
 
