@@ -22,10 +22,19 @@ SLOW = frozenset(PLANS["full"].budgets)
 Scores = dict[tuple[str, str], dict[int, float]]
 
 
-def tuned(task: str, contender: str) -> dict[str, Any] | None:
-    """A contender's winning options of the study at equal steps, None where it has not come to them yet."""
+def tuned(task: str, contender: str, alone: str | None = None) -> dict[str, Any] | None:
+    """A contender's winning options of the study at equal steps, None where it has not come to them yet.
+
+    ``alone`` is a stage of the search: the best of its settings, which for the first differ in lr alone.
+    """
     path = CELLS / task / f"{contender}-steps.json"
-    winner = json.loads(path.read_text(encoding="utf-8"))["winner"] if path.exists() else None
+    if not path.exists():
+        return None
+    cell = json.loads(path.read_text(encoding="utf-8"))
+    winner = cell["winner"]
+    if alone is not None:
+        sign = 1 if find(task).higher_is_better else -1
+        winner = max(cell["stages"][alone]["settings"], key=lambda setting: sign * float(setting["validation"]))
     return None if winner is None else dict(winner["options"])
 
 

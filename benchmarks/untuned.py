@@ -26,7 +26,7 @@ from hatam.bench.records import Run
 from hatam.bench.tasks import all_tasks, find
 
 ROOT = grids.ROOT / "results/untuned"
-DEFAULT = "hatam:gamma=0.005"
+DEFAULT = "hatam-absolute:gamma=0.2"
 
 
 class Round(NamedTuple):
@@ -64,8 +64,10 @@ ROUNDS = {
     "first, judged": Round(("adamw", "hatam"), ROOT / "records", "final", 7000, 20, 0),
     "second": Round(("adamw", *SECOND), ROOT / "second", "tune", 6100, 10, 0),
     "second, judged": Round(("adamw", "hatam:gamma=0.02"), ROOT / "second-judged", "final", 7100, 20, 8),
-    "judged": Round(("adamw", DEFAULT), ROOT / "judged", "final", 7200, 20, 8),
+    "0.005, judged": Round(("adamw", "hatam:gamma=0.005"), ROOT / "judged", "final", 7200, 20, 8),
     "third": Round(("adamw", *THIRD), ROOT / "third", "tune", 6200, 10, 3),
+    "judged": Round(("adamw", DEFAULT), ROOT / "default", "final", 7300, 40, 8),
+    "usual": Round(("adamw", DEFAULT), ROOT / "usual", "final", 7400, 20, 0),
 }
 
 
@@ -73,7 +75,7 @@ def adamw_of(name: str) -> Mapping[str, Any]:
     """AdamW's options by task, as a round knows them."""
     if name == "first":
         return dict(json.loads((ROOT / "adamw.json").read_text(encoding="utf-8")))
-    found = {task: grids.tuned(task, "adamw") for task in all_tasks()}
+    found = {task: grids.tuned(task, "adamw", alone="search-1" if name == "usual" else None) for task in all_tasks()}
     return {task: options for task, options in found.items() if options}
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -72,6 +72,23 @@ def check(group: dict[str, Any]) -> None:
             raise RuntimeError("state_dtype='8bit' is not supported for DTensors; use torch.bfloat16 or None")
 
 
+class Sums(NamedTuple):
+    """Of some parameters of one mesh: where their sums are written, and what they need to be added up."""
+
+    all: Tensor  # (tensors, 3)
+    each: list[Tensor]  # its rows
+    copies: Tensor  # how many processes hold the same part
+    numel: Tensor  # of the whole tensors
+
+    @staticmethod
+    def of(params: list[Tensor], mesh: Any) -> Sums:
+        """With room for what is to be written."""
+        device = local(params[0]).device
+        sums = torch.zeros(len(params), 3, dtype=torch.float64, device=device)
+        counts = [[copies(p, mesh) for p in params], [numbers_in([p]) for p in params]]
+        return Sums(sums, list(sums.unbind()), *torch.tensor(counts, dtype=torch.float64, device=device).unbind())
+
+
 @dataclass
 class Pending:
     """Sums on their way."""
@@ -88,7 +105,7 @@ class Shards:
 
     def __init__(self) -> None:
         self.pending: list[Pending] = []
-        self._sums: dict[tuple[int, ...], Tensor] = {}
+        self._sums: dict[tuple[int, ...], Sums] = {}
 
     def run(
         self,
@@ -113,17 +130,17 @@ class Shards:
             columns = {name: [local(x) for x in column] for name, column in some.items()}
             wanted = [] if o is None or key is None else wanted_sums(o)
             if wanted:
-                sums = self._sums_of(whose, parts)
-                columns[SUMS] = list(sums.unbind())
+                sums = self._sums_of(whose, mine, key[0])
+                columns[SUMS] = sums.each
             step(parts, [local_grad(g, p) for g, p in zip(theirs, mine, strict=True)], columns, whose)
             if wanted and o is not None:
-                self.pending.append(begin(key, sums[:, wanted], mine, rows(some), o))
+                self.pending.append(begin(key, sums, wanted, rows(some), o))
 
-    def _sums_of(self, numbers: list[int], parts: list[Tensor]) -> Tensor:
-        """Where the sums of these parameters are written: the same memory at each step."""
+    def _sums_of(self, numbers: list[int], params: list[Tensor], mesh: Any) -> Sums:
+        """The same objects at each step, by which a kernel knows that its tables still hold."""
         key = tuple(numbers)
         if key not in self._sums:
-            self._sums[key] = torch.zeros(len(parts), 3, dtype=torch.float64, device=parts[0].device)
+            self._sums[key] = Sums.of(params, mesh)
         return self._sums[key]
 
     def settle(self) -> None:
@@ -149,18 +166,13 @@ def wanted_sums(o: Options) -> list[int]:
     return [0] * o.modulator.needs_mean + [1] * (o.scaled and o.square is None) + [2] * o.scaled
 
 
-def begin(key: Any, sums: Tensor, params: list[Tensor], states: list[dict[str, Tensor]], o: Options) -> Pending:
+def begin(key: Any, sums: Sums, wanted: list[int], states: list[dict[str, Tensor]], o: Options) -> Pending:
     """Start the all-reduce. What several processes hold alike counts once."""
     mesh, dtype = key
-
-    def column(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=sums.device)
-
-    wire = sums / column([copies(p, mesh) for p in params])[:, None]
+    wire = sums.all[:, wanted] / sums.copies[:, None]
     wire = wire.to(torch.float32 if dtype == torch.float32 else torch.float64)
-    numel = column([numbers_in([p]) for p in params])
     work = dist.all_reduce(wire, group=group_of(mesh), async_op=True) if mesh.size() > 1 else None
-    return Pending(work, wire, states, numel, o)
+    return Pending(work, wire, states, sums.numel, o)
 
 
 def copies(param: Any, mesh: Any) -> int:
@@ -226,7 +238,9 @@ def mean_of_whole(h: Tensor, param: Tensor, step: Tensor, o: Options) -> Tensor:
     if step == 0:
         return torch.full((), o.eps, dtype=torch.float64, device=h.device)
     mesh: Any = param.device_mesh  # type: ignore[attr-defined]
-    one = begin((mesh, torch.float64), h.sum(dtype=torch.float64).view(1, 1), [param], [], o)
+    sums = Sums.of([param], mesh)
+    sums.all[0, 0] = h.sum(dtype=torch.float64)
+    one = begin((mesh, torch.float64), sums, [0], [], o)
     if one.work is not None:
         one.work.wait()
     return one.wire[0, 0] / one.numel[0]
