@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # Whom the demo compares; the study compares all.
-PEERS := adamw adamw-no-momentum sam k-sam msam atam atam-decoupled hatam-published hatam-raw hatam:gamma=0.1
+PEERS := adamw adamw-no-momentum sam k-sam msam atam atam-decoupled hatam-published hatam-raw hatam:gamma=2
 CONTENDERS := $(addprefix --contender ,$(PEERS))
 
 .DEFAULT_GOAL := help
@@ -65,7 +65,7 @@ readme: $(VENV)/dev ## render tables and plots of README and docs from the commi
 
 theory: $(VENV)/dev ## the theory in numbers: records, figures and tables of docs/theory.md; some minutes, resumes
 	$(BIN)/hatam theory --results results/theory --figures docs/figures --update docs/theory.md
-	$(BIN)/hatam landscape --task mnist1d-mlp-plain --contender adamw --contender sam --contender hatam:gamma=0.12 \
+	$(BIN)/hatam landscape --task mnist1d-mlp-plain --contender adamw --contender sam --contender hatam-relative:gamma=0.12 \
 		--record results/theory/landscape.json --out docs/figures/landscape.svg
 
 compatibility: $(VENV)/dev ## run the tests of what HATAM works with, and write docs/compatibility.md from their outcomes

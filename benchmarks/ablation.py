@@ -42,21 +42,21 @@ FACTORS = ("gamma",)  # where the change is a factor; 0 is 0
 
 def tasks() -> list[str]:
     """Those on which the study has a winner, but for the slow ones."""
-    return [name for name in all_tasks() if grids.tuned(name, "hatam") and name not in grids.SLOW]
+    return [name for name in all_tasks() if grids.tuned(name, "hatam-relative") and name not in grids.SLOW]
 
 
 def runs() -> list[Run]:
     """All of them; none reads test data."""
     found = []
     for name in tasks():
-        task, winner = find(name), grids.tuned(name, "hatam")
+        task, winner = find(name), grids.tuned(name, "hatam-relative")
         for label, change in CHANGES.items():
             options = {**winner, **{key: winner[key] * x if key in FACTORS else x for key, x in change.items()}}
             if "β1" in label and winner["beta_c"] is None and options["gamma"]:
                 options["beta_c"] = winner["beta1"]
             for seed in range(FIRST_SEED, FIRST_SEED + SEEDS):
                 budget = task.steps, task.batch_size, task.warmup
-                found.append(Run(name, label, "hatam", options, seed, *budget, purpose="tune"))
+                found.append(Run(name, label, "hatam-relative", options, seed, *budget, purpose="tune"))
     return found
 
 

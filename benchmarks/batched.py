@@ -28,7 +28,7 @@ from hatam.bench.training import train
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = ("mnist1d-mlp", "mnist1d-conv", "digits", "diabetes")
-CONTENDERS = ("adamw", "hatam", "sam")
+CONTENDERS = ("adamw", "hatam-relative", "sam")
 SIZES = (1, 8, 32, 96)
 STEPS = 40
 

@@ -33,8 +33,8 @@ TASKS = (
 )
 SIZES = {
     "hatam-lr:": (1, 2, 4, 8),
-    "hatam:modulator_cap=3.0,": (0.003, 0.01, 0.03, 0.1, 0.3),
-    "hatam:": (0.03, 0.1),
+    "hatam-relative:modulator_cap=3.0,": (0.003, 0.01, 0.03, 0.1, 0.3),
+    "hatam-relative:": (0.03, 0.1),
     "atam-decoupled:": (0.01, 0.03, 0.1),
 }
 SPECS = ("adamw", *(f"{contender}gamma={gamma}" for contender, gammas in SIZES.items() for gamma in gammas))

@@ -31,8 +31,8 @@ def ends(job: Job) -> dict[str, Any]:
     """Train with a cosine that ends at a share of the peak; the validation score at w and at z."""
     name, floor, seed = job
     torch.set_num_threads(1)
-    task, run = find(name), make_run(find(name), "hatam", seed)
-    options = grids.tuned(name, "hatam")
+    task, run = find(name), make_run(find(name), "hatam-relative", seed)
+    options = grids.tuned(name, "hatam-relative")
     run = type(run)(**{**vars(run), "options": options})
     trainer, data = prepare(task, run), task.data()
     rng = torch.Generator().manual_seed(seed)

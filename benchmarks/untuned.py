@@ -26,7 +26,7 @@ from hatam.bench.records import Run
 from hatam.bench.tasks import all_tasks, find
 
 ROOT = grids.ROOT / "results/untuned"
-DEFAULT = "hatam-absolute:gamma=0.2"
+DEFAULT = "hatam:gamma=0.2"
 
 
 class Round(NamedTuple):
@@ -42,29 +42,29 @@ class Round(NamedTuple):
 
 FIRST = (
     "hatam-lr:gamma=1.0",
-    "hatam:modulator_cap=3.0,gamma=0.03",
-    "hatam:gamma=0.02",
-    "hatam:gamma=0.03",
-    "hatam:gamma=0.05",
+    "hatam-relative:modulator_cap=3.0,gamma=0.03",
+    "hatam-relative:gamma=0.02",
+    "hatam-relative:gamma=0.03",
+    "hatam-relative:gamma=0.05",
     "atam-decoupled:gamma=0.03",
     "atam-decoupled:gamma=0.05",
 )
 SECOND = (
-    "hatam:gamma=0.03",
-    "hatam:gamma=0.02",
-    "hatam:gamma=0.01",
-    "hatam:gamma=0.02,beta_c=0.9",
-    "hatam:gamma=0.03,beta_c=0.9",
-    "hatam:gamma=0.05,beta_c=0.9",
-    "hatam:gamma=0.1,beta_c=0.9",
+    "hatam-relative:gamma=0.03",
+    "hatam-relative:gamma=0.02",
+    "hatam-relative:gamma=0.01",
+    "hatam-relative:gamma=0.02,beta_c=0.9",
+    "hatam-relative:gamma=0.03,beta_c=0.9",
+    "hatam-relative:gamma=0.05,beta_c=0.9",
+    "hatam-relative:gamma=0.1,beta_c=0.9",
 )
-THIRD = ("hatam-absolute:gamma=0.1", "hatam-absolute:gamma=0.2", "hatam-absolute:gamma=0.3")
+THIRD = ("hatam:gamma=0.1", "hatam:gamma=0.2", "hatam:gamma=0.3")
 ROUNDS = {
     "first": Round(("adamw", *FIRST), ROOT / "records", "tune", 6000, 10, 4),
-    "first, judged": Round(("adamw", "hatam"), ROOT / "records", "final", 7000, 20, 0),
+    "first, judged": Round(("adamw", "hatam-relative"), ROOT / "records", "final", 7000, 20, 0),
     "second": Round(("adamw", *SECOND), ROOT / "second", "tune", 6100, 10, 0),
-    "second, judged": Round(("adamw", "hatam:gamma=0.02"), ROOT / "second-judged", "final", 7100, 20, 8),
-    "0.005, judged": Round(("adamw", "hatam:gamma=0.005"), ROOT / "judged", "final", 7200, 20, 8),
+    "second, judged": Round(("adamw", "hatam-relative:gamma=0.02"), ROOT / "second-judged", "final", 7100, 20, 8),
+    "0.005, judged": Round(("adamw", "hatam-relative:gamma=0.005"), ROOT / "judged", "final", 7200, 20, 8),
     "third": Round(("adamw", *THIRD), ROOT / "third", "tune", 6200, 10, 3),
     "judged": Round(("adamw", DEFAULT), ROOT / "default", "final", 7300, 40, 8),
     "usual": Round(("adamw", DEFAULT), ROOT / "usual", "final", 7400, 20, 0),

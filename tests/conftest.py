@@ -39,7 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     for form, modulator in itertools.product(FORMS, MODULATORS)
 } | {
     f"decoupled-{modulator}-{radius}": {"form": "decoupled", "modulator": modulator, "radius": radius}
-    for modulator, radius in itertools.product(MODULATORS, ("lr", "absolute"))
+    for modulator, radius in itertools.product(MODULATORS, ("lr", "relative"))
 }
 """Every form with every modulator and every radius, otherwise at its defaults."""
 
@@ -61,7 +61,7 @@ KERNEL_FORMS: dict[str, dict[str, Any]] = {
     for name, options in {
         "shared-m": {"form": "decoupled"},
         "own-e": {"form": "decoupled", "beta_c": 0.7},
-        "shared-m-absolute": {"form": "decoupled", "radius": "absolute"},
+        "shared-m-relative": {"form": "decoupled", "radius": "relative"},
         "shared-m-by-lr": {"form": "decoupled", "radius": "lr"},
         "own-e-by-lr": {"form": "decoupled", "radius": "lr", "beta_c": 0.7},
         "raw": {"form": "raw"},
@@ -89,8 +89,8 @@ def kernel_calls() -> Iterator[list[int]]:
         yield taken
 
 
-def is_relative(options: dict[str, Any]) -> bool:
-    """Whether the displacement is in units of the weights, as it is by default."""
+def is_scaled(options: dict[str, Any]) -> bool:
+    """Whether the radius is in units that need a scale for each tensor, as it is by default."""
     return options.get("form", "decoupled") == "decoupled" and options.get("radius") != "lr"
 
 

@@ -23,9 +23,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim
 BF16 = torch.bfloat16
 SHAPES = ((gpu.CHUNK + 1,), (), (0,))
 FORMS: dict[str, dict[str, Any]] = {
-    "decoupled": {"form": "decoupled", "gamma": 2**-5},  # the same in every precision
-    "own": {"form": "decoupled", "gamma": 2**-5, "beta_c": 0.7},
-    "absolute": {"form": "decoupled", "gamma": 2**-3, "radius": "absolute"},
+    "decoupled": {"form": "decoupled", "gamma": 2**-3},  # the same in every precision
+    "own": {"form": "decoupled", "gamma": 2**-3, "beta_c": 0.7},
+    "relative": {"form": "decoupled", "gamma": 2**-5, "radius": "relative"},
     "by-lr": {"form": "decoupled", "radius": "lr"},
     "raw": {"form": "raw"},
     "published": {"form": "published"},

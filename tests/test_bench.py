@@ -187,7 +187,7 @@ def test_options_decide_where_a_record_lies(tmp_path: Path) -> None:
     task = all_tasks()["mnist1d-mlp"]
     specs = ["hatam", "hatam:gamma=0.1", "hatam:modulator_cap=inf"]
     assert len({make_run(task, spec, 0).path(tmp_path).parent for spec in specs}) == 3
-    assert make_run(task, "hatam:gamma=0.03", 0).path(tmp_path) == make_run(task, "hatam", 0).path(tmp_path)
+    assert make_run(task, "hatam:gamma=0.5", 0).path(tmp_path) == make_run(task, "hatam", 0).path(tmp_path)
 
 
 @pytest.mark.parametrize("changed", [{"steps": 5}, {"options": {"lr": 1.0}}])
@@ -295,7 +295,7 @@ def test_documents_show_what_the_records_say() -> None:
     study, readme, page = (ROOT / name for name in ("results/full", "README.md", "docs/results.md"))
     for where, marker, table in (
         (readme, "full", report.brief(study)),
-        (readme, "untuned", report.brief(ROOT / "results/untuned/judged", ("adamw", "hatam:gamma=0.005"))),
+        (readme, "untuned", report.brief(ROOT / "results/untuned/default", ("adamw", "hatam:gamma=0.2"))),
         (page, "full", report.in_markdown(study)),
     ):
         text = where.read_text(encoding="utf-8")

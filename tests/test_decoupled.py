@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import cosine, equal, every_path, feed, generator, gradients, parameters, relative_error, twins
+from conftest import cosine, equal, every_path, feed, generator, gradients, parameters, relative_error, size_of, twins
 from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
@@ -210,8 +210,8 @@ def test_every_group_has_a_peak_of_its_own(gamma_at_first: float) -> None:
 def test_one_cycle_agrees_with_the_reference(beta_c: float | None, modulator: str, foreach: bool) -> None:
     """It changes β1 every step, and βc with it where e is m; d_{t−1} is undone as it was done all the same."""
     (param,) = parameters([(6, 5)], torch.float64)
-    oracle = Reference(param, cap=1.0, gamma=0.005, size="weights", uniform=modulator == "uniform", beta_c=0.9)
     optimizer = HATAM([param], 0.01, beta_c=beta_c, modulator=modulator, foreach=foreach)
+    oracle = Reference(param, cap=1.0, gamma=0.2, size=size_of(optimizer), uniform=modulator == "uniform", beta_c=0.9)
     steps = 50
     scheduler = OneCycleLR(optimizer, max_lr=0.05, total_steps=steps)
     seen: set[Any] = set()
@@ -259,7 +259,7 @@ def test_the_displacement_is_as_large_as_asked_for(modulator: str, beta_c: float
     """But for what a step changes, whatever lr and the scale of the gradients; and no more once lr has run out."""
     torch.manual_seed(0)
     params = [torch.nn.Parameter(scale * torch.randn(80, 30)) for scale in (0.01, 1.0, 30.0)]
-    optimizer = HATAM(params, 1e-4, gamma=0.05, modulator=modulator, beta_c=beta_c)
+    optimizer = HATAM(params, 1e-4, radius="relative", gamma=0.05, modulator=modulator, beta_c=beta_c)
     for factor in (1e-6, 1.0, 1e6):
         for _ in range(30):
             for p in params:
@@ -279,7 +279,7 @@ def test_the_displacement_of_all_has_the_norm_asked_for(modulator: str) -> None:
     """By size in every tensor, whatever its weights and gradients are, over all groups, those that come later too."""
     torch.manual_seed(0)
     params = [torch.nn.Parameter(scale * torch.randn(80, 30)) for scale in (0.0, 1.0, 30.0, 1.0)]
-    optimizer = HATAM([{"params": params[:2]}, {"params": [params[2]]}], 1e-4, gamma=0.5, radius="absolute")
+    optimizer = HATAM([{"params": params[:2]}, {"params": [params[2]]}], 1e-4, gamma=0.5)
     for group in optimizer.param_groups:
         group["modulator"] = modulator
     for count in (3, 4):
@@ -299,7 +299,7 @@ def test_the_displacement_of_all_has_the_norm_asked_for(modulator: str) -> None:
 def test_a_gradient_that_fades_away_does_not_blow_up_the_next() -> None:
     torch.manual_seed(0)
     param = torch.nn.Parameter(torch.randn(500))
-    optimizer = HATAM([param], 0.01, betas=(0.9, 0.999), gamma=0.05)
+    optimizer = HATAM([param], 0.01, betas=(0.9, 0.999), radius="relative", gamma=0.05)
     for t in range(300):
         param.grad = torch.randn(500) * (0.0 if 100 <= t < 299 else 1.0)
         optimizer.step()
@@ -324,7 +324,7 @@ def test_the_unit_of_the_radius_can_change_in_mid_training() -> None:
 
 def test_gamma_has_a_default_for_each_unit() -> None:
     params = [torch.nn.Parameter(torch.randn(5)) for _ in range(4)]
-    options: list[dict[str, Any]] = [{}, {"radius": "absolute"}, {"radius": "lr"}, {"form": "raw"}]
+    options: list[dict[str, Any]] = [{}, {"radius": "relative"}, {"radius": "lr"}, {"form": "raw"}]
     optimizer = HATAM([{"params": [p], **o} for p, o in zip(params, options, strict=True)])
     found = [(group["radius"], group["gamma"]) for group in optimizer.param_groups]
-    assert found == [("relative", 0.005), ("absolute", 0.2), ("lr", 1.0), (None, 1.0)]
+    assert found == [("absolute", 0.2), ("relative", 0.005), ("lr", 1.0), (None, 1.0)]

@@ -71,7 +71,7 @@ def test_two_processes(tmp_path: Path) -> None:
     for name, error in {**found["parity"], **found["modules"]}.items():
         assert error < (2e-5 if "float32" in name else 1e-12), name
     needs: dict[str, dict[str, Any]] = {form: {"radius": "lr"} for form in ("by lr", "raw")}
-    needs |= {"uniform": {"mean": False}, "decoupled": {}, "absolute": {"radius": "absolute"}}
+    needs |= {"uniform": {"mean": False}, "decoupled": {}, "relative": {"radius": "relative"}}
     for form, kind in needs.items():
         assert found["collectives"][form] == {"collectives a step": 1.0, "bytes a tensor": sharded.payload(1, **kind)}
     assert found["collectives"]["AdamW"]["collectives a step"] == 0

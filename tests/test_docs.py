@@ -72,7 +72,7 @@ def test_untuned(monkeypatch: pytest.MonkeyPatch) -> None:
         ("second-judged", script.judged("second, judged")),
     ):
         assert report.replace_between(page, f"untuned-{marker}", text) == page
-    assert float(script.DEFAULT.partition("=")[2]) == RADII["relative"].gamma
+    assert float(script.DEFAULT.partition("=")[2]) == RADII["absolute"].gamma
 
 
 @pytest.mark.parametrize("name", ["ablation", "radius", "rules", "straightened", "untuned"])

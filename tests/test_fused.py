@@ -15,7 +15,7 @@ from conftest import (
     every_loop,
     feed,
     gradients,
-    is_relative,
+    is_scaled,
     kernel_calls,
     parameters,
     relative_error,
@@ -135,7 +135,7 @@ def test_step_by_step_it_is_the_wide_path(
     params = parameters(((50, 41), (1100,), (3,), ()), dtype)
     others = twins(params)
     # A unit of an e in bfloat16 is as much of a displacement, which may be far larger than the weight that it moves.
-    reach = 100.0 if is_relative(options) and BF16 in (dtype, storage.get("state_dtype")) else 0.1
+    reach = 100.0 if is_scaled(options) and BF16 in (dtype, storage.get("state_dtype")) else 0.1
     optimizer = HATAM(params, 0.01, **options, **storage, fused=True, seed=7)
     other = HATAM(others, 0.01, **options, **storage, fused=False, seed=7)
     with kernel_calls() as calls:

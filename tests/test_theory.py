@@ -135,9 +135,9 @@ def test_a_probe_halves_the_trace_at_equal_loss() -> None:
 
     traces = {
         contender: [at_loss(run["curve"], 0.25) for run in runs("trace", contender=contender)]
-        for contender in ("adamw", "sam", "hatam:gamma=0.12")
+        for contender in ("adamw", "sam", "hatam-relative:gamma=0.12")
     }
-    for contender in ("sam", "hatam:gamma=0.12"):
+    for contender in ("sam", "hatam-relative:gamma=0.12"):
         assert all(
             x is not None and y is not None and x < 0.6 * y
             for x, y in zip(traces[contender], traces["adamw"], strict=True)
@@ -176,7 +176,7 @@ def test_the_command_refuses(tmp_path: Path) -> None:
     [
         ("damping", {"case": "overshort", "seed": 0}),
         ("edge", {"optimizer": "HATAM, raw, γ = 10", "lr": 1e-3, "seed": 0, "steps": 20}),
-        ("trace", {"contender": "hatam:gamma=0.12", "seed": 0, "steps": 20, "points": 2}),
+        ("trace", {"contender": "hatam-relative:gamma=0.12", "seed": 0, "steps": 20, "points": 2}),
     ],
 )
 def test_runs_that_take_long_run(name: str, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,7 @@ FORMS: dict[str, Form] = {
         prepare=prepare_decoupled,
         cap=1.0,
         beta_c=None,
-        radius="relative",
+        radius="absolute",
     ),
     "raw": Form(
         moments=partial(update.corrected_moments_, raw=True),

@@ -198,7 +198,7 @@ def all_reduced(wires: dict[str, Tensor], mesh: Any) -> None:
             dist.all_reduce(wire, operations[name], group=group_of(mesh))
 
 
-def payload(tensors: int, *, mean: bool = True, radius: str = "relative", itemsize: int = 4) -> int:
+def payload(tensors: int, *, mean: bool = True, radius: str = "absolute", itemsize: int = 4) -> int:
     """Bytes that each process hands to the one all-reduce of a step, of a mesh.
 
     Args:
@@ -209,7 +209,7 @@ def payload(tensors: int, *, mean: bool = True, radius: str = "relative", itemsi
 
     Example:
         >>> payload(291), payload(291, radius="lr"), payload(291, mean=False, radius="lr")
-        (3492, 1164, 0)
+        (2328, 1164, 0)
     """
     return tensors * itemsize * (mean + {"lr": 0, "absolute": 1, "relative": 2}[radius])
 

@@ -191,20 +191,19 @@ CONTENDERS: dict[str, Contender] = {
             by_task={"mnist1d-mlp-plain": {"gamma": 7.0}, "mnist1d-conv": {"gamma": 2.0}},
         ),
         Contender(
-            "hatam-absolute",
-            "HATAM with a radius that is the norm of the whole displacement, as SAM's is",
+            "hatam-relative",
+            "HATAM with a radius in units of each tensor's weights",
             SEED_DOCUMENT,
             builders.hatam,
-            hatam_options("decoupled", radius="absolute", modulator_cap=1.0, gamma=0.5),
+            hatam_options("decoupled", radius="relative", modulator_cap=1.0, gamma=0.03),
         ),
         Contender(
             "hatam",
-            "HATAM: straightening further in sharp coordinates, by a radius in units of the weights",
+            "HATAM: straightening further in sharp coordinates, by a displacement of a norm like SAM's",
             SEED_DOCUMENT,
             builders.hatam,
-            hatam_options(
-                "decoupled", radius="relative", modulator_cap=1.0, gamma=0.03
-            ),  # where the study's search began
+            # γ is where the study's search begins, with SAM's ρ; the library's own default is less
+            hatam_options("decoupled", radius="absolute", modulator_cap=1.0, gamma=0.5),
         ),
     )
 }

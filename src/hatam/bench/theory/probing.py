@@ -142,7 +142,7 @@ RADIUS = Check("radius", "the radius dies with lr or outlives it", radius_jobs, 
 
 # The trace at equal training loss ------------------------------------------------------------------------------------
 
-PEERS = ("adamw", "atam-decoupled:gamma=0.12", "msam", "sam", "hatam:gamma=0.12")
+PEERS = ("adamw", "atam-decoupled:gamma=0.12", "msam", "sam", "hatam-relative:gamma=0.12")
 LOSSES = (0.5, 0.25, 0.125)
 MATVECS = 30
 
