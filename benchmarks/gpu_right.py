@@ -109,6 +109,8 @@ def agrees_with_the_reference(device: str, storage: str, kind: str, modulator: s
             beta_c=group["betas"][0] if beta_c is None else beta_c,
             cap=form.cap,
             uniform=modulator == "uniform",
+            gamma=group["gamma"],
+            size=sum(map(torch.numel, params)) ** -0.5 if group["radius"] == "absolute" else None,
         )
         for p in params
     ]

@@ -36,6 +36,7 @@ SIZES = {
     "hatam-relative:modulator_cap=3.0,": (0.003, 0.01, 0.03, 0.1, 0.3),
     "hatam-relative:": (0.03, 0.1),
     "atam-decoupled:": (0.01, 0.03, 0.1),
+    "hatam:": (0.3, 1, 3),
 }
 SPECS = ("adamw", *(f"{contender}gamma={gamma}" for contender, gammas in SIZES.items() for gamma in gammas))
 

@@ -19,7 +19,7 @@ MODELS = {  # parameters and tensors: of Llama 3's published configurations, and
     "1 T": (1e12, 1200),
 }
 RANKS = (1, 4, 64, 512, 4096)
-PER_TENSOR = 4 * 5 + 8 * 3  # bytes: step, two means, radius and scale; and the three sums of a part
+PER_TENSOR = 4 * 5 + 8 * 5  # bytes: step, two means, radius and scale; the three sums of a part, copies and numel
 
 
 def of_fsdp(parameters: float, ranks: int) -> float:
@@ -27,7 +27,7 @@ def of_fsdp(parameters: float, ranks: int) -> float:
     return 3 * 2 * parameters * (ranks - 1) / ranks
 
 
-def of_hatam(tensors: int, ranks: int, **kind: bool) -> float:
+def of_hatam(tensors: int, ranks: int, **kind: str) -> float:
     """Bytes that a process receives of the sums, by a ring."""
     return 2 * sharded.payload(tensors, **kind) * (ranks - 1) / ranks
 

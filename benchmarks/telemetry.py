@@ -27,9 +27,9 @@ COST, RUNS = ROOT / "results/telemetry/cost.json", ROOT / "results/telemetry/run
 PAGE, FIGURE = ROOT / "docs/telemetry.md", ROOT / "docs/figures/telemetry.svg"
 SHAPES = ("MLP, 1 k", "MLP, 100 k", "transformer, 3 M", "2,000 small, 2 M", "25 M")
 KINDS: dict[str, dict[str, Any]] = {
-    "healthy, γ = 0.1": {"gamma": 0.1},
-    "too small, γ = 0.003": {"gamma": 0.003},
-    "beyond the cliff, γ = 0.5": {"gamma": 0.5},
+    "healthy, γ = 0.1": {"radius": "relative", "gamma": 0.1},
+    "too small, γ = 0.003": {"radius": "relative", "gamma": 0.003},
+    "beyond the cliff, γ = 0.5": {"radius": "relative", "gamma": 0.5},
     "published, γ = 4": {"form": "published", "gamma": 4.0},
 }
 SHOWN = {

@@ -1,11 +1,14 @@
 """The step inside backward(): each parameter is updated, and its gradient freed, as soon as that gradient is whole.
 
-Each parameter has an optimizer of its own. HATAM's means and sizes are of one tensor, so that the numbers are those of
-one optimizer, to the last bit. What goes with it: gradient accumulation, clipping by the norm over all parameters,
-and a GradScaler need all gradients at once, and are not possible so.
+Each parameter has an optimizer of its own. With radius="relative" HATAM's means and sizes are of one tensor, so that
+the numbers are those of one optimizer, to the last bit; the default's γ is a norm over all parameters of an optimizer.
+What goes with it: gradient accumulation, clipping by the norm over all parameters, and a GradScaler need all gradients
+at once, and are not possible so.
 
 Needs: pip install hatam scikit-learn. Run it with: python examples/gradient_release.py
 """
+
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
@@ -22,7 +25,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
-def release(model: nn.Module, **options: float) -> dict[nn.Parameter, HATAM]:
+def release(model: nn.Module, **options: Any) -> dict[nn.Parameter, HATAM]:
     """An optimizer for every parameter, which steps as the gradient comes."""
     optimizers = {p: HATAM([p], **options) for p in model.parameters()}
 
@@ -39,8 +42,9 @@ def main() -> None:
     x, y = (torch.as_tensor(a) for a in load_digits(return_X_y=True))
     x = x.float() / 16
     released, ordinary = network(), network()
-    optimizers = release(released, lr=3e-3, weight_decay=0.1)
-    optimizer = HATAM(ordinary.parameters(), lr=3e-3, weight_decay=0.1)
+    options: dict[str, Any] = {"lr": 3e-3, "weight_decay": 0.1, "radius": "relative", "gamma": 0.05}
+    optimizers = release(released, **options)
+    optimizer = HATAM(ordinary.parameters(), **options)
     schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, STEPS) for o in (*optimizers.values(), optimizer)]
     for step in range(STEPS):
         batch = torch.randint(1200, (64,), generator=torch.Generator().manual_seed(step))

@@ -307,9 +307,9 @@ def case_merged() -> dict[str, str]:
     assert all("use torch.distributed.fsdp.fully_shard (FSDP2)" in words for words in said.values())
     assert len(said) == 2
     whole, parallel = network(), DistributedDataParallel(network())
-    optimizer = HATAM(whole.parameters(), 3e-3)
-    train(whole, optimizer, 0, 20)
-    train(parallel, ZeroRedundancyOptimizer(parallel.parameters(), HATAM, lr=3e-3), 0, 20, size, rank)
+    options = {"lr": 3e-3, "radius": "relative"}
+    train(whole, HATAM(whole.parameters(), **options), 0, 20)
+    train(parallel, ZeroRedundancyOptimizer(parallel.parameters(), HATAM, **options), 0, 20, size, rank)
     assert error(list(parallel.parameters()), list(whole.parameters())) < 1e-11
     return said
 

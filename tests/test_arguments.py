@@ -222,17 +222,17 @@ def test_sparse_gradient(named: bool, name: str, foreach: bool) -> None:
     ids=str,
 )
 def test_every_option_is_valid_in_a_group(options: dict[str, Any]) -> None:
-    """And is that group's alone: the group before it moves as if it were by itself."""
+    """And is that group's alone: the group before it moves as if it were by itself, in units that no group shares."""
     params = parameters(((4,), (4,)))
     alone = parameters(((4,), (4,)))[:1]
     grads = gradients(params, 3)
-    optimizer = HATAM([{"params": params[:1]}, {"params": params[1:], **options}], 0.01)
+    optimizer = HATAM([{"params": params[:1], "radius": "relative"}, {"params": params[1:], **options}], 0.01)
     if options.get("differentiable"):
         # what autograd records may not write into leaves
         optimizer.param_groups[1]["params"][0] = params[1].detach().clone()
         params[1] = optimizer.param_groups[1]["params"][0]
     feed(optimizer, params, grads)
-    feed(HATAM(alone, 0.01), alone, [row[:1] for row in grads])
+    feed(HATAM(alone, 0.01, radius="relative"), alone, [row[:1] for row in grads])
     assert torch.equal(params[0], alone[0])
     assert params[1].isfinite().all()
     for name, value in options.items():

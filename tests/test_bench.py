@@ -295,7 +295,6 @@ def test_documents_show_what_the_records_say() -> None:
     study, readme, page = (ROOT / name for name in ("results/full", "README.md", "docs/results.md"))
     for where, marker, table in (
         (readme, "full", report.brief(study)),
-        (readme, "untuned", report.brief(ROOT / "results/untuned/default", ("adamw", "hatam:gamma=0.2"))),
         (page, "full", report.in_markdown(study)),
     ):
         text = where.read_text(encoding="utf-8")

@@ -65,13 +65,9 @@ def test_speed_tables(marker: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_untuned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     script = importlib.import_module("untuned")
-    page = (ROOT / "docs/log.md").read_text(encoding="utf-8")
-    for marker, text in (
-        ("first", script.judged("first, judged")),
-        ("second", script.table("second")),
-        ("second-judged", script.judged("second, judged")),
-    ):
-        assert report.replace_between(page, f"untuned-{marker}", text) == page
+    for marker, (name, rendered) in script.PAGES.items():
+        page = (ROOT / name).read_text(encoding="utf-8")
+        assert report.replace_between(page, marker, rendered()) == page
     assert float(script.DEFAULT.partition("=")[2]) == RADII["absolute"].gamma
 
 

@@ -20,7 +20,7 @@ from conftest import (
     every_variant,
     feed,
     gradients,
-    is_relative,
+    is_scaled,
     parameters,
     relative_error,
     through_a_file,
@@ -72,7 +72,7 @@ def test_poison_in_one_coordinate_harms_that_coordinate_alone(
         assert difference.abs().max() <= tolerance * way
         assert torch.equal(params[1], others[1])
 
-    check(({0: 0.5, 1: 0.5, 20: 0.02} if is_relative(options) else {0: 0.2, 1: 0.1, 20: 0.01})[first])
+    check(({0: 0.5, 1: 0.5, 20: 0.02} if is_scaled(options) else {0: 0.2, 1: 0.1, 20: 0.01})[first])
     with optimizer.straightened():
         assert params[0].isfinite().sum() == params[0].numel() - 1
 

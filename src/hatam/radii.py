@@ -5,8 +5,9 @@
 * "relative": ρ = γ RMS(z) / RMS(S e / h) over the tensor, so that d is γ times as large as the weights.
 * "lr": ρ is γ times the peak learning rate.
 
-What is measured of a tensor is that of the step before: the pass over memory that writes it finds it for free. All are
-held until lr has fallen to ``fade`` of its peak, and then run out with it.
+"absolute" counts the parameters of one optimizer: of several that share a network, each has γ times the square root of
+its share. What is measured of a tensor is that of the step before: the pass over memory that writes it finds it for
+free. All are held until lr has fallen to ``fade`` of its peak, and then run out with it.
 """
 
 from __future__ import annotations

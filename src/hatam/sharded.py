@@ -181,9 +181,11 @@ def copies(param: Any, mesh: Any) -> int:
 
 
 def group_of(mesh: Any) -> Any:
-    """The processes of a mesh, of several dimensions too."""
+    """The processes of a mesh, of several dimensions too: where these are all there are, no new group is made."""
     if mesh.ndim == 1:
         return mesh.get_group()
+    if mesh.size() == dist.get_world_size():
+        return dist.group.WORLD
     ranks = tuple(mesh.mesh.flatten().tolist())
     if ranks not in _groups:
         _groups[ranks] = dist.new_group(list(ranks), use_local_synchronization=True)

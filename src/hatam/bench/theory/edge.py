@@ -96,7 +96,8 @@ UNIT = 0.1  # in which AdamW's sharpness is measured: what the ceiling would be 
 
 def ceiling(gamma: float, beta_c: float, seed: int) -> Run:
     """λ_max(D^½ H D^½) over the ceiling (1 + βc)/(1 − βc) along training, D = diag(ρ S / h); γ = 0 is AdamW."""
-    options: dict[str, Any] = {"betas": BETAS, "weight_decay": 0.15, "gamma": gamma, "beta_c": beta_c}
+    options: dict[str, Any] = {"betas": BETAS, "weight_decay": 0.15, "radius": "relative"}
+    options |= {"gamma": gamma, "beta_c": beta_c}
     training = Training(lambda params: HATAM(params, **options), seed)
     ratios = []
     for step in training.run(every=100):

@@ -81,7 +81,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "published": {"form": "published", "gamma": 1.0},
     "raw": {"form": "raw", "gamma": 1.0},
     "decoupled, radius by lr": {"radius": "lr", "modulator_cap": 3.0, "gamma": 1.0},
-    "decoupled": {"gamma": 0.1},
+    "decoupled": {"radius": "relative", "gamma": 0.1},
 }
 
 
