@@ -21,11 +21,12 @@ from hatam.bench.report.tabulate import corruption_ratios
 from hatam.bench.stats import Difference, paired
 
 STUDY = grids.ROOT / "results/full"
-LEADERS = ("adamw", "sam", "hatam")  # whom the study led first
+OURS = "hatam-relative"  # in the unit that tunes best
+LEADERS = ("adamw", "sam", OURS)  # whom the study led first
 MARGIN = 0.2  # points of accuracy; of an error, percent
 
 
-def pairs(compared: Sequence[Comparison], other: str, ours: str = "hatam") -> dict[str, Difference]:
+def pairs(compared: Sequence[Comparison], other: str, ours: str = OURS) -> dict[str, Difference]:
     """HATAM less another by task, higher better."""
     found = {}
     for each in compared:
@@ -43,7 +44,7 @@ def names(tasks: Sequence[str]) -> str:
     return f"{len(tasks)} ({', '.join(tasks)})" if tasks else "none"
 
 
-def against_adamw(compared: Sequence[Comparison], level: float, ours: str = "hatam") -> str:
+def against_adamw(compared: Sequence[Comparison], level: float, ours: str = OURS) -> str:
     """On which tasks it is better and worse by Holm-corrected p."""
     found = pairs(compared, "adamw", ours)
     p = dict(zip(found, holm([d.p for d in found.values()]), strict=True))
@@ -67,12 +68,12 @@ def against_sam(steps: Sequence[Comparison], time: Sequence[Comparison]) -> str:
 
 
 def first_to_target(compared: Sequence[Comparison]) -> str:
-    """Who is first to AdamW's final validation score, by the median time over seeds; of HATAM its default alone."""
+    """Who is first to AdamW's final validation score, by the median time over seeds; of HATAM one form alone."""
     firsts: dict[str, list[str]] = {}
     whole = []
     for each in compared:
-        labels = [c.label for c in each.contestants if not c.label.startswith("hatam-")]
-        costs = list(zip(*costs_to_target(each, labels, timed=True), strict=True)) if "hatam" in labels else []
+        labels = [c.label for c in each.contestants if c.label == OURS or not c.label.startswith("hatam")]
+        costs = list(zip(*costs_to_target(each, labels, timed=True), strict=True)) if OURS in labels else []
         if costs:
             medians = {label: median(column) for label, column in zip(labels, costs, strict=True)}
             firsts.setdefault(min(labels, key=medians.__getitem__), []).append(each.task)
@@ -85,9 +86,9 @@ def first_to_target(compared: Sequence[Comparison]) -> str:
 def under_shift(compared: Sequence[Comparison]) -> str:
     """Mean corruption error, AdamW's being 100."""
     found = {each.task: ratios for each in compared if (ratios := corruption_ratios(each))}
-    found = {task: ratios for task, ratios in found.items() if {"hatam", "sam"} <= ratios.keys()}
-    below = [task for task, ratios in found.items() if ratios["hatam"] < 100]
-    level = [task for task, ratios in found.items() if ratios["hatam"] <= ratios["sam"]]
+    found = {task: ratios for task, ratios in found.items() if {OURS, "sam"} <= ratios.keys()}
+    below = [task for task, ratios in found.items() if ratios[OURS] < 100]
+    level = [task for task, ratios in found.items() if ratios[OURS] <= ratios["sam"]]
     return f"below AdamW's on {names(below)}, no worse than SAM's on {names(level)}, of {len(found)} suites"
 
 
@@ -97,8 +98,8 @@ def flatness(compared: Sequence[Comparison]) -> str:
     for key, name in (("lambda_max", "λ_max"), ("trace", "the trace")):
         ratios, gains = {}, pairs(compared, "adamw")
         for each in compared:
-            values = [c.median(sharpness(key)) for label in ("hatam", "adamw") if (c := each.of(label))]
-            if len(values) == 2 and all(math.isfinite(x) and x > 0 for x in values):
+            values = [c.median(sharpness(key)) for label in (OURS, "adamw") if (c := each.of(label))]
+            if len(values) == 2 and each.task in gains and all(math.isfinite(x) and x > 0 for x in values):
                 ratios[each.task] = values[0] / values[1]
         if ratios:
             flatter = [task for task, ratio in ratios.items() if ratio < 1]

@@ -161,8 +161,8 @@ def comparisons(entries: Iterable[Entry]) -> tuple[list[Comparison], list[str]]:
 def _budgets(runs: list[Entry]) -> dict[str, list[Entry]]:
     """One comparison, or two where some label has runs of several lengths: at equal steps, and at other ones.
 
-    The second takes the runs of a label at the common number of steps where it has no others: in a study of equal
-    time, who sets the pace is in both.
+    The second takes the runs of a label at the common number of steps where it has no others. In a study of equal time
+    it must have that pace: who has only been run at equal steps so far is left out.
     """
     lengths: dict[str, set[int]] = defaultdict(set)
     for run in runs:
@@ -170,10 +170,15 @@ def _budgets(runs: list[Entry]) -> dict[str, list[Entry]]:
     if all(len(each) == 1 for each in lengths.values()):
         return {"": runs}
     common, _ = min(Counter(steps for each in lengths.values() for steps in each).items(), key=lambda x: (-x[1], x[0]))
+    timed = runs[0].timed
+    pace = median(run.steps * run.step_s for run in runs if run.steps != common)
     return {
         "equal steps": [run for run in runs if run.steps == common],
-        "equal time" if runs[0].timed else "own steps": [
-            run for run in runs if run.steps != common or lengths[run.label] == {common}
+        "equal time" if timed else "own steps": [
+            run
+            for run in runs
+            if run.steps != common
+            or (lengths[run.label] == {common} and (not timed or abs(pace / run.step_s - common) <= 1))
         ],
     }
 
