@@ -299,7 +299,7 @@ def test_a_part_of_a_tensor_leaves_its_sums_and_not_its_means() -> None:
     found = []
     for kernel in (cpu, gpu):
         params = parameters(((gpu.CHUNK + 5,), (3,)), torch.float64)
-        optimizer = HATAM(params, 0.01, fused=True)
+        optimizer = HATAM(params, 0.01, fused=True, radius="relative")  # which needs all three
         feed(optimizer, params, gradients(params, 1))
         columns: dict[str, list[Tensor]] = {"param": [p.data for p in params]}
         columns |= {key: [optimizer.state[p][key] for p in params] for key in optimizer.state[params[0]]}

@@ -80,7 +80,8 @@ def test_foreach_matches_forloop(device: str, options: Options) -> None:
 @every_plain_input()
 def test_fused_matches_forloop(device: str, options: Options, dtype: torch.dtype) -> None:
     small = {"eps": 0.1} if dtype == torch.float16 else {}
-    coarse = {"rtol": 1.6e-2, "atol": 1e-5} if dtype == torch.bfloat16 else {"rtol": 1e-3, "atol": 1e-5}
+    # in bfloat16 an element near 0 keeps the rounding of what it was displaced by
+    coarse = {"rtol": 1.6e-2, "atol": 1e-3} if dtype == torch.bfloat16 else {"rtol": 1e-3, "atol": 1e-5}
     paths_agree(device, dtype, {**options, **small}, "fused", **(coarse if dtype.itemsize == 2 else {}))
 
 

@@ -195,13 +195,13 @@ def test_complex_is_pairs_of_real_numbers(options: dict[str, Any], foreach: bool
 
 @every_path
 def test_groups_are_independent(foreach: bool) -> None:
-    """Several groups, each of another form, do what an optimizer of each group alone does."""
+    """Several groups, each of another form, do what an optimizer of each alone does, in units that they do not share."""
     options = [
-        {"lr": 0.01, "foreach": foreach, **DEFAULT_FORMS["decoupled"]},
+        {"lr": 0.01, "foreach": foreach, "radius": "relative"},
         {"lr": 0.03, "foreach": foreach, "betas": (0.8, 0.99), **DEFAULT_FORMS["raw"]},
         {"lr": 0.02, "foreach": foreach, "weight_decay": 0.2, **DEFAULT_FORMS["published"]},
         {"lr": 0.01, "foreach": foreach, "gamma": 0.0, "maximize": True},
-        {"lr": 0.01, "foreach": foreach, "beta_c": 0.5, "modulator": "uniform", "fade": 1.0},
+        {"lr": 0.01, "foreach": foreach, "beta_c": 0.5, "modulator": "uniform", "fade": 1.0, "radius": "lr"},
     ]
     params = parameters([(3, 2)] * len(options))
     others = twins(params)
