@@ -195,7 +195,7 @@ def test_complex_is_pairs_of_real_numbers(options: dict[str, Any], foreach: bool
 
 @every_path
 def test_groups_are_independent(foreach: bool) -> None:
-    """Several groups, each of another form, do what an optimizer of each alone does, in units that they do not share."""
+    """Several groups, each of another form, do what an optimizer of each alone does, in units they do not share."""
     options = [
         {"lr": 0.01, "foreach": foreach, "radius": "relative"},
         {"lr": 0.03, "foreach": foreach, "betas": (0.8, 0.99), **DEFAULT_FORMS["raw"]},
