@@ -31,7 +31,7 @@ from hatam.bench.trainers import Gradient
 from hatam.bench.training import _batches, evaluate
 
 RECORDS = grids.ROOT / "results/rules"
-CAP, FADE, EPS = 3.0, 0.1, 1e-8
+FADE, EPS = 0.1, 1e-8
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Rule:
         network: which means are over the network: "" none, "h" that of the modulator, "size" RMS(z) and RMS(S e / h).
         additive: w ← w − lr m̂ / h − ρ S c / h, with nothing to undo.
         only: "matrices" or "vectors", norms and biases, where only these are displaced.
+        norm: γ f is the norm of the whole displacement, each tensor by its size, and not relative to the weights.
+        old: sizes are one step old, as one pass over memory has them.
+        growth: the factor by which what u is multiplied with may grow in a step.
+        cap: of S.
+        start: the radius grows with "lr" in the warm-up, is "full" from the start, or grows as √(1 − β2^t), "v".
     """
 
     words: str
@@ -50,6 +55,11 @@ class Rule:
     network: str = ""
     additive: bool = False
     only: str = ""
+    norm: bool = False
+    old: bool = False
+    growth: float = math.inf
+    start: str = "lr"
+    cap: float = 3.0
 
 
 def one(lr: float, r: Tensor, slow: Tensor) -> Tensor:
@@ -94,7 +104,8 @@ class Stacked:
         runs = len(self.params[0])
         self.mean = [torch.full((runs,), math.inf) for _ in self.params]
         self.largest = [torch.zeros(runs) for _ in self.params]
-        self.t = 0
+        self.scales = [torch.zeros(runs) for _ in self.params]
+        self.t, self.peak = 0, 0.0
 
     def step(self, share: float, peaked: bool) -> None:
         """One step at ``share`` of the peak lr."""
@@ -103,17 +114,38 @@ class Stacked:
         moved = [self._descend(i, share * self.lr, known[i]) for i in range(len(self.params))]
         ratios = [mean / largest for mean, largest in zip(self.mean, self.largest, strict=True)]
         slow = torch.stack([r for r, p in zip(ratios, self.params, strict=True) if p.ndim > 2]).amax(0)
-        held = min(1.0 if peaked else share, share / FADE)
+        held = self._held(share, peaked)
         sizes = [[x.square().flatten(1).mean(1) for x in column] for column in list(zip(*moved, strict=True))[:2]]
         if self.rule.network == "size":
             sizes = [overall(column, self.params) for column in sizes]
+        if self.rule.norm:
+            sizes[0] = [torch.full_like(u2, 1 / sum(p[0].numel() for p in self.params)) for u2 in sizes[1]]
+        scales = self._scales(*sizes)
         for i, (z, u, bend) in enumerate(moved):
             size = self.rule.gamma * held * self.rule.factor(share if peaked else 1.0, ratios[i], slow)
-            scale = torch.nan_to_num(size * (sizes[0][i] / sizes[1][i]).sqrt(), 0.0, 0.0, 0.0)
+            scale = size * scales[i]
             if self.rule.only and self.rule.only != ("matrices" if u.ndim > 2 else "vectors"):
                 scale = torch.zeros_like(scale)
             self.d[i] = torch.zeros_like(u) if self.rule.additive else along(scale, u) * u
             self.params[i].data.copy_(z - (along(scale, u) * bend if self.rule.additive else self.d[i]))
+
+    def _held(self, share: float, peaked: bool) -> float:
+        """The share of the radius at a share of the peak lr."""
+        if self.rule.start == "lr":
+            return min(1.0 if peaked else share, share / FADE)
+        self.peak = max(self.peak, share)
+        filled = (1 - self.beta2**self.t) ** 0.5 if self.rule.start == "v" else 1.0
+        return filled * min(1.0, share / (FADE * self.peak))
+
+    def _scales(self, sizes: list[Tensor], spans: list[Tensor]) -> list[Tensor]:
+        """What makes every u as large as asked for, from their mean squares."""
+        known = self.scales
+        new = [torch.nan_to_num((z2 / u2).sqrt(), 0.0, 0.0, 0.0) for z2, u2 in zip(sizes, spans, strict=True)]
+        self.scales = [
+            torch.where(last > 0, torch.minimum(scale, self.rule.growth * last), scale)
+            for scale, last in zip(new, known, strict=True)
+        ]
+        return known if self.rule.old else self.scales
 
     def _descend(self, i: int, lr: float, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z after a step of AdamW, S e / h with e = m, and S c / h."""
@@ -124,7 +156,7 @@ class Stacked:
         h = (v / (1 - self.beta2**self.t)).sqrt() + EPS
         z = p + self.d[i]
         z = z - lr * (m / (1 - self.beta1**self.t) / h + self.wd * z)
-        spread = torch.maximum(along(mean, h), h / CAP)
+        spread = torch.maximum(along(mean, h), h / self.rule.cap)
         self.mean[i] = h.flatten(1).mean(1)
         self.largest[i] = torch.maximum(self.largest[i], self.mean[i])
         return z, m / spread, (m - before) / spread
@@ -147,9 +179,9 @@ def overall(means: list[Tensor], params: list[Tensor]) -> list[Tensor]:
     return [whole for _ in means]
 
 
-def tried(task: Task, rule: Rule, seeds: list[int]) -> list[float]:
-    """The validation scores of a rule, one for each seed."""
-    data, options, models = task.data(), make_run(task, "adamw", 0).options, []
+def tried(task: Task, rule: Rule, seeds: list[int], options: dict[str, Any] | None = None) -> list[float]:
+    """The validation scores of a rule, one for each seed; AdamW's options are the task's unless given."""
+    data, options, models = task.data(), options or make_run(task, "adamw", 0).options, []
     for seed in seeds:
         torch.manual_seed(seed)
         models.append(task.model())

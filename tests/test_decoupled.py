@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from typing import Any
 
@@ -211,7 +212,7 @@ def test_one_cycle_agrees_with_the_reference(beta_c: float | None, modulator: st
     """It changes β1 every step, and βc with it where e is m; d_{t−1} is undone as it was done all the same."""
     (param,) = parameters([(6, 5)], torch.float64)
     optimizer = HATAM([param], 0.01, beta_c=beta_c, modulator=modulator, foreach=foreach)
-    oracle = Reference(param, cap=1.0, gamma=0.2, size=size_of(optimizer), uniform=modulator == "uniform", beta_c=0.9)
+    oracle = Reference(param, cap=1.0, gamma=0.5, size=size_of(optimizer), uniform=modulator == "uniform", beta_c=0.9)
     steps = 50
     scheduler = OneCycleLR(optimizer, max_lr=0.05, total_steps=steps)
     seen: set[Any] = set()
@@ -279,7 +280,7 @@ def test_the_displacement_of_all_has_the_norm_asked_for(modulator: str) -> None:
     """By size in every tensor, whatever its weights and gradients are, over all groups, those that come later too."""
     torch.manual_seed(0)
     params = [torch.nn.Parameter(scale * torch.randn(80, 30)) for scale in (0.0, 1.0, 30.0, 1.0)]
-    optimizer = HATAM([{"params": params[:2]}, {"params": [params[2]]}], 1e-4, gamma=0.5)
+    optimizer = HATAM([{"params": params[:2]}, {"params": [params[2]]}], 1e-4, betas=(0.9, 0.9), gamma=0.5)
     for group in optimizer.param_groups:
         group["modulator"] = modulator
     for count in (3, 4):
@@ -294,6 +295,26 @@ def test_the_displacement_of_all_has_the_norm_asked_for(modulator: str) -> None:
             norms = [float((p.detach() - w).norm()) for p, w in zip(params, displaced, strict=False)]
         assert norms[0] == 0  # without a gradient nothing is displaced
         assert norms[1:] == pytest.approx([0.5 / count**0.5] * (count - 1), rel=0.1)
+
+
+@every_path
+def test_a_norm_begins_small_and_grows_slowly(foreach: bool) -> None:
+    """√(1 − β2^t) of it at first; a larger u shrinks its scale at once, a smaller one lets it grow by 1% a step."""
+    torch.manual_seed(0)
+    param = torch.nn.Parameter(torch.randn(4000))
+    optimizer = HATAM([param], 1e-4, betas=(0.9, 0.98), gamma=0.5, foreach=foreach)
+    norms, scales = [], []
+    for t in range(150):
+        param.grad = torch.ones(4000) if 100 <= t < 110 else torch.randn(4000)  # coherent for a while
+        optimizer.step()
+        norms.append(sizes(optimizer, [param])[0] * float(param.detach().norm()))
+        scales.append(float(optimizer.state[param]["displacement_scale"]))
+    assert norms[9] == pytest.approx(0.5 * (1 - 0.98**10) ** 0.5, rel=0.1)
+    assert norms[99] == pytest.approx(0.5 * (1 - 0.98**100) ** 0.5, rel=0.1)
+    assert scales[109] < 0.5 * scales[99]
+    grown = [after / before for before, after in itertools.pairwise(scales[115:])]
+    assert max(grown) == pytest.approx(1.01, rel=1e-5)
+    assert min(grown) > 1
 
 
 def test_a_gradient_that_fades_away_does_not_blow_up_the_next() -> None:
@@ -327,4 +348,4 @@ def test_gamma_has_a_default_for_each_unit() -> None:
     options: list[dict[str, Any]] = [{}, {"radius": "relative"}, {"radius": "lr"}, {"form": "raw"}]
     optimizer = HATAM([{"params": [p], **o} for p, o in zip(params, options, strict=True)])
     found = [(group["radius"], group["gamma"]) for group in optimizer.param_groups]
-    assert found == [("absolute", 0.2), ("relative", 0.005), ("lr", 1.0), (None, 1.0)]
+    assert found == [("absolute", 0.5), ("relative", 0.005), ("lr", 1.0), (None, 1.0)]

@@ -55,7 +55,7 @@ class HATAM(Optimizer):
         eps: added to the denominator, >= 0.
         weight_decay: decoupled weight decay, >= 0.
         gamma: strength of the correction, >= 0; 0 is AdamW, bit for bit. In the decoupled form it is the radius of
-            the displacement, in the unit that ``radius`` says. None means 0.2 (absolute), 0.005 (relative to the
+            the displacement, in the unit that ``radius`` says. None means 0.5 (absolute), 0.005 (relative to the
             weights), or else 1.
         beta_c: rate of e, in [0, 1). None means β1 (decoupled) or 0.9 (raw, published).
         modulator: "relative", or "uniform" for S = 1, which is ATAM.

@@ -216,7 +216,7 @@ def resolve(
     numel: int = 0,
 ) -> Options:
     """The options of a group for one step, with the defaults of its form filled in; ``numel`` of all parameters."""
-    form = FORMS[group["form"]]
+    form, unit = FORMS[group["form"]], RADII.get(group["radius"])
     lr, lr_peak = zero_dim(group["lr"]), zero_dim(lr_peak)
     beta1, beta2 = group["betas"]
     beta_c = group["beta_c"]
@@ -242,6 +242,8 @@ def resolve(
         seed=group["seed"],
         found_inf=found_inf,
         square=square(group, numel),
+        growth=math.inf if unit is None else unit.growth,
+        ramp=beta2 if unit is not None and unit.ramped else 0.0,
     )
 
 

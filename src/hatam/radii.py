@@ -1,7 +1,8 @@
 """In what unit the strength γ of the decoupled form measures the displacement d = ρ S e / h.
 
 * "absolute": the displacement of all N parameters together has the Euclidean norm γ, as SAM's perturbation has ρ. Each
-  tensor has its share by its size: ρ = γ / sqrt(N) / RMS(S e / h) over the tensor (RMS: root mean square).
+  tensor has its share by its size: ρ = γ / sqrt(N) / RMS(S e / h) over the tensor (RMS: root mean square). It is a
+  little less where RMS(S e / h) has just fallen, and in the first 1 / (1 − β2) steps: there it is √(1 − β2^t) of it.
 * "relative": ρ = γ RMS(z) / RMS(S e / h) over the tensor, so that d is γ times as large as the weights.
 * "lr": ρ is γ times the peak learning rate.
 
@@ -12,6 +13,7 @@ free. All are held until lr has fallen to ``fade`` of its peak, and then run out
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -25,15 +27,19 @@ class Radius(NamedTuple):
         gamma: the strength unless the user gives one.
         needs_scale: whether a state keeps the scale of u = S e / h, which is a size over RMS(u).
         square: the square of that size from the number of all parameters; None where it is RMS(z) of each tensor.
+        growth: the factor by which the scale may grow in a step. It may shrink at once.
+        ramped: whether the radius begins small and comes to its full size as v fills, as √(1 − β2^t).
     """
 
     gamma: float
     needs_scale: bool
     square: Callable[[int], float] | None = None
+    growth: float = math.inf
+    ramped: bool = False
 
 
 RADII = {
-    "absolute": Radius(gamma=0.2, needs_scale=True, square=lambda numel: 1 / max(numel, 1)),
+    "absolute": Radius(gamma=0.5, needs_scale=True, square=lambda numel: 1 / max(numel, 1), growth=1.01, ramped=True),
     "relative": Radius(gamma=0.005, needs_scale=True),
     "lr": Radius(gamma=1.0, needs_scale=False),
 }

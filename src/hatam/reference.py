@@ -22,7 +22,7 @@ class Reference:
         form: "published", "raw" or "decoupled".
         gamma, beta1, beta2, beta_c, eps, weight_decay, cap, fade, uniform: as in :class:`hatam.HATAM`, all explicit.
         size: what γ is in units of: None the peak lr (radius="lr"), "weights" (radius="relative"), or a number, for
-            radius="absolute" 1 / sqrt(N) of an optimizer of N parameters.
+            radius="absolute" 1 / sqrt(N) of an optimizer of N parameters, which grows slowly over RMS(S e / h).
 
     Example:
         >>> import torch
@@ -54,7 +54,7 @@ class Reference:
         self.m, self.v, self.e, self.c, self.g_prev, self.d = (torch.zeros_like(self.w) for _ in range(6))
         self.S = torch.ones_like(self.w)
         self.mean_h = torch.tensor(math.inf)  # of the step before; there is none before the first
-        self.rms_z = self.rms_u = torch.tensor(0.0)  # of the step before
+        self.scale = 0.0  # the size over RMS(S e / h), of the step before
 
     def step(self, g: Tensor, lr: float) -> None:
         """One step with the gradient ``g``, taken at ``self.w``."""
@@ -90,15 +90,24 @@ class Reference:
         self.lr_peak = max(self.lr_peak, lr)
         if self.size is not None:
             held = min(1.0, lr / (self.fade * self.lr_peak)) if self.lr_peak > 0 else 0.0
-            noise = math.sqrt((1 - self.beta_c) / (1 + self.beta_c))
-            size = float(self.rms_z) if isinstance(self.size, str) else self.size
-            rho = float(self.gamma * held * size / self.rms_u.clamp(min=0.25 * noise)) if self.rms_u > 0 else 0.0
+            ramp = math.sqrt(1 - self.beta2**self.t) if isinstance(self.size, float) else 1.0
+            rho = self.gamma * held * ramp * self.scale
         else:
             rho = self.gamma * min(self.lr_peak, lr / self.fade)
         known = self.mean_h > (1 + 1e-6) * self.eps  # else no gradient has come yet
         S = torch.clamp(h / self.mean_h, max=self.cap) if known else torch.zeros_like(h)
         self.S = torch.ones_like(h) if self.uniform else S
-        self.rms_z, self.rms_u = self.z.square().mean().sqrt(), (self.S * self.e / h).square().mean().sqrt()
+        if self.size is not None:
+            self.scale = self.scale_of((self.S * self.e / h).square().mean().sqrt())
         self.d = rho * self.S * self.e / h
         self.w = self.z - self.d
         self.mean_h = h.mean()
+
+    def scale_of(self, rms_u: Tensor) -> float:
+        """What makes S e / h as large as the size; of a number it grows by 1% a step at most."""
+        if rms_u == 0:
+            return 0.0
+        least = max(float(rms_u), 0.25 * math.sqrt((1 - self.beta_c) / (1 + self.beta_c)))
+        if not isinstance(self.size, float):
+            return float(self.z.square().mean().sqrt()) / least
+        return min(self.size / least, 1.01 * self.scale) if self.scale > 0 else self.size / least

@@ -63,6 +63,8 @@ class Options(NamedTuple):
     round_state: bool
     seed: int
     square: float | None = None  # of the size that this scale gives a displacement; None: the mean of z²
+    growth: float = math.inf  # the factor by which the scale may grow in a step
+    ramp: float = 0.0  # β2 where the radius begins small, as √(1 − β2^t)
     found_inf: Tensor | None = None  # of a GradScaler, where the host has not read it: not 0, nothing moves
 
 
@@ -151,14 +153,22 @@ def remember_scale_(state: State, z: Tensor, e: Tensor, spread: Tensor, o: Optio
 
 
 def next_scale(z2: Tensor, u2: Tensor, last: Tensor, o: Options) -> Tensor:
-    """RMS(z), or the size in its place, over RMS(u), from squares: 0 before any gradient, the last for a NaN."""
+    """RMS(z), or the size in its place, over RMS(u), from squares: 0 before any gradient, the last for a NaN.
+
+    It is one step old when it is used, and a u that swings from step to step would be displaced furthest when it is
+    largest. So it may shrink at once, and grow only slowly.
+    """
     new = (z2 / u2.clamp(min=least_span(o))).sqrt()
+    if o.growth < math.inf:
+        new = torch.where(last > 0, torch.minimum(new, o.growth * last), new)
     return torch.where(u2 == 0, 0.0, torch.where((u2 < math.inf) & (new < math.inf), new, last))
 
 
 def set_radius_(state: State, o: Options) -> None:
     """The radius of this step's displacement, which undoing it will need."""
     radius = o.radius * kept(state["displacement_scale"]) if o.scaled else o.radius
+    if o.ramp:
+        radius = radius * (1 - o.ramp ** number(state["step"], o)) ** 0.5
     if isinstance(radius, Tensor):
         state["displacement_radius"].copy_(radius)
     else:

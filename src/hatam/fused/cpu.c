@@ -51,8 +51,9 @@ static double known_mean(double mean, const Options *o) { return mean > o->no_gr
 static int is_scaled(const Options *o) { return o->loop == SHARED_SCALED || o->loop == OWN_SCALED; }
 
 /* rho of this step; scaled, by the sizes one step before. */
-static double radius_of(const Table *table, const Options *o, int64_t t) {
-    return is_scaled(o) ? o->radius * scalar(table->displacement_scale[t], o->scalar_dtype) : o->radius;
+static double radius_of(const Table *table, const Options *o, int64_t t, double step) {
+    const double radius = is_scaled(o) ? o->radius * scalar(table->displacement_scale[t], o->scalar_dtype) : o->radius;
+    return o->ramp > 0 ? radius * sqrt(1 - pow(o->ramp, step)) : radius;
 }
 
 /* The types of parameter and gradient, of m and e, of v; and whether state and parameter are rounded at random. */
@@ -125,7 +126,7 @@ static void work(void *data) {
 static void finish(const Table *table, const Options *o, int64_t t, const Sum *sums, int64_t chunks) {
     const double step = scalar(table->step[t], o->step_dtype) + 1, numel = (double)table->numel[t];
     set_scalar(table->step[t], o->step_dtype, step);
-    if (o->loop < RAW) set_scalar(table->displacement_radius[t], o->scalar_dtype, radius_of(table, o, t));
+    if (o->loop < RAW) set_scalar(table->displacement_radius[t], o->scalar_dtype, radius_of(table, o, t, step));
     Sum sum = {0, 0, 0};
     for (int64_t i = 0; i < chunks; i++) sum.root += sums[i].root, sum.span += sums[i].span, sum.size += sums[i].size;
     const double h_factor = 1 / sqrt(1 - pow(o->beta2, step));
@@ -135,10 +136,11 @@ static void finish(const Table *table, const Options *o, int64_t t, const Sum *s
         /* a NaN leaves the last one; without any gradient there is nothing to scale */
         const double span = sum.span / numel, square = o->square < 0 ? sum.size / numel : o->square;
         const double scale = sqrt(square / fmax(span, o->least_span));
+        const double last = scalar(table->displacement_scale[t], o->scalar_dtype);
         if (span == 0 || numel == 0)
             set_scalar(table->displacement_scale[t], o->scalar_dtype, 0);
         else if (span < INFINITY && scale < INFINITY)
-            set_scalar(table->displacement_scale[t], o->scalar_dtype, scale);
+            set_scalar(table->displacement_scale[t], o->scalar_dtype, last > 0 ? fmin(scale, o->growth * last) : scale);
     }
     if (table->denom_mean == NULL) return;
     const double last = known_mean(scalar(table->denom_mean[t], o->scalar_dtype), o);

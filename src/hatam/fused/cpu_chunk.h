@@ -55,7 +55,7 @@ static FN(Constants) FN(constants)(const Table *table, const Options *o, int64_t
     }
     c.h_factor_before *= SMALL;
     c.eps_before = c.eps * SMALL;
-    c.radius = (REAL)radius_of(table, o, t);
+    c.radius = (REAL)radius_of(table, o, t, step);
     c.radius_before = (REAL)scalar(table->displacement_radius[t], o->scalar_dtype);
     c.inv_mean = c.inv_mean_before = (REAL)INFINITY; /* S = 1, and so S / h = min(1 / h, inf) */
     if (o->uniform) {

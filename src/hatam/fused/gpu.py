@@ -185,7 +185,8 @@ def launch(table: Tables, dtypes: dict[str, torch.dtype], o: Options) -> None:
 
     k.prepare[(-(-tensors // LANES),)](
         table.rows, constants, keys, tensors, o.seed, found_inf, **options(o, device), **shared, **scalars,
-        DECOUPLED=o.form == "decoupled", UNIFORM=not needs_mean, SCALED=o.scaled, LANES=LANES, enable_fp_fusion=False,
+        DECOUPLED=o.form == "decoupled", UNIFORM=not needs_mean, SCALED=o.scaled, RAMPED=o.ramp > 0,
+        LANES=LANES, enable_fp_fusion=False,
     )  # fmt: skip
     if chunks:
         k.update[(chunks,)](
@@ -195,7 +196,7 @@ def launch(table: Tables, dtypes: dict[str, torch.dtype], o: Options) -> None:
     if needs_mean or o.scaled:
         k.finish[(tensors,)](
             table.rows, sums, spans, sizes, found_inf, **shared, **scalars, least_span=least_span(o),
-            square=o.square or 0.0, CHUNK=CHUNK, WIDTH=1024, enable_fp_fusion=False,
+            growth=o.growth, square=o.square or 0.0, CHUNK=CHUNK, WIDTH=1024, enable_fp_fusion=False,
         )  # fmt: skip
 
 

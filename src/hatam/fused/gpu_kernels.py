@@ -40,8 +40,8 @@ def prepare(
     lr: tl.float64, radius: tl.float64, grad_factor: tl.float64, beta1: tl.float64, beta2: tl.float64,
     log_beta1: tl.float64, log_beta2: tl.float64, eps: tl.float64, weight_decay: tl.float64, gamma: tl.float64,
     beta_c: tl.float64, cap: tl.float64, no_gradient_yet: tl.float64,
-    DECOUPLED: tl.constexpr, UNIFORM: tl.constexpr, SCALED: tl.constexpr, STEP_TYPE: tl.constexpr,
-    SCALAR_TYPE: tl.constexpr, LANES: tl.constexpr,
+    DECOUPLED: tl.constexpr, UNIFORM: tl.constexpr, SCALED: tl.constexpr, RAMPED: tl.constexpr,
+    STEP_TYPE: tl.constexpr, SCALAR_TYPE: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Every tensor's constants from its scalars, which it moves on, all but the mean: that comes from the new v."""
     t = tl.program_id(0) * LANES + tl.arange(0, LANES)
@@ -71,6 +71,8 @@ def prepare(
     tl.store(k + words.EPS, wide(eps), mask=inside)
     if DECOUPLED:
         radius, no_gradient_yet = number_or_at(radius, radius_at), wide(no_gradient_yet)
+        if RAMPED:
+            radius = radius * tl.sqrt(one_minus_power(log_beta2, step))
         prepare_displacement(row, k, radius, wide(cap), no_gradient_yet, inside, moves, UNIFORM, SCALED, SCALAR_TYPE)
     else:
         gain = wide(gamma) * (1 - wide(beta_c))
@@ -265,7 +267,7 @@ def corrected(
 @triton.jit
 def finish(
     table, sums, spans, sizes, found_inf, log_beta2: tl.float64, eps: tl.float64, no_gradient_yet: tl.float64,
-    least_span: tl.float64, square: tl.float64,
+    least_span: tl.float64, growth: tl.float64, square: tl.float64,
     STEP_TYPE: tl.constexpr, SCALAR_TYPE: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Keep mean(h) of one tensor and, for a scaled radius, RMS(z), or the size in its place, over RMS(S e / h)."""
@@ -291,7 +293,9 @@ def finish(
         scale = tl.sqrt(size / tl.maximum(span, wide(least_span)))
         scale_at = column(row, words.DISPLACEMENT_SCALE).to(tl.pointer_type(SCALAR_TYPE))
         good = (span < float("inf")) & (scale < float("inf"))
-        scale = tl.where(good, scale, tl.load(scale_at).to(tl.float64))
+        last = tl.load(scale_at).to(tl.float64)
+        most = tl.where(last > 0, last, float("inf")) * wide(growth)
+        scale = tl.where(good, tl.minimum(scale, most), last)
         tl.store(scale_at, tl.where(span == 0, 0.0, scale), mask=is_whole)
         tl.store(parts + 1, size * numel.to(tl.float64), mask=is_part)
         tl.store(parts + 2, span * numel.to(tl.float64), mask=is_part)
