@@ -4,8 +4,9 @@ Only HATAM's own options are added. A first round compared candidates on validat
 found for AdamW (``results/untuned/adamw.json``), and its choice was judged on test data at AdamW's winning options of
 the study (``results/full/cells``). A second round compared candidates at those options, again on validation data; its
 choice and then a smaller γ were judged likewise, on slow tasks too. A third round compared γ as the norm of the whole
-displacement, and its choice is the default. Each is judged once, on seeds that nothing else uses; the default also
-where AdamW has its usual betas and weight decay, and its lr alone was tuned.
+displacement, before that was made to begin small and to grow slowly; a fourth, with both, at these options and where
+AdamW has its usual betas and weight decay and its lr alone was tuned. The default comes from it. Each is judged once,
+on seeds that nothing else uses. The third's `hatam` cannot be measured again: its records are all that is left.
 
     python benchmarks/untuned.py              measure what has no record yet, fill in docs/log.md and README.md
     python benchmarks/untuned.py --render     fill in from the records alone
@@ -27,7 +28,7 @@ from hatam.bench.records import Run
 from hatam.bench.tasks import all_tasks, find
 
 ROOT = grids.ROOT / "results/untuned"
-DEFAULT = "hatam:gamma=0.2"
+DEFAULT = "hatam:gamma=None"  # what the optimizer takes by itself
 
 
 class Round(NamedTuple):
@@ -60,6 +61,7 @@ SECOND = (
     "hatam-relative:gamma=0.1,beta_c=0.9",
 )
 THIRD = ("hatam:gamma=0.1", "hatam:gamma=0.2", "hatam:gamma=0.3")
+FOURTH = tuple(f"hatam:gamma={gamma}" for gamma in ("0.5", "0.7", "1", "0.5,beta_c=0.9", "0.7,beta_c=0.9"))
 ROUNDS = {
     "first": Round(("adamw", *FIRST), ROOT / "records", "tune", 6000, 10, 4),
     "first, judged": Round(("adamw", "hatam-relative"), ROOT / "records", "final", 7000, 20, 0),
@@ -67,16 +69,21 @@ ROUNDS = {
     "second, judged": Round(("adamw", "hatam-relative:gamma=0.02"), ROOT / "second-judged", "final", 7100, 20, 8),
     "0.005, judged": Round(("adamw", "hatam-relative:gamma=0.005"), ROOT / "judged", "final", 7200, 20, 8),
     "third": Round(("adamw", *THIRD), ROOT / "third", "tune", 6200, 10, 3),
-    "judged": Round(("adamw", DEFAULT), ROOT / "default", "final", 7300, 40, 8),
-    "usual": Round(("adamw", DEFAULT), ROOT / "usual", "final", 7400, 20, 0),
+    "third, judged": Round(("adamw", "hatam:gamma=0.2"), ROOT / "third-judged", "final", 7300, 40, 8),
+    "third, usual": Round(("adamw", "hatam:gamma=0.2"), ROOT / "third-usual", "final", 7400, 20, 0),
+    "fourth": Round(("adamw", *FOURTH), ROOT / "fourth", "tune", 6300, 8, 3),
+    "fourth, usual": Round(("adamw", *FOURTH[:3]), ROOT / "fourth-usual", "tune", 6300, 10, 3),
+    "judged": Round(("adamw", DEFAULT), ROOT / "default", "final", 7500, 20, 6),
+    "judged, usual": Round(("adamw", DEFAULT), ROOT / "usual", "final", 7600, 20, 6),
 }
+PAST = ("first, judged", "third", "third, judged", "third, usual")  # what was compared there is no more
 
 
 def adamw_of(name: str) -> Mapping[str, Any]:
     """AdamW's options by task, as a round knows them."""
     if name == "first":
         return dict(json.loads((ROOT / "adamw.json").read_text(encoding="utf-8")))
-    found = {task: grids.tuned(task, "adamw", alone="search-1" if name == "usual" else None) for task in all_tasks()}
+    found = {task: grids.tuned(task, "adamw", alone="search-1" if "usual" in name else None) for task in all_tasks()}
     return {task: options for task, options in found.items() if options}
 
 
@@ -107,13 +114,13 @@ def table(name: str = "first") -> str:
 
 def judged(name: str = "judged") -> str:
     """The default of a round on test data."""
-    return report.brief(ROUNDS[name].folder, ROUNDS[name].candidates)
+    return report.brief(ROUNDS[name].folder, ROUNDS[name].candidates).replace(DEFAULT, "hatam")
 
 
 def measure(jobs: int) -> None:
     """Every round's."""
     for name, this in ROUNDS.items():
-        if name != "first, judged":  # whose tasks were those that the study had come to then
+        if name not in PAST:
             grids.measure(runs(name), this.folder, jobs)
 
 
@@ -123,8 +130,12 @@ PAGES = {
     "untuned-second-judged": ("docs/log.md", lambda: judged("second, judged")),
     "untuned-relative-judged": ("docs/log.md", lambda: judged("0.005, judged")),
     "untuned-third": ("docs/log.md", lambda: table("third")),
+    "untuned-third-judged": ("docs/log.md", lambda: judged("third, judged")),
+    "untuned-third-usual": ("docs/log.md", lambda: judged("third, usual")),
+    "untuned-fourth": ("docs/log.md", lambda: table("fourth")),
+    "untuned-fourth-usual": ("docs/log.md", lambda: table("fourth, usual")),
     "untuned": ("README.md", judged),
-    "untuned-usual": ("README.md", lambda: judged("usual")),
+    "untuned-usual": ("README.md", lambda: judged("judged, usual")),
 }
 """What is shown beside the first round's table: where, and how it is made."""
 

@@ -283,6 +283,33 @@ def case_ddp() -> dict[str, float]:
     return errors
 
 
+def case_scaler() -> dict[str, float]:
+    """A GradScaler of sharded parameters: what overflows on one process is skipped on all, whoever undoes the scale."""
+    size, rank = dist.get_world_size(), dist.get_rank()
+    errors = {}
+    for path, flags in PATHS.items():
+        whole, part = network(), sharded_fully(network(), world())
+        optimizers = [HATAM(m.parameters(), 3e-3, **flags) for m in (whole, part)]
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        for step in range(10):
+            x, y = batch(step, torch.float64)
+            optimizers[0].zero_grad()
+            nn.functional.mse_loss(whole(x), y).backward()
+            if step != 4:
+                optimizers[0].step()
+            optimizers[1].zero_grad()
+            scaler.scale(nn.functional.mse_loss(part(own(x, size, rank)), own(y, size, rank))).backward()
+            if step == 4 and rank == 0:
+                sharded.local(next(iter(part.parameters())).grad)[0] = float("inf")
+            scaler.step(optimizers[1])
+            scaler.update()
+        optimizers[1].state_dict()
+        errors[path] = error(list(part.parameters()), list(whole.parameters()))
+        assert scaler.get_scale() == 512.0
+    assert max(errors.values()) < 1e-12, errors
+    return errors
+
+
 def case_merged() -> dict[str, str]:
     """FSDP1 is refused unless nothing is asked of whole tensors; ZeroRedundancyOptimizer deals tensors out whole."""
     from torch.distributed.fsdp import FullyShardedDataParallel

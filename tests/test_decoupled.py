@@ -212,7 +212,14 @@ def test_one_cycle_agrees_with_the_reference(beta_c: float | None, modulator: st
     """It changes β1 every step, and βc with it where e is m; d_{t−1} is undone as it was done all the same."""
     (param,) = parameters([(6, 5)], torch.float64)
     optimizer = HATAM([param], 0.01, beta_c=beta_c, modulator=modulator, foreach=foreach)
-    oracle = Reference(param, cap=1.0, gamma=0.5, size=size_of(optimizer), uniform=modulator == "uniform", beta_c=0.9)
+    oracle = Reference(
+        param,
+        cap=1.0,
+        gamma=optimizer.param_groups[0]["gamma"],
+        size=size_of(optimizer),
+        uniform=modulator == "uniform",
+        beta_c=0.9,
+    )
     steps = 50
     scheduler = OneCycleLR(optimizer, max_lr=0.05, total_steps=steps)
     seen: set[Any] = set()
@@ -344,8 +351,10 @@ def test_the_unit_of_the_radius_can_change_in_mid_training() -> None:
 
 
 def test_gamma_has_a_default_for_each_unit() -> None:
-    params = [torch.nn.Parameter(torch.randn(5)) for _ in range(4)]
     options: list[dict[str, Any]] = [{}, {"radius": "relative"}, {"radius": "lr"}, {"form": "raw"}]
+    options += [{"betas": (0.8, 0.95)}, {"betas": (0.8, 0.95), "beta_c": 0.95}]
+    params = [torch.nn.Parameter(torch.randn(5)) for _ in options]
     optimizer = HATAM([{"params": [p], **o} for p, o in zip(params, options, strict=True)])
     found = [(group["radius"], group["gamma"]) for group in optimizer.param_groups]
-    assert found == [("absolute", 0.5), ("relative", 0.005), ("lr", 1.0), (None, 1.0)]
+    assert [unit for unit, _ in found] == ["absolute", "relative", "lr", None, "absolute", "absolute"]
+    assert [gamma for _, gamma in found] == pytest.approx([0.7, 0.005, 1.0, 1.0, 0.7 * 9 / 19, 0.7], rel=1e-12)

@@ -14,7 +14,6 @@ import torch
 
 from hatam.bench import report
 from hatam.bench.tasks import all_tasks
-from hatam.radii import RADII
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -68,10 +67,10 @@ def test_untuned(monkeypatch: pytest.MonkeyPatch) -> None:
     for marker, (name, rendered) in script.PAGES.items():
         page = (ROOT / name).read_text(encoding="utf-8")
         assert report.replace_between(page, marker, rendered()) == page
-    assert float(script.DEFAULT.partition("=")[2]) == RADII["absolute"].gamma
+    assert script.DEFAULT == "hatam:gamma=None"
 
 
-@pytest.mark.parametrize("name", ["ablation", "radius", "rules", "straightened", "untuned"])
+@pytest.mark.parametrize("name", ["ablation", "radius", "rules", "steady", "straightened", "untuned"])
 def test_log_tables(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     page = (ROOT / "docs/log.md").read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ from torch.optim.optimizer import ParamsT
 from . import fused
 from .forms import FORMS
 from .modulators import MODULATORS
-from .radii import RADII
+from .radii import GROWTH, RADII, default_gamma
 from .storage import STATE_DTYPES, quantized_type
 from .update import Options, Scalar
 
@@ -216,12 +216,10 @@ def resolve(
     numel: int = 0,
 ) -> Options:
     """The options of a group for one step, with the defaults of its form filled in; ``numel`` of all parameters."""
-    form, unit = FORMS[group["form"]], RADII.get(group["radius"])
+    form = FORMS[group["form"]]
+    careful = group["radius"] is not None and RADII[group["radius"]].careful
     lr, lr_peak = zero_dim(group["lr"]), zero_dim(lr_peak)
     beta1, beta2 = group["betas"]
-    beta_c = group["beta_c"]
-    if beta_c is None:
-        beta_c = beta1 if form.beta_c is None else form.beta_c
     return Options(
         lr=lr,
         beta1=beta1,
@@ -229,7 +227,7 @@ def resolve(
         eps=group["eps"],
         weight_decay=group["weight_decay"],
         gamma=group["gamma"],
-        beta_c=beta_c,
+        beta_c=memory(group),
         modulator=MODULATORS[group["modulator"]],
         cap=form.cap if group["modulator_cap"] is None else group["modulator_cap"],
         radius=0.0 if form.radius is None else radius(group, lr, lr_peak),
@@ -242,8 +240,8 @@ def resolve(
         seed=group["seed"],
         found_inf=found_inf,
         square=square(group, numel),
-        growth=math.inf if unit is None else unit.growth,
-        ramp=beta2 if unit is not None and unit.ramped else 0.0,
+        growth=GROWTH if careful else math.inf,
+        ramp=beta2 if careful else 0.0,
     )
 
 
@@ -252,12 +250,19 @@ def zero_dim(x: Scalar) -> Scalar:
     return x.squeeze() if isinstance(x, Tensor) else x
 
 
+def memory(group: Mapping[str, Any]) -> float:
+    """βc, with the default of the form filled in."""
+    own = FORMS[group["form"]].beta_c if group["beta_c"] is None else group["beta_c"]
+    return float(group["betas"][0] if own is None else own)
+
+
 def complete(group: dict[str, Any]) -> None:
     """Fill in the radius and the strength that the user left to form and radius."""
     if group["radius"] is None:
         group["radius"] = FORMS[group["form"]].radius
     if group["gamma"] is None:
-        group["gamma"] = DEFAULT_GAMMA if group["radius"] is None else RADII[group["radius"]].gamma
+        unit = group["radius"]
+        group["gamma"] = DEFAULT_GAMMA if unit is None else default_gamma(RADII[unit], memory(group))
 
 
 def needs_scale(group: Mapping[str, Any]) -> bool:
