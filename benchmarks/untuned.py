@@ -73,10 +73,17 @@ ROUNDS = {
     "third, usual": Round(("adamw", "hatam:gamma=0.2"), ROOT / "third-usual", "final", 7400, 20, 0),
     "fourth": Round(("adamw", *FOURTH), ROOT / "fourth", "tune", 6300, 8, 3),
     "fourth, usual": Round(("adamw", *FOURTH[:3]), ROOT / "fourth-usual", "tune", 6300, 10, 3),
-    "judged": Round(("adamw", DEFAULT), ROOT / "default", "final", 7500, 20, 6),
-    "judged, usual": Round(("adamw", DEFAULT), ROOT / "usual", "final", 7600, 20, 6),
+    "fourth, judged": Round(("adamw", DEFAULT), ROOT / "fourth-judged", "final", 7500, 20, 0),
+    "judged": Round(("adamw", DEFAULT), ROOT / "default", "final", 7700, 20, 5),
+    "judged, usual": Round(("adamw", DEFAULT), ROOT / "usual", "final", 7600, 20, 5),
 }
-PAST = ("first, judged", "third", "third, judged", "third, usual")  # what was compared there is no more
+PAST = (
+    "first, judged",
+    "third",
+    "third, judged",
+    "third, usual",
+    "fourth, judged",
+)  # what was compared there is no more
 
 
 def adamw_of(name: str) -> Mapping[str, Any]:
@@ -134,6 +141,7 @@ PAGES = {
     "untuned-third-usual": ("docs/log.md", lambda: judged("third, usual")),
     "untuned-fourth": ("docs/log.md", lambda: table("fourth")),
     "untuned-fourth-usual": ("docs/log.md", lambda: table("fourth, usual")),
+    "untuned-fourth-judged": ("docs/log.md", lambda: judged("fourth, judged")),
     "untuned": ("README.md", judged),
     "untuned-usual": ("README.md", lambda: judged("judged, usual")),
 }

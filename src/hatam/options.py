@@ -15,7 +15,7 @@ from torch.optim.optimizer import ParamsT
 from . import fused
 from .forms import FORMS
 from .modulators import MODULATORS
-from .radii import GROWTH, RADII, default_gamma
+from .radii import GROWTH, RADII
 from .storage import STATE_DTYPES, quantized_type
 from .update import Options, Scalar
 
@@ -262,7 +262,7 @@ def complete(group: dict[str, Any]) -> None:
         group["radius"] = FORMS[group["form"]].radius
     if group["gamma"] is None:
         unit = group["radius"]
-        group["gamma"] = DEFAULT_GAMMA if unit is None else default_gamma(RADII[unit], memory(group))
+        group["gamma"] = DEFAULT_GAMMA if unit is None else RADII[unit].default(memory(group))
 
 
 def needs_scale(group: Mapping[str, Any]) -> bool:

@@ -19,7 +19,6 @@ from typing import NamedTuple
 from torch import Tensor
 
 GROWTH = 1.01  # the factor by which the scale of a careful unit may grow in a step; it may shrink at once
-MEMORY = (1 + 0.9) / (1 - 0.9)  # by how much e at βc = 0.9 has less noise than a gradient, in squares
 
 
 class Radius(NamedTuple):
@@ -29,31 +28,27 @@ class Radius(NamedTuple):
         gamma: the strength unless the user gives one.
         needs_scale: whether a state keeps the scale of u = S e / h, which is a size over RMS(u).
         square: the square of that size from the number of all parameters; None where it is RMS(z) of each tensor.
-        careful: whether the scale grows slowly, the radius begins small and comes to its full size as v fills, as
-            √(1 − β2^t), and the default γ is smaller where the memory of e is shorter than at βc = 0.9.
+        careful: whether the scale grows slowly, and the radius begins small and comes to its full size as v fills, as
+            √(1 − β2^t).
+        short: the strength unless the user gives one where βc < 0.9: such an e is mostly the noise of a few gradients.
     """
 
     gamma: float
     needs_scale: bool
     square: Callable[[int], float] | None = None
     careful: bool = False
+    short: float | None = None
+
+    def default(self, beta_c: float) -> float:
+        """The strength unless the user gives one."""
+        return self.gamma if self.short is None or beta_c >= 0.9 else self.short
 
 
 RADII = {
-    "absolute": Radius(gamma=0.7, needs_scale=True, square=lambda numel: 1 / max(numel, 1), careful=True),
+    "absolute": Radius(0.7, needs_scale=True, square=lambda numel: 1 / max(numel, 1), careful=True, short=0.2),
     "relative": Radius(gamma=0.005, needs_scale=True),
     "lr": Radius(gamma=1.0, needs_scale=False),
 }
-
-
-def default_gamma(unit: Radius, beta_c: float) -> float:
-    """The strength unless the user gives one. With a short memory e is mostly noise, and sharpness is held down harder.
-
-    Example:
-        >>> [round(default_gamma(RADII["absolute"], beta_c), 2) for beta_c in (0.0, 0.5, 0.8, 0.9, 0.98)]
-        [0.04, 0.11, 0.33, 0.7, 0.7]
-    """
-    return unit.gamma * min(1.0, (1 + beta_c) / (1 - beta_c) / MEMORY) if unit.careful else unit.gamma
 
 
 def numbers_in(params: Iterable[Tensor]) -> int:
