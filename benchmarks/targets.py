@@ -121,10 +121,11 @@ def targets() -> str:
     """A numbered list."""
     compared, _ = comparisons(load.find(STUDY).entries)
     steps, time = ([each for each in compared if each.budget == budget] for budget in ("equal steps", "equal time"))
-    swapped, _ = comparisons(load.find(untuned.ROUNDS["judged"].folder).entries)
+    swapped = [comparisons(load.find(untuned.ROUNDS[name].folder).entries)[0] for name in ("judged", "judged, usual")]
+    tuned, usual = (against_adamw(each, 0.05, untuned.DEFAULT) for each in swapped)
     lines = {
         "Tuned against tuned AdamW, at equal steps": against_adamw(steps, 0.01),
-        "Untuned in AdamW's place": against_adamw(swapped, 0.05, untuned.DEFAULT),
+        "Untuned in AdamW's place": f"at AdamW's usual betas {usual}; at AdamW's tuned options {tuned}",
         "Against SAM": against_sam(steps, time),
         "First to AdamW's validation score at equal steps, by time": first_to_target(steps),
         "Mean corruption error": under_shift(steps),
