@@ -5,8 +5,9 @@ found for AdamW (``results/untuned/adamw.json``), and its choice was judged on t
 the study (``results/full/cells``). A second round compared candidates at those options, again on validation data; its
 choice and then a smaller γ were judged likewise, on slow tasks too. A third round compared γ as the norm of the whole
 displacement, before that was made to begin small and to grow slowly; a fourth, with both, at these options and where
-AdamW has its usual betas and weight decay and its lr alone was tuned. The default comes from it. Each is judged once,
-on seeds that nothing else uses. The third's `hatam` cannot be measured again: its records are all that is left.
+AdamW has its usual betas and weight decay and its lr alone was tuned; a fifth gave each tensor its share of the norm by
+its weights, no longer by its size. The default comes from it. Each choice is judged once, on seeds that nothing else
+uses. `hatam` of the third and the fourth round cannot be measured again: their records are all that is left.
 
     python benchmarks/untuned.py              measure what has no record yet, fill in docs/log.md and README.md
     python benchmarks/untuned.py --render     fill in from the records alone
@@ -62,6 +63,7 @@ SECOND = (
 )
 THIRD = ("hatam:gamma=0.1", "hatam:gamma=0.2", "hatam:gamma=0.3")
 FOURTH = tuple(f"hatam:gamma={gamma}" for gamma in ("0.5", "0.7", "1", "0.5,beta_c=0.9", "0.7,beta_c=0.9"))
+FIFTH = tuple(f"hatam:gamma={gamma}" for gamma in ("0.2", "0.35", "0.5", "0.7"))
 ROUNDS = {
     "first": Round(("adamw", *FIRST), ROOT / "records", "tune", 6000, 10, 4),
     "first, judged": Round(("adamw", "hatam-relative"), ROOT / "records", "final", 7000, 20, 0),
@@ -74,16 +76,16 @@ ROUNDS = {
     "fourth": Round(("adamw", *FOURTH), ROOT / "fourth", "tune", 6300, 8, 3),
     "fourth, usual": Round(("adamw", *FOURTH[:3]), ROOT / "fourth-usual", "tune", 6300, 10, 3),
     "fourth, judged": Round(("adamw", DEFAULT), ROOT / "fourth-judged", "final", 7500, 20, 0),
-    "judged": Round(("adamw", DEFAULT), ROOT / "default", "final", 7700, 20, 5),
-    "judged, usual": Round(("adamw", DEFAULT), ROOT / "usual", "final", 7600, 20, 5),
+    "by size, judged": Round(("adamw", DEFAULT), ROOT / "by-size", "final", 7700, 20, 5),
+    "by size, usual": Round(("adamw", DEFAULT), ROOT / "by-size-usual", "final", 7600, 20, 5),
+    "fifth": Round(("adamw", *FIFTH[:3]), ROOT / "fifth", "tune", 6600, 8, 2),
+    "fifth, usual": Round(("adamw", *FIFTH[2:]), ROOT / "fifth-usual", "tune", 6600, 8, 2),
+    "judged": Round(("adamw", DEFAULT), ROOT / "default", "final", 7800, 20, 5),
+    "judged, usual": Round(("adamw", DEFAULT), ROOT / "usual", "final", 7900, 20, 5),
 }
-PAST = (
-    "first, judged",
-    "third",
-    "third, judged",
-    "third, usual",
-    "fourth, judged",
-)  # what was compared there is no more
+PAST = {"first, judged", "third", "third, judged", "third, usual"} | {  # what was compared there is no more
+    name for name in ROUNDS if name.startswith(("fourth", "by size"))
+}
 
 
 def adamw_of(name: str) -> Mapping[str, Any]:
@@ -142,6 +144,10 @@ PAGES = {
     "untuned-fourth": ("docs/log.md", lambda: table("fourth")),
     "untuned-fourth-usual": ("docs/log.md", lambda: table("fourth, usual")),
     "untuned-fourth-judged": ("docs/log.md", lambda: judged("fourth, judged")),
+    "untuned-size-judged": ("docs/log.md", lambda: judged("by size, judged")),
+    "untuned-size-usual": ("docs/log.md", lambda: judged("by size, usual")),
+    "untuned-fifth": ("docs/log.md", lambda: table("fifth")),
+    "untuned-fifth-usual": ("docs/log.md", lambda: table("fifth, usual")),
     "untuned": ("README.md", judged),
     "untuned-usual": ("README.md", lambda: judged("judged, usual")),
 }

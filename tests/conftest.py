@@ -94,11 +94,10 @@ def is_scaled(options: dict[str, Any]) -> bool:
     return options.get("form", "decoupled") == "decoupled" and options.get("radius") != "lr"
 
 
-def size_of(optimizer: HATAM) -> str | float | None:
+def norm_of(optimizer: HATAM) -> float | None:
     """What the displacement of the optimizer's first group is in units of, in the reference's words."""
-    numel = sum(radii.numbers_in(group["params"]) for group in optimizer.param_groups)
-    sizes = {"relative": "weights", "absolute": max(numel, 1) ** -0.5}
-    return sizes.get(optimizer.param_groups[0]["radius"])
+    norms = {"relative": 0.0, "absolute": radii.norm(optimizer.param_groups) or 1e-300}
+    return norms.get(optimizer.param_groups[0]["radius"])
 
 
 def through_a_file(state_dict: dict[str, Any]) -> dict[str, Any]:

@@ -287,7 +287,7 @@ def test_the_means_of_a_tensor_of_many_chunks() -> None:
     row[0, k.words.NUMEL.value] = numel = chunks * gpu.CHUNK - 5
     k.finish[(1,)](
         row, sums, spans, sizes, None, log_beta2=math.log(beta2), eps=1e-8, no_gradient_yet=1e-8, least_span=1e-9,
-        growth=math.inf, square=0.0,
+        growth=math.inf,
         STEP_TYPE=k.tl.float32, SCALAR_TYPE=k.tl.float32, CHUNK=gpu.CHUNK, WIDTH=1024,
     )  # fmt: skip
     assert float(mean) == pytest.approx(float(sums.sum()) / numel / math.sqrt(1 - beta2**3) + 1e-8, rel=1e-6)

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import cosine, equal, every_path, feed, generator, gradients, parameters, relative_error, size_of, twins
+from conftest import cosine, equal, every_path, feed, generator, gradients, norm_of, parameters, relative_error, twins
 from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
 from hatam import HATAM
+from hatam.radii import norm
 from hatam.reference import Reference
 
 every_modulator = pytest.mark.parametrize("modulator", ["relative", "uniform"])
@@ -216,7 +217,7 @@ def test_one_cycle_agrees_with_the_reference(beta_c: float | None, modulator: st
         param,
         cap=1.0,
         gamma=optimizer.param_groups[0]["gamma"],
-        size=size_of(optimizer),
+        norm=norm_of(optimizer),
         uniform=modulator == "uniform",
         beta_c=0.9,
     )
@@ -284,7 +285,7 @@ def test_the_displacement_is_as_large_as_asked_for(modulator: str, beta_c: float
 
 @every_modulator
 def test_the_displacement_of_all_has_the_norm_asked_for(modulator: str) -> None:
-    """By size in every tensor, whatever its weights and gradients are, over all groups, those that come later too."""
+    """By its weights in every tensor, whatever its gradients are, over all groups, those that come later too."""
     torch.manual_seed(0)
     params = [torch.nn.Parameter(scale * torch.randn(80, 30)) for scale in (0.0, 1.0, 30.0, 1.0)]
     optimizer = HATAM([{"params": params[:2]}, {"params": [params[2]]}], 1e-4, betas=(0.9, 0.9), gamma=0.5)
@@ -300,27 +301,73 @@ def test_the_displacement_of_all_has_the_norm_asked_for(modulator: str) -> None:
         displaced = [p.detach().clone() for p in params[:count]]
         with optimizer.straightened():
             norms = [float((p.detach() - w).norm()) for p, w in zip(params, displaced, strict=False)]
+        weights = torch.tensor([float(p.detach().norm()) for p in params[:count]])
         assert norms[0] == 0  # without a gradient nothing is displaced
-        assert norms[1:] == pytest.approx([0.5 / count**0.5] * (count - 1), rel=0.1)
+        assert norms == pytest.approx((0.5 * weights / weights.norm()).tolist(), rel=0.1)
+
+
+def test_a_norm_is_measured_by_the_weights_to_train_at_the_start() -> None:
+    """Frozen ones do not count, complex ones as pairs, and AdamW's checkpoint begins where it is loaded."""
+    frozen = torch.nn.Parameter(torch.ones(100), requires_grad=False)
+    params = [torch.nn.Parameter(torch.full((4,), 3.0)), torch.nn.Parameter(torch.full((4,), 4.0 + 3.0j)), frozen]
+    optimizer = HATAM([{"params": params[:1]}, {"params": params[1:]}])
+    assert [group["start_norm"] for group in optimizer.param_groups] == pytest.approx([6.0, 10.0])
+    assert norm(optimizer.param_groups) == pytest.approx(136**0.5)
+    saved = AdamW(params[:1]).state_dict()
+    with torch.no_grad():
+        params[0].mul_(2)
+    optimizer = HATAM(params[:1])
+    params[0].data.mul_(2)
+    assert optimizer.param_groups[0]["start_norm"] == pytest.approx(12.0)
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["start_norm"] == pytest.approx(24.0)
+    optimizer.load_state_dict(HATAM([torch.nn.Parameter(torch.ones(4))]).state_dict())
+    assert optimizer.param_groups[0]["start_norm"] == pytest.approx(2.0)
+
+
+def test_weights_that_come_after_the_optimizer_are_measured_at_its_first_step() -> None:
+    param = torch.nn.Parameter(torch.empty(100, device="meta"))
+    optimizer = HATAM([param], gamma=0.5)
+    assert optimizer.param_groups[0]["start_norm"] == 0
+    torch.utils.swap_tensors(param, torch.nn.Parameter(torch.ones(100)))
+    for expected in (10.0, 10.0):
+        param.grad = torch.ones(100)
+        optimizer.step()
+        assert optimizer.param_groups[0]["start_norm"] == pytest.approx(expected)
+
+
+def test_no_norm_displaces_weights_by_more_than_a_quarter_of_them() -> None:
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(x) for x in (torch.zeros(1000), torch.randn(1000))]
+    optimizer = HATAM(params[:1], 1e-2, betas=(0.9, 0.9), weight_decay=0.0)  # which begin at 0
+    other = HATAM(params[1:], 1e-4, betas=(0.9, 0.9), gamma=1e6)
+    for _ in range(600):
+        for p in params:
+            p.grad = torch.randn(1000)
+        optimizer.step()
+        other.step()
+    assert 0.05 < sizes(optimizer, params[:1])[0] < 0.25  # its scale grows more slowly than they do
+    assert sizes(other, params[1:]) == pytest.approx([0.25], rel=0.15)
 
 
 @every_path
 def test_a_norm_begins_small_and_grows_slowly(foreach: bool) -> None:
-    """√(1 − β2^t) of it at first; a larger u shrinks its scale at once, a smaller one lets it grow by 1% a step."""
+    """√(1 − β2^t) of it at first; a larger u shrinks its scale at once, a smaller one lets it grow by 0.3% a step."""
     torch.manual_seed(0)
     param = torch.nn.Parameter(torch.randn(4000))
     optimizer = HATAM([param], 1e-4, betas=(0.9, 0.98), gamma=0.5, foreach=foreach)
-    norms, scales = [], []
+    shares, scales = [], []
+    share = 0.5 / optimizer.param_groups[0]["start_norm"]
     for t in range(150):
         param.grad = torch.ones(4000) if 100 <= t < 110 else torch.randn(4000)  # coherent for a while
         optimizer.step()
-        norms.append(sizes(optimizer, [param])[0] * float(param.detach().norm()))
+        shares.append(sizes(optimizer, [param])[0])
         scales.append(float(optimizer.state[param]["displacement_scale"]))
-    assert norms[9] == pytest.approx(0.5 * (1 - 0.98**10) ** 0.5, rel=0.1)
-    assert norms[99] == pytest.approx(0.5 * (1 - 0.98**100) ** 0.5, rel=0.1)
+    assert shares[9] == pytest.approx(share * (1 - 0.98**10) ** 0.5, rel=0.1)
+    assert shares[99] == pytest.approx(share * (1 - 0.98**100) ** 0.5, rel=0.1)
     assert scales[109] < 0.5 * scales[99]
     grown = [after / before for before, after in itertools.pairwise(scales[115:])]
-    assert max(grown) == pytest.approx(1.01, rel=1e-5)
+    assert max(grown) == pytest.approx(1.003, rel=1e-5)
     assert min(grown) > 1
 
 
@@ -356,5 +403,5 @@ def test_gamma_has_a_default_for_each_unit() -> None:
     params = [torch.nn.Parameter(torch.randn(5)) for _ in options]
     optimizer = HATAM([{"params": [p], **o} for p, o in zip(params, options, strict=True)])
     found = [(group["radius"], group["gamma"]) for group in optimizer.param_groups]
-    assert found[:4] == [("absolute", 0.7), ("relative", 0.005), ("lr", 1.0), (None, 1.0)]
-    assert found[4:] == [("absolute", 0.2), ("absolute", 0.7)]
+    assert found[:4] == [("absolute", 0.5), ("relative", 0.005), ("lr", 1.0), (None, 1.0)]
+    assert found[4:] == [("absolute", 0.2), ("absolute", 0.5)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import VARIANTS, bits, feed, gradients, parameters, size_of, state_bits, through_a_file
+from conftest import VARIANTS, bits, feed, gradients, norm_of, parameters, state_bits, through_a_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -148,7 +148,7 @@ def test_step_against_the_reference(options: dict[str, Any], kind: dict[str, Any
         gamma=group["gamma"],
         cap={"decoupled": 1.0, "raw": 3.0, "published": math.inf}[group["form"]],
         uniform=group["modulator"] == "uniform",
-        size=size_of(optimizer),
+        norm=norm_of(optimizer),
     )
     for g in grads:
         param.grad = g

@@ -16,9 +16,9 @@ from conftest import (
     every_variant,
     feed,
     gradients,
+    norm_of,
     parameters,
     relative_error,
-    size_of,
     twins,
 )
 from hypothesis import given
@@ -63,7 +63,7 @@ def references(params: list[torch.nn.Parameter], optimizer: HATAM) -> list[Refer
             cap=form.cap if group["modulator_cap"] is None else group["modulator_cap"],
             fade=0.1 if group["fade"] is None else group["fade"],
             uniform=group["modulator"] == "uniform",
-            size=size_of(optimizer),
+            norm=norm_of(optimizer),
         )
         for p in params
     ]

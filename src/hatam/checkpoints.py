@@ -58,7 +58,8 @@ def check_parts(state_dict: object, defaults: Mapping[str, Any]) -> None:
         raise TypeError(f"state_dict['param_groups'] must be a list of groups, each with a list 'params'; {remedy}")
     for group in groups:
         options.check({**defaults, **group})
-        _check_number("lr_peak", group.get("lr_peak", 0.0), "a parameter group")
+        for key in ("lr_peak", "start_norm"):
+            _check_number(key, group.get(key, 0.0), "a parameter group")
 
 
 def _check_state(found: Mapping[str, Any], p: Tensor, name: str) -> None:

@@ -38,8 +38,9 @@ class HATAM(Optimizer):
     .. math::
         h_t = \sqrt{\hat v_t} + \varepsilon, \qquad S_t = \min(h_t / \mathrm{mean}(h_{t-1}), \mathrm{cap}),
 
-    with :math:`\rho_t` such that the displacement of all parameters together has the Euclidean norm :math:`\gamma`, as
-    SAM's perturbation has its ρ, until lr has fallen to ``fade`` of its peak; from there on it runs out with lr.
+    with :math:`\rho_t` such that the displacement of all parameters together has, at the start, the Euclidean norm
+    :math:`\gamma`, as SAM's perturbation has its ρ. In each tensor it grows with the weights, until lr has fallen to
+    ``fade`` of its peak; from there on it runs out with lr.
 
     Taking gradients there is straightening the trajectory by :math:`c_t = \mathrm{EMA}(g_t - g_{t-1})` in other
     coordinates. Once the schedule has brought lr to 0, w is z and there is nothing to switch; before that
@@ -55,15 +56,16 @@ class HATAM(Optimizer):
         eps: added to the denominator, >= 0.
         weight_decay: decoupled weight decay, >= 0.
         gamma: strength of the correction, >= 0; 0 is AdamW, bit for bit. In the decoupled form it is the radius of
-            the displacement, in the unit that ``radius`` says. None means 0.7 (absolute; 0.2 where βc < 0.9), 0.005
+            the displacement, in the unit that ``radius`` says. None means 0.5 (absolute; 0.2 where βc < 0.9), 0.005
             (relative to the weights), or else 1.
         beta_c: rate of e, in [0, 1). None means β1 (decoupled) or 0.9 (raw, published).
         modulator: "relative", or "uniform" for S = 1, which is ATAM.
         modulator_cap: largest S, in (0, inf]. None means 1 (decoupled), 3 (raw) or no cap (published).
         form: "decoupled", "raw" or "published".
-        radius: "absolute", so that γ is the norm of d over all of the optimizer's parameters, in every tensor by its
-            size; "relative", so that the root mean square of d is γ times that of each tensor's weights; or "lr", so
-            that ρ is in units of the peak lr; see :mod:`hatam.radii`. None means "absolute". Decoupled only.
+        radius: "absolute", so that γ is the norm of d over all of the optimizer's parameters as they are when it is
+            made, in every tensor by its weights, with which it grows; "relative", so that the root mean square of d is
+            γ times that of each tensor's weights; or "lr", so that ρ is in units of the peak lr; see
+            :mod:`hatam.radii`. None means "absolute". Decoupled only.
         fade: share of the peak lr below which the radius runs out with lr, in (0, 1]. None means 0.1. Decoupled only.
         maximize: maximize the objective.
         foreach: use the multi-tensor path. None chooses as torch does.
@@ -144,10 +146,11 @@ class HATAM(Optimizer):
             "bf16_stochastic_round": bf16_stochastic_round,
             "seed": seed,
             "lr_peak": 0.0,
+            "start_norm": 0.0,
         }
         options.check(defaults)
         self._divisions: dict[int, Division] = {}
-        self._shards, self._is_cut, self._numel = sharded.Shards(), False, 0
+        self._shards, self._is_cut = sharded.Shards(), False
         super().__init__(options.listed(params), defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -166,8 +169,8 @@ class HATAM(Optimizer):
             del self.param_groups[-1]
             raise
         self.param_groups[-1]["lr_peak"] = paths.peak_of_kind(self.param_groups[-1])
+        self.param_groups[-1]["start_norm"] = sharded.norm_of(self.param_groups[-1]["params"])
         self._is_cut = self._is_cut or sharded.any_cut(self.param_groups[-1]["params"])
-        self._numel += radii.numbers_in(self.param_groups[-1]["params"])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Fill in what an AdamW checkpoint lacks; its state gets HATAM's entries at the next step."""
@@ -175,8 +178,9 @@ class HATAM(Optimizer):
         super().__setstate__(state)
         self._divisions, self._shards = {}, sharded.Shards()  # which hold on to the tensors of the last step
         self._is_cut = any(sharded.any_cut(group["params"]) for group in self.param_groups)
-        self._numel = sum(radii.numbers_in(group["params"]) for group in self.param_groups)
         for group in self.param_groups:
+            if "start_norm" not in group:
+                group["start_norm"] = sharded.norm_of(group["params"])
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
             options.complete(group)
@@ -234,7 +238,7 @@ class HATAM(Optimizer):
             if found_inf.item():
                 return loss  # a GradScaler's skipped step: nothing moves
             found_inf = None
-        first = 0
+        first, norm = 0, radii.norm(self.param_groups)
         for group in self.param_groups:
             numbers = [first + i for i, p in enumerate(group["params"]) if p.grad is not None]
             first += len(group["params"])
@@ -247,7 +251,7 @@ class HATAM(Optimizer):
             kept = {key: column for key, column in columns.items() if column}
             is_adamw = len(kept) == len(ADAMW_STATE)
             peak = group["lr_peak"] if is_adamw else paths.raise_peak(group, found_inf)
-            o = options.resolve(group, peak, amp.get("grad_scale"), found_inf, self._numel)
+            o = options.resolve(group, peak, amp.get("grad_scale"), found_inf, norm)
             run = paths.run_adamw if is_adamw else paths.run_form
             more: dict[str, Any] = amp if is_adamw else {"divisions": self._divisions}
             if self._is_cut:
@@ -298,6 +302,8 @@ class HATAM(Optimizer):
         """
         params.extend([p for p in group["params"] if p.grad is not None])
         grads.extend([cast(Tensor, p.grad) for p in params])
+        if not group["start_norm"] and any("step" not in self.state[p] for p in params):
+            group["start_norm"] = sharded.norm_of(group["params"])  # they held no numbers yet when they were added
         for p in params:
             state = self.state[p]
             if "step" not in state:

@@ -15,7 +15,7 @@ from torch.optim.optimizer import ParamsT
 from . import fused
 from .forms import FORMS
 from .modulators import MODULATORS
-from .radii import GROWTH, RADII
+from .radii import GROWTH, RADII, share
 from .storage import STATE_DTYPES, quantized_type
 from .update import Options, Scalar
 
@@ -213,9 +213,9 @@ def resolve(
     lr_peak: Scalar,
     grad_scale: Scalar = None,
     found_inf: Tensor | None = None,
-    numel: int = 0,
+    norm: float = 0.0,
 ) -> Options:
-    """The options of a group for one step, with the defaults of its form filled in; ``numel`` of all parameters."""
+    """The options of a group for one step, with the defaults of its form filled in; ``norm`` is that of all w_0."""
     form = FORMS[group["form"]]
     careful = group["radius"] is not None and RADII[group["radius"]].careful
     lr, lr_peak = zero_dim(group["lr"]), zero_dim(lr_peak)
@@ -230,7 +230,7 @@ def resolve(
         beta_c=memory(group),
         modulator=MODULATORS[group["modulator"]],
         cap=form.cap if group["modulator_cap"] is None else group["modulator_cap"],
-        radius=0.0 if form.radius is None else radius(group, lr, lr_peak),
+        radius=0.0 if form.radius is None else radius(group, lr, lr_peak, norm),
         scaled=needs_scale(group),
         grad_factor=(-1 if group["maximize"] else 1) / (1 if grad_scale is None else grad_scale),
         capturable=group["capturable"],
@@ -239,7 +239,6 @@ def resolve(
         round_state=group["bf16_stochastic_round"] or group["state_dtype"] is not None,
         seed=group["seed"],
         found_inf=found_inf,
-        square=square(group, numel),
         growth=GROWTH if careful else math.inf,
         ramp=beta2 if careful else 0.0,
     )
@@ -270,20 +269,16 @@ def needs_scale(group: Mapping[str, Any]) -> bool:
     return group["radius"] is not None and RADII[group["radius"]].needs_scale
 
 
-def square(group: Mapping[str, Any], numel: int) -> float | None:
-    """Of the size that the scale of a radius gives each tensor's displacement; None where its weights say it."""
-    of = None if group["radius"] is None else RADII[group["radius"]].square
-    return None if of is None else of(numel)
-
-
-def radius(group: Mapping[str, Any], lr: Scalar, lr_peak: Scalar) -> Scalar:
+def radius(group: Mapping[str, Any], lr: Scalar, lr_peak: Scalar, norm: float) -> Scalar:
     """ρ_t = γ · min(lr_peak, lr_t / fade): held until lr has fallen to ``fade`` of its peak, then fading with it.
 
-    In units that need a scale, γ · min(1, lr_t / (fade · lr_peak)), which each tensor's scale is still to multiply.
+    In units that need a scale, γ · min(1, lr_t / (fade · lr_peak)), which each tensor's scale is still to multiply; γ
+    as a norm is the share that it is of ‖w_0‖.
     """
     fade = DEFAULT_FADE if group["fade"] is None else group["fade"]
     if needs_scale(group):
-        return group["gamma"] * faded(lr, lr_peak, fade)
+        gamma: float = group["gamma"]
+        return (share(gamma, norm) if RADII[group["radius"]].is_norm else gamma) * faded(lr, lr_peak, fade)
     if isinstance(lr_peak, Tensor) and not (isinstance(lr, Tensor) and lr.device == lr_peak.device):
         return group["gamma"] * lr_peak.clamp(max=float(lr) / fade)  # on the peak's device, without waiting for it
     if isinstance(lr, Tensor):

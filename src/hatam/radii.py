@@ -1,24 +1,26 @@
 """In what unit the strength γ of the decoupled form measures the displacement d = ρ S e / h.
 
-* "absolute": the displacement of all N parameters together has the Euclidean norm γ, as SAM's perturbation has ρ. Each
-  tensor has its share by its size: ρ = γ / sqrt(N) / RMS(S e / h) over the tensor (RMS: root mean square). It is a
-  little less where RMS(S e / h) has just fallen, and in the first 1 / (1 − β2) steps: there it is √(1 − β2^t) of it.
-* "relative": ρ = γ RMS(z) / RMS(S e / h) over the tensor, so that d is γ times as large as the weights.
+* "absolute": at the start of training the displacement of all parameters together has the Euclidean norm γ, as SAM's
+  perturbation has ρ; from then on it grows with the weights. ρ = min(γ / ‖w_0‖, 1/4) RMS(z) / RMS(S e / h) over each
+  tensor (RMS: root mean square), with ‖w_0‖ the norm of all that the optimizer was given to train. It is a little less
+  where RMS(S e / h) has just fallen, and in the first 1 / (1 − β2) steps: there it is √(1 − β2^t) of it.
+* "relative": ρ = γ RMS(z) / RMS(S e / h), so that d is γ times as large as each tensor's weights.
 * "lr": ρ is γ times the peak learning rate.
 
-"absolute" counts the parameters of one optimizer: of several that share a network, each has γ times the square root of
-its share. What is measured of a tensor is that of the step before: the pass over memory that writes it finds it for
-free. All are held until lr has fallen to ``fade`` of its peak, and then run out with it.
+"absolute" counts the parameters of one optimizer: of several that share a network, each has γ times its share of
+‖w_0‖. What is measured of a tensor is that of the step before: the pass over memory that writes it finds it for free.
+All are held until lr has fallen to ``fade`` of its peak, and then run out with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-GROWTH = 1.01  # the factor by which the scale of a careful unit may grow in a step; it may shrink at once
+GROWTH = 1.003  # the factor by which the scale of a careful unit may grow in a step; it may shrink at once
+LARGEST = 0.25  # of the weights: no norm displaces further, however small the weights that training began with
 
 
 class Radius(NamedTuple):
@@ -26,8 +28,8 @@ class Radius(NamedTuple):
 
     Attributes:
         gamma: the strength unless the user gives one.
-        needs_scale: whether a state keeps the scale of u = S e / h, which is a size over RMS(u).
-        square: the square of that size from the number of all parameters; None where it is RMS(z) of each tensor.
+        needs_scale: whether a state keeps the scale of u = S e / h, which is RMS(z) / RMS(u).
+        is_norm: whether γ is the norm over all parameters that the first weights' norm stands for.
         careful: whether the scale grows slowly, and the radius begins small and comes to its full size as v fills, as
             √(1 − β2^t).
         short: the strength unless the user gives one where βc < 0.9: such an e is mostly the noise of a few gradients.
@@ -35,7 +37,7 @@ class Radius(NamedTuple):
 
     gamma: float
     needs_scale: bool
-    square: Callable[[int], float] | None = None
+    is_norm: bool = False
     careful: bool = False
     short: float | None = None
 
@@ -45,10 +47,20 @@ class Radius(NamedTuple):
 
 
 RADII = {
-    "absolute": Radius(0.7, needs_scale=True, square=lambda numel: 1 / max(numel, 1), careful=True, short=0.2),
+    "absolute": Radius(0.5, needs_scale=True, is_norm=True, careful=True, short=0.2),
     "relative": Radius(gamma=0.005, needs_scale=True),
     "lr": Radius(gamma=1.0, needs_scale=False),
 }
+
+
+def share(gamma: float, norm: float) -> float:
+    """How large a displacement of the norm γ is beside weights of a norm."""
+    return min(gamma / norm, LARGEST) if norm > 0 else LARGEST
+
+
+def norm(groups: Iterable[Mapping[str, Any]]) -> float:
+    """‖w_0‖ over the parameter groups of an optimizer."""
+    return float(sum(group["start_norm"] ** 2 for group in groups) ** 0.5)
 
 
 def numbers_in(params: Iterable[Tensor]) -> int:

@@ -21,8 +21,8 @@ class Reference:
         w: the start, any shape; copied to float64.
         form: "published", "raw" or "decoupled".
         gamma, beta1, beta2, beta_c, eps, weight_decay, cap, fade, uniform: as in :class:`hatam.HATAM`, all explicit.
-        size: what γ is in units of: None the peak lr (radius="lr"), "weights" (radius="relative"), or a number, for
-            radius="absolute" 1 / sqrt(N) of an optimizer of N parameters, which grows slowly over RMS(S e / h).
+        norm: what γ is in units of: None the peak lr (radius="lr"), 0 the weights (radius="relative"), or
+            radius="absolute" with this ‖w_0‖ of all the optimizer's parameters.
 
     Example:
         >>> import torch
@@ -44,7 +44,7 @@ class Reference:
     cap: float = math.inf
     fade: float = 0.1
     uniform: bool = False
-    size: str | float | None = None
+    norm: float | None = None
     t: int = 0
     lr_peak: float = 0.0
 
@@ -54,7 +54,7 @@ class Reference:
         self.m, self.v, self.e, self.c, self.g_prev, self.d = (torch.zeros_like(self.w) for _ in range(6))
         self.S = torch.ones_like(self.w)
         self.mean_h = torch.tensor(math.inf)  # of the step before; there is none before the first
-        self.scale = 0.0  # the size over RMS(S e / h), of the step before
+        self.scale = 0.0  # RMS(z) / RMS(S e / h), of the step before
 
     def step(self, g: Tensor, lr: float) -> None:
         """One step with the gradient ``g``, taken at ``self.w``."""
@@ -88,26 +88,25 @@ class Reference:
         h = torch.sqrt(self.v / (1 - self.beta2**self.t)) + self.eps
         self.z = self.z - lr * (self.m / (1 - self.beta1**self.t) / h + self.weight_decay * self.z)
         self.lr_peak = max(self.lr_peak, lr)
-        if self.size is not None:
+        if self.norm is not None:
             held = min(1.0, lr / (self.fade * self.lr_peak)) if self.lr_peak > 0 else 0.0
-            ramp = math.sqrt(1 - self.beta2**self.t) if isinstance(self.size, float) else 1.0
-            rho = self.gamma * held * ramp * self.scale
+            share = min(self.gamma / self.norm, 0.25) * math.sqrt(1 - self.beta2**self.t) if self.norm else self.gamma
+            rho = share * held * self.scale
         else:
             rho = self.gamma * min(self.lr_peak, lr / self.fade)
         known = self.mean_h > (1 + 1e-6) * self.eps  # else no gradient has come yet
         S = torch.clamp(h / self.mean_h, max=self.cap) if known else torch.zeros_like(h)
         self.S = torch.ones_like(h) if self.uniform else S
-        if self.size is not None:
+        if self.norm is not None:
             self.scale = self.scale_of((self.S * self.e / h).square().mean().sqrt())
         self.d = rho * self.S * self.e / h
         self.w = self.z - self.d
         self.mean_h = h.mean()
 
     def scale_of(self, rms_u: Tensor) -> float:
-        """What makes S e / h as large as the size; of a number it grows by 1% a step at most."""
+        """What makes S e / h as large as the weights; for a norm it grows by 0.3% a step at most."""
         if rms_u == 0:
             return 0.0
         least = max(float(rms_u), 0.25 * math.sqrt((1 - self.beta_c) / (1 + self.beta_c)))
-        if not isinstance(self.size, float):
-            return float(self.z.square().mean().sqrt()) / least
-        return min(self.size / least, 1.01 * self.scale) if self.scale > 0 else self.size / least
+        new = float(self.z.square().mean().sqrt()) / least
+        return min(new, 1.003 * self.scale) if self.norm and self.scale > 0 else new

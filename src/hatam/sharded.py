@@ -1,9 +1,9 @@
 """Parameters of which each process holds a part: DTensors, as FSDP2, HSDP and tensor parallelism make them.
 
 The element-wise work is done on the local parts, on whatever path takes them. What a step needs of a whole tensor, the
-mean of h and for a scaled radius the size of u and, relative to the weights, of z, are sums over all parts. They are
-not needed before the next step, and so one all-reduce for all tensors of a device mesh is begun at the end of a step
-and awaited at the beginning of the next: 4 bytes for each sum of a float32 tensor, and there are one to three of them.
+mean of h and for a scaled radius the sizes of u and z, are sums over all parts. They are not needed before the next
+step, and so one all-reduce for all tensors of a device mesh is begun at the end of a step and awaited at the beginning
+of the next: 4 bytes for each sum of a float32 tensor, and there are one to three of them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from . import update
 from .fused.batches import Columns, picked, rows
@@ -163,7 +164,7 @@ def by_mesh(params: list[Tensor]) -> dict[Any, list[int]]:
 
 def wanted_sums(o: Options) -> list[int]:
     """Which of Σh, Σz², Σu² a step needs of a whole tensor."""
-    return [0] * o.modulator.needs_mean + [1] * (o.scaled and o.square is None) + [2] * o.scaled
+    return [0] * o.modulator.needs_mean + [1, 2] * o.scaled
 
 
 def begin(key: Any, sums: Sums, wanted: list[int], states: list[dict[str, Tensor]], o: Options) -> Pending:
@@ -206,14 +207,14 @@ def payload(tensors: int, *, mean: bool = True, radius: str = "absolute", itemsi
     Args:
         tensors: that are cut over the mesh.
         mean: whether the modulator is relative, and needs Σh.
-        radius: its unit; "absolute" needs Σu², "relative" Σz² as well, "lr" and a form without a radius none.
+        radius: its unit; "absolute" and "relative" need Σz² and Σu², "lr" and a form without a radius none.
         itemsize: 4 of float32 and narrower parameters, 8 of float64.
 
     Example:
         >>> payload(291), payload(291, radius="lr"), payload(291, mean=False, radius="lr")
-        (2328, 1164, 0)
+        (3492, 1164, 0)
     """
-    return tensors * itemsize * (mean + {"lr": 0, "absolute": 1, "relative": 2}[radius])
+    return tensors * itemsize * (mean + {"lr": 0, "absolute": 2, "relative": 2}[radius])
 
 
 def keep(one: Pending) -> None:
@@ -226,8 +227,8 @@ def keep(one: Pending) -> None:
         new["denom_mean"] = update.next_mean(next(sums) / one.numel, last, o)
     if o.scaled:
         last = torch.stack([state["displacement_scale"] for state in one.states])
-        z2 = next(sums) / one.numel if o.square is None else torch.full_like(last, o.square)
-        new["displacement_scale"] = update.next_scale(z2, next(sums) / one.numel, last, o)
+        z2, u2 = (x / one.numel for x in sums)
+        new["displacement_scale"] = update.next_scale(z2, u2, last, o)
     for key, values in new.items():
         kept = [state[key] for state in one.states]
         if moved is not None:
@@ -246,6 +247,28 @@ def mean_of_whole(h: Tensor, param: Tensor, step: Tensor, o: Options) -> Tensor:
     if one.work is not None:
         one.work.wait()
     return one.wire[0, 0] / one.numel[0]
+
+
+def norm_of(params: Iterable[Tensor]) -> float:
+    """The norm of all that these parameters train, of every process' parts; 0 where they hold no numbers yet."""
+    trained = [p for p in params if p.requires_grad and not (is_lazy(p) or p.is_meta)]
+    squares = 0.0
+    for key, places in by_mesh(trained).items():
+        some = picked(trained, places)
+        each = torch.stack([square_of(local(p.detach())) / (1 if key is None else copies(p, key[0])) for p in some])
+        total = each.sum()
+        if key is not None:
+            all_reduced({"sum": total}, key[0])
+        squares += total.item()
+    return math.sqrt(squares)
+
+
+def square_of(x: Tensor) -> Tensor:
+    """‖x‖², in float64 where the device has it."""
+    dtype = torch.float32 if x.device.type == "mps" else torch.float64
+    numbers = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+    norm: Tensor = torch.linalg.vector_norm(numbers, dtype=dtype)
+    return norm.square()
 
 
 def any_cut(params: Iterable[Tensor]) -> bool:

@@ -62,7 +62,6 @@ class Options(NamedTuple):
     round_param: bool  # bfloat16 parameters at random; else to nearest
     round_state: bool
     seed: int
-    square: float | None = None  # of the size that this scale gives a displacement; None: the mean of z²
     growth: float = math.inf  # the factor by which the scale may grow in a step
     ramp: float = 0.0  # β2 where the radius begins small, as √(1 − β2^t)
     found_inf: Tensor | None = None  # of a GradScaler, where the host has not read it: not 0, nothing moves
@@ -145,15 +144,14 @@ def remember_scale_(state: State, z: Tensor, e: Tensor, spread: Tensor, o: Optio
     u2, scale = (kept(e) / kept(spread)).square(), state["displacement_scale"]
     if "shard_sums" in state:
         state["shard_sums"][2] = u2.sum(dtype=torch.float64)
-        if o.square is None:
-            state["shard_sums"][1] = z.square().sum(dtype=torch.float64)
+        state["shard_sums"][1] = z.square().sum(dtype=torch.float64)
     else:
-        z2 = kept(z).square().mean(dtype=scale.dtype) if o.square is None else torch.full_like(scale, o.square)
+        z2 = kept(z).square().mean(dtype=scale.dtype)
         scale.copy_(next_scale(z2, u2.mean(dtype=scale.dtype), kept(scale), o))
 
 
 def next_scale(z2: Tensor, u2: Tensor, last: Tensor, o: Options) -> Tensor:
-    """RMS(z), or the size in its place, over RMS(u), from squares: 0 before any gradient, the last for a NaN.
+    """RMS(z) / RMS(u) from squares: 0 before any gradient, the last for a NaN.
 
     It is one step old when it is used, and a u that swings from step to step would be displaced furthest when it is
     largest. So it may shrink at once, and grow only slowly.

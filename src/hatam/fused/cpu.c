@@ -134,8 +134,7 @@ static void finish(const Table *table, const Options *o, int64_t t, const Sum *s
     if (parts != NULL) parts[0] = sum.root * h_factor + numel * o->eps, parts[1] = sum.size, parts[2] = sum.span;
     if (is_scaled(o) && parts == NULL) {
         /* a NaN leaves the last one; without any gradient there is nothing to scale */
-        const double span = sum.span / numel, square = o->square < 0 ? sum.size / numel : o->square;
-        const double scale = sqrt(square / fmax(span, o->least_span));
+        const double span = sum.span / numel, scale = sqrt(sum.size / numel / fmax(span, o->least_span));
         const double last = scalar(table->displacement_scale[t], o->scalar_dtype);
         if (span == 0 || numel == 0)
             set_scalar(table->displacement_scale[t], o->scalar_dtype, 0);

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#define HATAM_LAYOUT 5 /* counts the changes of this file, so that a binary of another version is noticed */
+#define HATAM_LAYOUT 6 /* counts the changes of this file, so that a binary of another version is noticed */
 
 /* Decoupled where e is m, decoupled with e of its own; both with a radius that is scaled for each tensor; the other forms. */
 enum loop { SHARED, OWN, SHARED_SCALED, OWN_SCALED, RAW, PUBLISHED };
@@ -28,7 +28,6 @@ typedef struct {
     double least_span;      /* the least mean of (S e / h)^2 that counts */
     double growth;          /* the factor by which a scale may grow in a step */
     double ramp;            /* beta2 where the radius begins small, as sqrt(1 - beta2^t), else 0 */
-    double square;          /* of the size that a scaled radius gives S e / h; negative: the mean of z^2 */
     int32_t loop, uniform;
     int32_t param_dtype, exp_avg_dtype, exp_avg_sq_dtype; /* the gradient's is the parameter's, e's is m's */
     int32_t step_dtype, scalar_dtype;

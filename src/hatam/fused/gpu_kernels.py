@@ -267,10 +267,10 @@ def corrected(
 @triton.jit
 def finish(
     table, sums, spans, sizes, found_inf, log_beta2: tl.float64, eps: tl.float64, no_gradient_yet: tl.float64,
-    least_span: tl.float64, growth: tl.float64, square: tl.float64,
+    least_span: tl.float64, growth: tl.float64,
     STEP_TYPE: tl.constexpr, SCALAR_TYPE: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Keep mean(h) of one tensor and, for a scaled radius, RMS(z), or the size in its place, over RMS(S e / h)."""
+    """Keep mean(h) of one tensor and, for a scaled radius, RMS(z) / RMS(S e / h)."""
     row = table + tl.program_id(0) * words.COLUMNS
     numel, first = column(row, words.NUMEL), column(row, words.FIRST)
     chunks, moves = (numel + CHUNK - 1) // CHUNK, skipped(found_inf) == 0
@@ -287,9 +287,7 @@ def finish(
         tl.store(mean_at, tl.where((mean < float("inf")) & (numel > 0), mean, last), mask=is_whole)
         tl.store(parts, mean * numel.to(tl.float64), mask=is_part)
     if spans is not None:
-        span, size = mean_of(spans, first, chunks, numel, WIDTH), wide(square)
-        if sizes is not None:
-            size = mean_of(sizes, first, chunks, numel, WIDTH)
+        span, size = mean_of(spans, first, chunks, numel, WIDTH), mean_of(sizes, first, chunks, numel, WIDTH)
         scale = tl.sqrt(size / tl.maximum(span, wide(least_span)))
         scale_at = column(row, words.DISPLACEMENT_SCALE).to(tl.pointer_type(SCALAR_TYPE))
         good = (span < float("inf")) & (scale < float("inf"))
