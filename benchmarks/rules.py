@@ -42,7 +42,8 @@ class Rule:
         network: which means are over the network: "" none, "h" that of the modulator, "size" RMS(z) and RMS(S e / h).
         additive: w ← w − lr m̂ / h − ρ S c / h, with nothing to undo.
         only: "matrices" or "vectors", norms and biases, where only these are displaced.
-        norm: γ f is the norm of the whole displacement, each tensor by its size, and not relative to the weights.
+        norm: γ f is the norm of the whole displacement, not a share of each tensor's weights: each by its "size",
+            or at the start of training, each by its "weights".
         old: sizes are one step old, as one pass over memory has them.
         growth: the factor by which what u is multiplied with may grow in a step.
         cap: of S.
@@ -55,7 +56,7 @@ class Rule:
     network: str = ""
     additive: bool = False
     only: str = ""
-    norm: bool = False
+    norm: str = ""
     old: bool = False
     growth: float = math.inf
     start: str = "lr"
@@ -102,6 +103,7 @@ class Stacked:
         self.beta1, self.beta2 = options["beta1"], options["beta2"]
         self.m, self.v, self.d = ([torch.zeros_like(p) for p in self.params] for _ in range(3))
         runs = len(self.params[0])
+        self.first = sum(p.detach().square().flatten(1).sum(1) for p in self.params)
         self.mean = [torch.full((runs,), math.inf) for _ in self.params]
         self.largest = [torch.zeros(runs) for _ in self.params]
         self.scales = [torch.zeros(runs) for _ in self.params]
@@ -118,7 +120,9 @@ class Stacked:
         sizes = [[x.square().flatten(1).mean(1) for x in column] for column in list(zip(*moved, strict=True))[:2]]
         if self.rule.network == "size":
             sizes = [overall(column, self.params) for column in sizes]
-        if self.rule.norm:
+        if self.rule.norm == "weights":
+            sizes[0] = [z2 / self.first for z2 in sizes[0]]
+        elif self.rule.norm:
             sizes[0] = [torch.full_like(u2, 1 / sum(p[0].numel() for p in self.params)) for u2 in sizes[1]]
         scales = self._scales(*sizes)
         for i, (z, u, bend) in enumerate(moved):

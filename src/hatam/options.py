@@ -217,7 +217,7 @@ def resolve(
 ) -> Options:
     """The options of a group for one step, with the defaults of its form filled in; ``norm`` is that of all w_0."""
     form = FORMS[group["form"]]
-    careful = group["radius"] is not None and RADII[group["radius"]].careful
+    is_norm = group["radius"] is not None and RADII[group["radius"]].is_norm
     lr, lr_peak = zero_dim(group["lr"]), zero_dim(lr_peak)
     beta1, beta2 = group["betas"]
     return Options(
@@ -239,8 +239,8 @@ def resolve(
         round_state=group["bf16_stochastic_round"] or group["state_dtype"] is not None,
         seed=group["seed"],
         found_inf=found_inf,
-        growth=GROWTH if careful else math.inf,
-        ramp=beta2 if careful else 0.0,
+        growth=GROWTH if is_norm else math.inf,
+        ramp=beta2 if is_norm else 0.0,
     )
 
 

@@ -17,9 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
-GROWTH = 1.003  # the factor by which the scale of a careful unit may grow in a step; it may shrink at once
+GROWTH = 1.003  # the factor by which the scale of a norm may grow in a step; it may shrink at once
 LARGEST = 0.25  # of the weights: no norm displaces further, however small the weights that training began with
 
 
@@ -29,16 +27,14 @@ class Radius(NamedTuple):
     Attributes:
         gamma: the strength unless the user gives one.
         needs_scale: whether a state keeps the scale of u = S e / h, which is RMS(z) / RMS(u).
-        is_norm: whether γ is the norm over all parameters that the first weights' norm stands for.
-        careful: whether the scale grows slowly, and the radius begins small and comes to its full size as v fills, as
-            √(1 − β2^t).
+        is_norm: whether γ is the norm over all parameters, and not a share of each tensor's. Then the scale grows
+            slowly, and the radius begins small and comes to its full size as v fills, as √(1 − β2^t).
         short: the strength unless the user gives one where βc < 0.9: such an e is mostly the noise of a few gradients.
     """
 
     gamma: float
     needs_scale: bool
     is_norm: bool = False
-    careful: bool = False
     short: float | None = None
 
     def default(self, beta_c: float) -> float:
@@ -47,7 +43,7 @@ class Radius(NamedTuple):
 
 
 RADII = {
-    "absolute": Radius(0.5, needs_scale=True, is_norm=True, careful=True, short=0.2),
+    "absolute": Radius(0.5, needs_scale=True, is_norm=True, short=0.2),
     "relative": Radius(gamma=0.005, needs_scale=True),
     "lr": Radius(gamma=1.0, needs_scale=False),
 }
@@ -61,8 +57,3 @@ def share(gamma: float, norm: float) -> float:
 def norm(groups: Iterable[Mapping[str, Any]]) -> float:
     """‖w_0‖ over the parameter groups of an optimizer."""
     return float(sum(group["start_norm"] ** 2 for group in groups) ** 0.5)
-
-
-def numbers_in(params: Iterable[Tensor]) -> int:
-    """How many real numbers parameters have; a complex one is two."""
-    return sum(p.numel() * (2 if p.is_complex() else 1) for p in params)

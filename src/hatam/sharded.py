@@ -20,7 +20,6 @@ from torch.nn.parameter import is_lazy
 
 from . import update
 from .fused.batches import Columns, picked, rows
-from .radii import numbers_in
 from .storage import arithmetic
 from .update import Options
 
@@ -247,6 +246,11 @@ def mean_of_whole(h: Tensor, param: Tensor, step: Tensor, o: Options) -> Tensor:
     if one.work is not None:
         one.work.wait()
     return one.wire[0, 0] / one.numel[0]
+
+
+def numbers_in(params: Iterable[Tensor]) -> int:
+    """How many real numbers parameters have; a complex one is two."""
+    return sum(p.numel() * (2 if p.is_complex() else 1) for p in params)
 
 
 def norm_of(params: Iterable[Tensor]) -> float:

@@ -1,0 +1,42 @@
+"""In what unit the study's best radius is the same for small networks and large ones: docs/log.md.
+
+Tuned in units of the weights (`hatam-relative`), the winner's γ of each task, and what norm that is of the displacement
+where training starts: γ ‖w_0‖, over all parameters.
+
+    python benchmarks/norms.py
+"""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+import grids
+import torch
+
+from hatam.bench import report
+from hatam.bench.study.plans import PLANS
+from hatam.bench.tasks import all_tasks, find
+from hatam.sharded import norm_of, numbers_in
+
+SEEDS = 3  # of the first weights
+
+
+def table() -> str:
+    """A row for each task, from small networks to large."""
+    rows = []
+    for name in all_tasks():
+        options = grids.tuned(name, "hatam-relative")
+        if options is not None and name in PLANS["full"].resolved(all_tasks())[0].tasks:
+            models = []
+            for seed in range(SEEDS):
+                torch.manual_seed(seed)
+                models.append(find(name).model())
+            norm, gamma = fmean(norm_of(model.parameters()) for model in models), options["gamma"]
+            count = numbers_in(p for p in models[0].parameters() if p.requires_grad)
+            rows.append((count, f"| {name} | {count:,} | {norm:.3g} | {gamma:.2g} | {gamma * norm:.2g} |"))
+    head = "| task | parameters | ‖w_0‖ | γ, of the weights | γ ‖w_0‖ |\n|---|---:|---:|---:|---:|"
+    return "\n".join([head, *(row for _, row in sorted(rows))])
+
+
+if __name__ == "__main__":
+    report.fill_in(grids.ROOT / "docs/log.md", "norms", table())
