@@ -32,7 +32,7 @@ def table() -> str:
                 torch.manual_seed(seed)
                 models.append(find(name).model())
             norm, gamma = fmean(norm_of(model.parameters()) for model in models), options["gamma"]
-            count = numbers_in(p for p in models[0].parameters() if p.requires_grad)
+            count = numbers_in(models[0].parameters())
             rows.append((count, f"| {name} | {count:,} | {norm:.3g} | {gamma:.2g} | {gamma * norm:.2g} |"))
     head = "| task | parameters | ‖w_0‖ | γ, of the weights | γ ‖w_0‖ |\n|---|---:|---:|---:|---:|"
     return "\n".join([head, *(row for _, row in sorted(rows))])

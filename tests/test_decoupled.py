@@ -306,13 +306,13 @@ def test_the_displacement_of_all_has_the_norm_asked_for(modulator: str) -> None:
         assert norms == pytest.approx((0.5 * weights / weights.norm()).tolist(), rel=0.1)
 
 
-def test_a_norm_is_measured_by_the_weights_to_train_at_the_start() -> None:
-    """Frozen ones do not count, complex ones as pairs, and AdamW's checkpoint begins where it is loaded."""
-    frozen = torch.nn.Parameter(torch.ones(100), requires_grad=False)
+def test_a_norm_is_measured_by_the_weights_at_the_start() -> None:
+    """Frozen ones too, which may be trained later; complex ones as pairs. After AdamW it is where it was loaded."""
+    frozen = torch.nn.Parameter(torch.ones(300), requires_grad=False)
     params = [torch.nn.Parameter(torch.full((4,), 3.0)), torch.nn.Parameter(torch.full((4,), 4.0 + 3.0j)), frozen]
     optimizer = HATAM([{"params": params[:1]}, {"params": params[1:]}])
-    assert [group["start_norm"] for group in optimizer.param_groups] == pytest.approx([6.0, 10.0])
-    assert norm(optimizer.param_groups) == pytest.approx(136**0.5)
+    assert [group["start_norm"] for group in optimizer.param_groups] == pytest.approx([6.0, 20.0])
+    assert norm(optimizer.param_groups) == pytest.approx(436**0.5)
     saved = AdamW(params[:1]).state_dict()
     with torch.no_grad():
         params[0].mul_(2)

@@ -2,7 +2,7 @@
 
 * "absolute": at the start of training the displacement of all parameters together has the Euclidean norm γ, as SAM's
   perturbation has ρ; from then on it grows with the weights. ρ = min(γ / ‖w_0‖, 1/4) RMS(z) / RMS(S e / h) over each
-  tensor (RMS: root mean square), with ‖w_0‖ the norm of all that the optimizer was given to train. It is a little less
+  tensor (RMS: root mean square), with ‖w_0‖ the norm of all that the optimizer was given. It is a little less
   where RMS(S e / h) has just fallen, and in the first 1 / (1 − β2) steps: there it is √(1 − β2^t) of it.
 * "relative": ρ = γ RMS(z) / RMS(S e / h), so that d is γ times as large as each tensor's weights.
 * "lr": ρ is γ times the peak learning rate.

@@ -254,11 +254,11 @@ def numbers_in(params: Iterable[Tensor]) -> int:
 
 
 def norm_of(params: Iterable[Tensor]) -> float:
-    """The norm of all that these parameters train, of every process' parts; 0 where they hold no numbers yet."""
-    trained = [p for p in params if p.requires_grad and not (is_lazy(p) or p.is_meta)]
+    """The norm of all these parameters, of every process' parts; 0 where they hold no numbers yet."""
+    known = [p for p in params if not (is_lazy(p) or p.is_meta)]
     squares = 0.0
-    for key, places in by_mesh(trained).items():
-        some = picked(trained, places)
+    for key, places in by_mesh(known).items():
+        some = picked(known, places)
         each = torch.stack([square_of(local(p.detach())) / (1 if key is None else copies(p, key[0])) for p in some])
         total = each.sum()
         if key is not None:
