@@ -6,8 +6,9 @@ the study (``results/full/cells``). A second round compared candidates at those 
 choice and then a smaller γ were judged likewise, on slow tasks too. A third round compared γ as the norm of the whole
 displacement, before that was made to begin small and to grow slowly; a fourth, with both, at these options and where
 AdamW has its usual betas and weight decay and its lr alone was tuned; a fifth gave each tensor its share of the norm by
-its weights, no longer by its size. The default comes from it. Each choice is judged once, on seeds that nothing else
-uses. `hatam` of the third and the fourth round cannot be measured again: their records are all that is left.
+its weights, no longer by its size. The default comes from it, and is judged at torch's own β2 of 0.999 too. Each choice
+is judged once, on seeds that nothing else uses. `hatam` of the third and the fourth round cannot be measured again:
+their records are all that is left.
 
     python benchmarks/untuned.py              measure what has no record yet, fill in docs/log.md and README.md
     python benchmarks/untuned.py --render     fill in from the records alone
@@ -82,6 +83,7 @@ ROUNDS = {
     "fifth, usual": Round(("adamw", *FIFTH[2:]), ROOT / "fifth-usual", "tune", 6600, 8, 2),
     "judged": Round(("adamw", DEFAULT), ROOT / "default", "final", 7800, 20, 5),
     "judged, usual": Round(("adamw", DEFAULT), ROOT / "usual", "final", 7900, 20, 5),
+    "judged, torch's": Round(("adamw", DEFAULT), ROOT / "torchs", "final", 8000, 20, 3),
 }
 PAST = {"first, judged", "third", "third, judged", "third, usual"} | {  # what was compared there is no more
     name for name in ROUNDS if name.startswith(("fourth", "by size"))
@@ -92,8 +94,10 @@ def adamw_of(name: str) -> Mapping[str, Any]:
     """AdamW's options by task, as a round knows them."""
     if name == "first":
         return dict(json.loads((ROOT / "adamw.json").read_text(encoding="utf-8")))
-    found = {task: grids.tuned(task, "adamw", alone="search-1" if "usual" in name else None) for task in all_tasks()}
-    return {task: options for task, options in found.items() if options}
+    alone = "search-1" if "usual" in name or "torch" in name else None
+    found = {task: grids.tuned(task, "adamw", alone=alone) for task in all_tasks()}
+    changed = {"beta2": 0.999} if "torch" in name else {}
+    return {task: options | changed for task, options in found.items() if options}
 
 
 def runs(name: str) -> list[Run]:
@@ -150,6 +154,7 @@ PAGES = {
     "untuned-fifth-usual": ("docs/log.md", lambda: table("fifth, usual")),
     "untuned": ("README.md", judged),
     "untuned-usual": ("README.md", lambda: judged("judged, usual")),
+    "untuned-torchs": ("docs/log.md", lambda: judged("judged, torch's")),
 }
 """What is shown beside the first round's table: where, and how it is made."""
 

@@ -399,9 +399,10 @@ def test_the_unit_of_the_radius_can_change_in_mid_training() -> None:
 
 def test_gamma_has_a_default_for_each_unit() -> None:
     options: list[dict[str, Any]] = [{}, {"radius": "relative"}, {"radius": "lr"}, {"form": "raw"}]
-    options += [{"betas": (0.8, 0.95)}, {"betas": (0.8, 0.95), "beta_c": 0.95}]
+    options += [{"betas": betas} for betas in ((0.9, 0.95), (0.8, 0.95), (0.98, 0.95), (0.98, 0.999))]
+    options += [{"betas": (0.8, 0.95), "beta_c": 0.95}]
     params = [torch.nn.Parameter(torch.randn(5)) for _ in options]
     optimizer = HATAM([{"params": [p], **o} for p, o in zip(params, options, strict=True)])
     found = [(group["radius"], group["gamma"]) for group in optimizer.param_groups]
-    assert found[:4] == [("absolute", 0.5), ("relative", 0.005), ("lr", 1.0), (None, 1.0)]
-    assert found[4:] == [("absolute", 0.2), ("absolute", 0.5)]
+    assert found[:4] == [("absolute", 0.35), ("relative", 0.005), ("lr", 1.0), (None, 1.0)]
+    assert found[4:] == [("absolute", gamma) for gamma in (0.5, 0.35, 0.5, 0.35, 0.5)]

@@ -56,8 +56,8 @@ class HATAM(Optimizer):
         eps: added to the denominator, >= 0.
         weight_decay: decoupled weight decay, >= 0.
         gamma: strength of the correction, >= 0; 0 is AdamW, bit for bit. In the decoupled form it is the radius of
-            the displacement, in the unit that ``radius`` says. None means 0.5 (absolute; 0.2 where βc < 0.9), 0.005
-            (relative to the weights), or else 1.
+            the displacement, in the unit that ``radius`` says. None means for "absolute" 0.5, or 0.35 where
+            1 − βc² > 4 (1 − β2), as at the default betas; 0.005 for "relative", or else 1.
         beta_c: rate of e, in [0, 1). None means β1 (decoupled) or 0.9 (raw, published).
         modulator: "relative", or "uniform" for S = 1, which is ATAM.
         modulator_cap: largest S, in (0, inf]. None means 1 (decoupled), 3 (raw) or no cap (published).

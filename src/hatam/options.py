@@ -261,7 +261,7 @@ def complete(group: dict[str, Any]) -> None:
         group["radius"] = FORMS[group["form"]].radius
     if group["gamma"] is None:
         unit = group["radius"]
-        group["gamma"] = DEFAULT_GAMMA if unit is None else RADII[unit].default(memory(group))
+        group["gamma"] = DEFAULT_GAMMA if unit is None else RADII[unit].default(memory(group), group["betas"][1])
 
 
 def needs_scale(group: Mapping[str, Any]) -> bool:

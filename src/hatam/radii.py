@@ -29,21 +29,22 @@ class Radius(NamedTuple):
         needs_scale: whether a state keeps the scale of u = S e / h, which is RMS(z) / RMS(u).
         is_norm: whether γ is the norm over all parameters, and not a share of each tensor's. Then the scale grows
             slowly, and the radius begins small and comes to its full size as v fills, as √(1 − β2^t).
-        short: the strength unless the user gives one where βc < 0.9: such an e is mostly the noise of a few gradients.
+        spiky: the strength unless the user gives one where a lone spike of the gradient displaces more than twice as
+            far as noise does: √((1 − βc²) / (1 − β2)) as far, since the size of u is one step old.
     """
 
     gamma: float
     needs_scale: bool
     is_norm: bool = False
-    short: float | None = None
+    spiky: float | None = None
 
-    def default(self, beta_c: float) -> float:
+    def default(self, beta_c: float, beta2: float) -> float:
         """The strength unless the user gives one."""
-        return self.gamma if self.short is None or beta_c >= 0.9 else self.short
+        return self.gamma if self.spiky is None or 1 - beta_c**2 <= 4 * (1 - beta2) else self.spiky
 
 
 RADII = {
-    "absolute": Radius(0.5, needs_scale=True, is_norm=True, short=0.2),
+    "absolute": Radius(0.5, needs_scale=True, is_norm=True, spiky=0.35),
     "relative": Radius(gamma=0.005, needs_scale=True),
     "lr": Radius(gamma=1.0, needs_scale=False),
 }
