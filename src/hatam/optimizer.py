@@ -169,7 +169,8 @@ class HATAM(Optimizer):
             del self.param_groups[-1]
             raise
         self.param_groups[-1]["lr_peak"] = paths.peak_of_kind(self.param_groups[-1])
-        self.param_groups[-1]["start_norm"] = sharded.norm_of(self.param_groups[-1]["params"])
+        if not sharded.any_cut(self.param_groups[-1]["params"]):  # else it takes all processes: at the first step
+            self.param_groups[-1]["start_norm"] = sharded.norm_of(self.param_groups[-1]["params"])
         self._is_cut = self._is_cut or sharded.any_cut(self.param_groups[-1]["params"])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -302,8 +303,8 @@ class HATAM(Optimizer):
         """
         params.extend([p for p in group["params"] if p.grad is not None])
         grads.extend([cast(Tensor, p.grad) for p in params])
-        if not group["start_norm"] and any("step" not in self.state[p] for p in params):
-            group["start_norm"] = sharded.norm_of(group["params"])  # they held no numbers yet when they were added
+        if params and options.needs_norm(group) and self._lacks_norm(group):
+            group["start_norm"] = sharded.norm_of(group["params"])
         for p in params:
             state = self.state[p]
             if "step" not in state:
@@ -321,6 +322,14 @@ class HATAM(Optimizer):
             FORMS[group["form"]].prepare(states, params, options.resolve({**group, "lr": 0.0}, 0.0))
         for key, column in zip(STATE, columns, strict=True):
             column.extend([state[key] for state in states if key in state])
+
+    def _lacks_norm(self, group: dict[str, Any]) -> bool:
+        """Whether the parameters had no numbers when they were added, or were not cut yet, on this process or another.
+
+        The step that measures them displaces nothing yet: their scales are 0.
+        """
+        begins = not any("step" in self.state.get(p, ()) for p in group["params"])
+        return not group["start_norm"] or (begins and sharded.any_cut(group["params"]))
 
     def _refuse_while_straightened(self, what: str) -> None:
         if self._straightened:

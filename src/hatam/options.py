@@ -217,7 +217,7 @@ def resolve(
 ) -> Options:
     """The options of a group for one step, with the defaults of its form filled in; ``norm`` is that of all w_0."""
     form = FORMS[group["form"]]
-    is_norm = group["radius"] is not None and RADII[group["radius"]].is_norm
+    is_norm = needs_norm(group)
     lr, lr_peak = zero_dim(group["lr"]), zero_dim(lr_peak)
     beta1, beta2 = group["betas"]
     return Options(
@@ -267,6 +267,11 @@ def complete(group: dict[str, Any]) -> None:
 def needs_scale(group: Mapping[str, Any]) -> bool:
     """Whether the radius is in units that need a scale for each tensor."""
     return group["radius"] is not None and RADII[group["radius"]].needs_scale
+
+
+def needs_norm(group: Mapping[str, Any]) -> bool:
+    """Whether the radius is one over all parameters, to which those of the group belong."""
+    return group["gamma"] != 0 and group["radius"] is not None and RADII[group["radius"]].is_norm
 
 
 def radius(group: Mapping[str, Any], lr: Scalar, lr_peak: Scalar, norm: float) -> Scalar:

@@ -12,7 +12,7 @@ from .compared import Comparison, Contestant, comparisons
 from .summary import holm
 
 
-def brief(root: Path, labels: Sequence[str] = ("adamw", "sam", "hatam-relative")) -> str:
+def brief(root: Path, labels: Sequence[str] = ("adamw", "sam", "hatam")) -> str:
     """A Markdown table, or one for each budget; tasks that lack one of the contenders are left out.
 
     Args:
