@@ -21,12 +21,12 @@ from hatam.bench.report.tabulate import corruption_ratios
 from hatam.bench.stats import Difference, paired
 
 STUDY = grids.ROOT / "results/full"
-OURS = "hatam"
-LEADERS = ("adamw", "sam", OURS)  # whom the study led first
+FORMS = ("hatam", "hatam-relative")  # the default, and the one with its radius in units of the weights
+LEADERS = ("adamw", "sam")  # whom the study led first, beside them
 MARGIN = 0.2  # points of accuracy; of an error, percent
 
 
-def pairs(compared: Sequence[Comparison], other: str, ours: str = OURS) -> dict[str, Difference]:
+def pairs(compared: Sequence[Comparison], other: str, ours: str) -> dict[str, Difference]:
     """HATAM less another by task, higher better."""
     found = {}
     for each in compared:
@@ -44,7 +44,7 @@ def names(tasks: Sequence[str]) -> str:
     return f"{len(tasks)} ({', '.join(tasks)})" if tasks else "none"
 
 
-def against_adamw(compared: Sequence[Comparison], level: float, ours: str = OURS) -> str:
+def against_adamw(compared: Sequence[Comparison], level: float, ours: str) -> str:
     """On which tasks it is better and worse by Holm-corrected p."""
     found = pairs(compared, "adamw", ours)
     p = dict(zip(found, holm([d.p for d in found.values()]), strict=True))
@@ -53,11 +53,11 @@ def against_adamw(compared: Sequence[Comparison], level: float, ours: str = OURS
     return f"better (p < {level}) on {names(better)}, worse (p < 0.05) on {names(worse)}, of {len(found)} tasks"
 
 
-def against_sam(steps: Sequence[Comparison], time: Sequence[Comparison]) -> str:
+def against_sam(steps: Sequence[Comparison], time: Sequence[Comparison], ours: str) -> str:
     """Where the lower end of the interval is above the margin at equal steps, and above 0 at equal time."""
     means = {each.task: sam.score.mean for each in steps if (sam := each.of("sam")) and sam.score}
     signs = {each.task: each.sign for each in steps}
-    at_steps, at_time = pairs(steps, "sam"), pairs(time, "sam")
+    at_steps, at_time = pairs(steps, "sam", ours), pairs(time, "sam", ours)
     margin = {task: MARGIN if signs[task] == 1 else MARGIN / 100 * means[task] for task in at_steps}
     level = [task for task, d in at_steps.items() if d.low >= -margin[task]]
     ahead = [task for task, d in at_time.items() if d.low > 0]
@@ -67,38 +67,38 @@ def against_sam(steps: Sequence[Comparison], time: Sequence[Comparison]) -> str:
     )
 
 
-def first_to_target(compared: Sequence[Comparison]) -> str:
-    """Who is first to AdamW's final validation score, by the median time over seeds; of HATAM one form alone."""
+def first_to_target(compared: Sequence[Comparison], ours: str) -> str:
+    """Who is first to AdamW's final validation score, by the median time over seeds; of HATAM this form alone."""
     firsts: dict[str, list[str]] = {}
     whole = []
     for each in compared:
-        labels = [c.label for c in each.contestants if c.label == OURS or not c.label.startswith("hatam")]
-        costs = list(zip(*costs_to_target(each, labels, timed=True), strict=True)) if OURS in labels else []
+        labels = [c.label for c in each.contestants if c.label == ours or not c.label.startswith("hatam")]
+        costs = list(zip(*costs_to_target(each, labels, timed=True), strict=True)) if ours in labels else []
         if costs:
             medians = {label: median(column) for label, column in zip(labels, costs, strict=True)}
             firsts.setdefault(min(labels, key=medians.__getitem__), []).append(each.task)
-            whole += [each.task] if len(labels) > len(LEADERS) else []
+            whole += [each.task] if len(labels) > len(LEADERS) + 1 else []
     ranked = sorted(firsts.items(), key=lambda item: -len(item[1]))
     told = "; ".join(f"{label} on {names(tasks)}" for label, tasks in ranked)
-    return f"{told}. Everyone was run on {names(whole)}, on the others {', '.join(LEADERS)} alone"
+    return f"{told}. Everyone was run on {names(whole)}, on the others {', '.join((*LEADERS, ours))} alone"
 
 
-def under_shift(compared: Sequence[Comparison]) -> str:
+def under_shift(compared: Sequence[Comparison], ours: str) -> str:
     """Mean corruption error, AdamW's being 100."""
     found = {each.task: ratios for each in compared if (ratios := corruption_ratios(each))}
-    found = {task: ratios for task, ratios in found.items() if {OURS, "sam"} <= ratios.keys()}
-    below = [task for task, ratios in found.items() if ratios[OURS] < 100]
-    level = [task for task, ratios in found.items() if ratios[OURS] <= ratios["sam"]]
+    found = {task: ratios for task, ratios in found.items() if {ours, "sam"} <= ratios.keys()}
+    below = [task for task, ratios in found.items() if ratios[ours] < 100]
+    level = [task for task, ratios in found.items() if ratios[ours] <= ratios["sam"]]
     return f"below AdamW's on {names(below)}, no worse than SAM's on {names(level)}, of {len(found)} suites"
 
 
-def flatness(compared: Sequence[Comparison]) -> str:
+def flatness(compared: Sequence[Comparison], ours: str) -> str:
     """Medians of λ_max and the trace over AdamW's, and whether they go with the score."""
     words = []
     for key, name in (("lambda_max", "λ_max"), ("trace", "the trace")):
-        ratios, gains = {}, pairs(compared, "adamw")
+        ratios, gains = {}, pairs(compared, "adamw", ours)
         for each in compared:
-            values = [c.median(sharpness(key)) for label in (OURS, "adamw") if (c := each.of(label))]
+            values = [c.median(sharpness(key)) for label in (ours, "adamw") if (c := each.of(label))]
             if len(values) == 2 and each.task in gains and all(math.isfinite(x) and x > 0 for x in values):
                 ratios[each.task] = values[0] / values[1]
         if ratios:
@@ -117,6 +117,11 @@ def sharpness(key: str) -> Callable[[load.Entry], float]:
     return lambda run: run.sharpness.get(key, math.nan)
 
 
+def of_both(words: Callable[[str], str]) -> str:
+    """One sentence for each form."""
+    return ". ".join(f"`{form}`: {words(form)}" for form in FORMS)
+
+
 def targets() -> str:
     """A numbered list."""
     compared, _ = comparisons(load.find(STUDY).entries)
@@ -125,13 +130,13 @@ def targets() -> str:
     swapped = [comparisons(load.find(untuned.ROUNDS[name].folder).entries)[0] for name in rounds]
     tuned, usual, torchs = (against_adamw(each, 0.05, untuned.DEFAULT) for each in swapped)
     lines = {
-        "Tuned against tuned AdamW, at equal steps": against_adamw(steps, 0.01),
+        "Tuned against tuned AdamW, at equal steps": of_both(lambda form: against_adamw(steps, 0.01, form)),
         "Untuned in AdamW's place": f"at AdamW's usual betas {usual}; with torch's β2 there {torchs}; "
         f"at AdamW's tuned options {tuned}",
-        "Against SAM": against_sam(steps, time),
-        "First to AdamW's validation score at equal steps, by time": first_to_target(steps),
-        "Mean corruption error": under_shift(steps),
-        "Flatness at the end, at equal steps": flatness(steps),
+        "Against SAM": of_both(lambda form: against_sam(steps, time, form)),
+        "First to AdamW's validation score at equal steps, by time": of_both(lambda form: first_to_target(steps, form)),
+        "Mean corruption error": of_both(lambda form: under_shift(steps, form)),
+        "Flatness at the end, at equal steps": of_both(lambda form: flatness(steps, form)),
     }
     return "\n".join(f"{i}. **{name}**: {words}." for i, (name, words) in enumerate(lines.items(), 1))
 

@@ -202,7 +202,7 @@ CONTENDERS: dict[str, Contender] = {
             "HATAM: straightening further in sharp coordinates, by a displacement of a norm like SAM's",
             SEED_DOCUMENT,
             builders.hatam,
-            # γ is where the study's search begins, with SAM's ρ; the library's own default is less
+            # γ is where the study's search begins, with SAM's ρ; the library's own default is less at torch's betas
             hatam_options("decoupled", radius="absolute", modulator_cap=1.0, gamma=0.5),
         ),
     )
