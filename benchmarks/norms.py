@@ -1,7 +1,7 @@
 """In what unit the study's best radius is the same for small networks and large ones: docs/log.md.
 
 Tuned in units of the weights (`hatam-relative`), the winner's γ of each task, and what norm that is of the displacement
-where training starts: γ ‖w_0‖, over all parameters.
+where training starts: γ ‖w_0‖, over all parameters. Beside it the winner's γ of `hatam`, which is that norm.
 
     python benchmarks/norms.py
 """
@@ -25,16 +25,17 @@ def table() -> str:
     """A row for each task, from small networks to large."""
     rows = []
     for name in all_tasks():
-        options = grids.tuned(name, "hatam-relative")
-        if options is not None and name in PLANS["full"].resolved(all_tasks())[0].tasks:
+        options, as_norm = (grids.tuned(name, contender) for contender in ("hatam-relative", "hatam"))
+        if options and as_norm and name in PLANS["full"].resolved(all_tasks())[0].tasks:
             models = []
             for seed in range(SEEDS):
                 torch.manual_seed(seed)
                 models.append(find(name).model())
             norm, gamma = fmean(norm_of(model.parameters()) for model in models), options["gamma"]
             count = numbers_in(models[0].parameters())
-            rows.append((count, f"| {name} | {count:,} | {norm:.3g} | {gamma:.2g} | {gamma * norm:.2g} |"))
-    head = "| task | parameters | ‖w_0‖ | γ, of the weights | γ ‖w_0‖ |\n|---|---:|---:|---:|---:|"
+            cells = f"{name} | {count:,} | {norm:.3g} | {gamma:.2g} | {gamma * norm:.2g} | {as_norm['gamma']:.2g}"
+            rows.append((count, f"| {cells} |"))
+    head = "| task | parameters | ‖w_0‖ | γ, of the weights | γ ‖w_0‖ | γ as a norm |\n|---|---:|---:|---:|---:|---:|"
     return "\n".join([head, *(row for _, row in sorted(rows))])
 
 
