@@ -16,7 +16,7 @@ import torch
 from hatam.bench import report
 from hatam.bench.study.plans import PLANS
 from hatam.bench.tasks import all_tasks, find
-from hatam.sharded import norm_of, numbers_in
+from hatam.sharded import norm_of
 
 SEEDS = 3  # of the first weights
 
@@ -31,8 +31,8 @@ def table() -> str:
             for seed in range(SEEDS):
                 torch.manual_seed(seed)
                 models.append(find(name).model())
-            norm, gamma = fmean(norm_of(model.parameters()) for model in models), options["gamma"]
-            count = numbers_in(models[0].parameters())
+            norm, gamma = fmean(norm_of(model.parameters()) or 0.0 for model in models), options["gamma"]
+            count = sum(p.numel() for p in models[0].parameters())
             cells = f"{name} | {count:,} | {norm:.3g} | {gamma:.2g} | {gamma * norm:.2g} | {as_norm['gamma']:.2g}"
             rows.append((count, f"| {cells} |"))
     head = "| task | parameters | ‖w_0‖ | γ, of the weights | γ ‖w_0‖ | γ as a norm |\n|---|---:|---:|---:|---:|---:|"

@@ -14,7 +14,7 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
-from hatam import HATAM, PUBLISHED_FORM, radii
+from hatam import HATAM, PUBLISHED_FORM
 from hatam.fused import cpu
 from hatam.fused.batches import Batch
 from hatam.storage import is_quantized
@@ -96,8 +96,9 @@ def is_scaled(options: dict[str, Any]) -> bool:
 
 def norm_of(optimizer: HATAM) -> float | None:
     """What the displacement of the optimizer's first group is in units of, in the reference's words."""
-    norms = {"relative": 0.0, "absolute": radii.norm(optimizer.param_groups) or 1e-300}
-    return norms.get(optimizer.param_groups[0]["radius"])
+    params = [p.detach() for group in optimizer.param_groups for p in group["params"]]
+    whole = sum(float(p.abs().double().square().sum()) for p in params) ** 0.5
+    return {"relative": 0.0, "absolute": whole or 1e-300}.get(optimizer.param_groups[0]["radius"])
 
 
 def through_a_file(state_dict: dict[str, Any]) -> dict[str, Any]:

@@ -121,3 +121,14 @@ def test_a_training_through_adamw_hatam_and_adamw(options: dict[str, Any]) -> No
     alone = Digits()
     alone.train(AdamW(alone.model.parameters(), lr=3e-3), 0, 300)
     assert digits.accuracy() >= alone.accuracy() - 0.02 > 0.85
+
+
+def test_an_adamw_checkpoint_leaves_each_group_its_own_options() -> None:
+    """But not a γ that came with other betas than the checkpoint's."""
+    params = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    adamw = AdamW([{"params": [p]} for p in params], betas=(0.9, 0.95))
+    optimizer = HATAM([{"params": params[:1], "gamma": 0.1, "fade": 0.5}, {"params": params[1:]}])
+    assert optimizer.param_groups[1]["gamma"] == 0.35
+    optimizer.load_state_dict(adamw.state_dict())
+    assert [(group["gamma"], group["fade"]) for group in optimizer.param_groups] == [(0.1, 0.5), (0.5, None)]
+    assert all(group["betas"] == (0.9, 0.95) for group in optimizer.param_groups)

@@ -328,12 +328,55 @@ def test_a_norm_is_measured_by_the_weights_at_the_start() -> None:
 def test_weights_that_come_after_the_optimizer_are_measured_at_its_first_step() -> None:
     param = torch.nn.Parameter(torch.empty(100, device="meta"))
     optimizer = HATAM([param], gamma=0.5)
-    assert optimizer.param_groups[0]["start_norm"] == 0
+    assert optimizer.param_groups[0]["start_norm"] is None
     torch.utils.swap_tensors(param, torch.nn.Parameter(torch.ones(100)))
-    for expected in (10.0, 10.0):
+    for lr, size, expected in ((0.0, 1.0, 10.0), (1e-9, 3.0, 30.0), (1e-9, 1.0, 30.0)):
+        optimizer.param_groups[0]["lr"] = lr  # a distributed checkpoint takes a step at 0 before it loads
+        param.data.fill_(size)
         param.grad = torch.ones(100)
         optimizer.step()
         assert optimizer.param_groups[0]["start_norm"] == pytest.approx(expected)
+
+
+def test_what_is_no_number_counts_for_nothing_in_a_norm() -> None:
+    """Frozen weights may be quantized, and uninitialized ones anything."""
+    frozen = [torch.ones(4, dtype=torch.uint8), torch.ones(4).to(torch.float8_e4m3fn), torch.ones(4).to_sparse()]
+    frozen += [torch.full((4,), math.nan), torch.full((4,), math.inf), torch.full((4,), 1e200, dtype=torch.float64)]
+    params = [torch.nn.Parameter(x, requires_grad=False) for x in frozen] + [torch.nn.Parameter(torch.ones(4))]
+    assert HATAM(params).param_groups[0]["start_norm"] == pytest.approx(2.0)
+    saved = HATAM(params).state_dict()
+    HATAM(params).load_state_dict(saved)
+
+
+def test_the_unit_can_become_a_norm_in_mid_training() -> None:
+    torch.manual_seed(0)
+    param = torch.nn.Parameter(torch.randn(50, 20))
+    optimizer = HATAM([param], 1e-4, betas=(0.9, 0.9), radius="relative", gamma=0.05)
+    for t in range(60):
+        param.grad = torch.randn(50, 20)
+        optimizer.step()
+        assert sizes(optimizer, [param])[0] < 0.07
+        if t == 30:
+            optimizer.param_groups[0].update(radius="absolute", gamma=0.05 * optimizer.param_groups[0]["start_norm"])
+    assert sizes(optimizer, [param]) == pytest.approx([0.05], rel=0.2)
+
+
+@pytest.mark.parametrize("gamma", [1e-6, 0.0])
+def test_compiled_weights_that_begin_at_zero(gamma: float) -> None:
+    """What the compiler keeps is what an eager step measures; γ = 0 displaces nothing."""
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        param = torch.nn.Parameter(torch.zeros(100))
+        optimizer = HATAM([param], 0.01, betas=(0.9, 0.9), gamma=1e-6, fused=False, foreach=False)
+        step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        for _ in range(5):
+            param.grad = torch.randn(100)
+            step()
+            optimizer.param_groups[0]["gamma"] = gamma
+        found.append(sizes(optimizer, [param])[0])
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+    assert (found[0] == 0) == (gamma == 0)
 
 
 def test_no_norm_displaces_weights_by_more_than_a_quarter_of_them() -> None:

@@ -177,7 +177,7 @@ def spoiled(saved: dict[str, Any], how: str, value: Any) -> Any:
 KEYS = ("step", "exp_avg", "exp_avg_sq", "denom_mean", "displacement_radius", "displacement_scale")
 HOW = [
     *["whole", "top state", "top param_groups", "top other"],
-    *[f"group {key}" for key in ("params", *OPTIONS, "lr_peak", "unheard_of")],
+    *[f"group {key}" for key in ("params", *OPTIONS, "lr_peak", "start_norm", "unheard_of")],
     *[f"{where} {key}" for where in ("state", "drop") for key in (*KEYS, "lr", "betas", "param_groups", "params")],
 ]
 VALUES = st.one_of(

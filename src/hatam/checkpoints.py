@@ -58,8 +58,9 @@ def check_parts(state_dict: object, defaults: Mapping[str, Any]) -> None:
         raise TypeError(f"state_dict['param_groups'] must be a list of groups, each with a list 'params'; {remedy}")
     for group in groups:
         options.check({**defaults, **group})
-        for key in ("lr_peak", "start_norm"):
-            _check_number(key, group.get(key, 0.0), "a parameter group")
+        _check_number("lr_peak", group.get("lr_peak", 0.0), "a parameter group")
+        if group.get("start_norm") is not None:
+            _check_number("start_norm", group["start_norm"], "a parameter group")
 
 
 def _check_state(found: Mapping[str, Any], p: Tensor, name: str) -> None:
@@ -96,14 +97,26 @@ def _check_number(key: str, value: Any, owner: str) -> None:
     options.check_number(f"{key!r} of {owner}", value, 0.0, math.inf, open_end=True, remedy=remedy)
 
 
+def kept_options(group: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved group, and what it lacks of the options that the group was given; measured numbers begin anew.
+
+    A γ by default is not kept: the saved betas may make it another.
+    """
+    by_default = {"gamma"} if group["gamma"] == options.default_gamma(group) else set()
+    kept = group.keys() - {"params", "param_names", "lr_peak", "start_norm"} - by_default
+    return {**{key: group[key] for key in kept}, **saved}
+
+
 @contextmanager
 def loading(optimizer: Any) -> Iterator[None]:
     """Inside, torch's ``load_state_dict`` is given only what fits, and its user's hooks find every dtype as it was."""
     loaded: list[dict[str, Any]] = []
 
-    def look(_: object, changed: dict[str, Any]) -> None:  # at what the user's hooks made of it
+    def look(_: object, changed: dict[str, Any]) -> dict[str, Any]:  # at what the user's hooks made of it
         check_parts(changed, optimizer.defaults)
-        loaded.append(changed)
+        groups = [kept_options(*both) for both in zip(optimizer.param_groups, changed["param_groups"], strict=False)]
+        loaded.append({**changed, "param_groups": groups + changed["param_groups"][len(groups) :]})
+        return loaded[-1]
 
     def put_back(_: object) -> None:
         restore(optimizer.state, optimizer.param_groups, loaded[-1])

@@ -146,7 +146,7 @@ class HATAM(Optimizer):
             "bf16_stochastic_round": bf16_stochastic_round,
             "seed": seed,
             "lr_peak": 0.0,
-            "start_norm": 0.0,
+            "start_norm": None,
         }
         options.check(defaults)
         self._divisions: dict[int, Division] = {}
@@ -169,8 +169,7 @@ class HATAM(Optimizer):
             del self.param_groups[-1]
             raise
         self.param_groups[-1]["lr_peak"] = paths.peak_of_kind(self.param_groups[-1])
-        if not sharded.any_cut(self.param_groups[-1]["params"]):  # else it takes all processes: at the first step
-            self.param_groups[-1]["start_norm"] = sharded.norm_of(self.param_groups[-1]["params"])
+        self.param_groups[-1]["start_norm"] = sharded.norm_of(self.param_groups[-1]["params"])
         self._is_cut = self._is_cut or sharded.any_cut(self.param_groups[-1]["params"])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -180,8 +179,8 @@ class HATAM(Optimizer):
         self._divisions, self._shards = {}, sharded.Shards()  # which hold on to the tensors of the last step
         self._is_cut = any(sharded.any_cut(group["params"]) for group in self.param_groups)
         for group in self.param_groups:
-            if "start_norm" not in group:
-                group["start_norm"] = sharded.norm_of(group["params"])
+            norm = group["start_norm"] if "start_norm" in group else sharded.norm_of(group["params"])
+            group["start_norm"] = norm if norm is None else float(norm)
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
             options.complete(group)
@@ -239,7 +238,7 @@ class HATAM(Optimizer):
             if found_inf.item():
                 return loss  # a GradScaler's skipped step: nothing moves
             found_inf = None
-        first, norm = 0, radii.norm(self.param_groups)
+        first, norm = 0, self._first_norm()
         for group in self.param_groups:
             numbers = [first + i for i, p in enumerate(group["params"]) if p.grad is not None]
             first += len(group["params"])
@@ -303,8 +302,6 @@ class HATAM(Optimizer):
         """
         params.extend([p for p in group["params"] if p.grad is not None])
         grads.extend([cast(Tensor, p.grad) for p in params])
-        if params and options.needs_norm(group) and self._lacks_norm(group):
-            group["start_norm"] = sharded.norm_of(group["params"])
         for p in params:
             state = self.state[p]
             if "step" not in state:
@@ -323,13 +320,17 @@ class HATAM(Optimizer):
         for key, column in zip(STATE, columns, strict=True):
             column.extend([state[key] for state in states if key in state])
 
-    def _lacks_norm(self, group: dict[str, Any]) -> bool:
-        """Whether the parameters had no numbers when they were added, or were not cut yet, on this process or another.
+    def _first_norm(self) -> float | None:
+        """‖w_0‖, measured anew at the first step at an lr above 0: by then weights have come that were not there yet.
 
-        The step that measures them displaces nothing yet: their scales are 0.
+        All processes come here alike, with all groups. (A compiler keeps the number that it finds.)
         """
-        begins = not any("step" in self.state.get(p, ()) for p in group["params"])
-        return not group["start_norm"] or (begins and sharded.any_cut(group["params"]))
+        peaks = [group["lr_peak"] for group in self.param_groups]
+        begun = torch.compiler.is_compiling() or (self.state and any(isinstance(p, Tensor) or p > 0 for p in peaks))
+        if not begun and any(map(options.needs_norm, self.param_groups)):
+            for group in self.param_groups:
+                group["start_norm"] = sharded.norm_of(group["params"])
+        return radii.norm(self.param_groups)
 
     def _refuse_while_straightened(self, what: str) -> None:
         if self._straightened:

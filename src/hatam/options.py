@@ -213,7 +213,7 @@ def resolve(
     lr_peak: Scalar,
     grad_scale: Scalar = None,
     found_inf: Tensor | None = None,
-    norm: float = 0.0,
+    norm: float | None = None,
 ) -> Options:
     """The options of a group for one step, with the defaults of its form filled in; ``norm`` is that of all w_0."""
     form = FORMS[group["form"]]
@@ -260,8 +260,13 @@ def complete(group: dict[str, Any]) -> None:
     if group["radius"] is None:
         group["radius"] = FORMS[group["form"]].radius
     if group["gamma"] is None:
-        unit = group["radius"]
-        group["gamma"] = DEFAULT_GAMMA if unit is None else RADII[unit].default(memory(group), group["betas"][1])
+        group["gamma"] = default_gamma(group)
+
+
+def default_gamma(group: Mapping[str, Any]) -> float:
+    """The strength unless the user gives one."""
+    unit = group["radius"]
+    return DEFAULT_GAMMA if unit is None else RADII[unit].default(memory(group), group["betas"][1])
 
 
 def needs_scale(group: Mapping[str, Any]) -> bool:
@@ -274,7 +279,7 @@ def needs_norm(group: Mapping[str, Any]) -> bool:
     return group["gamma"] != 0 and group["radius"] is not None and RADII[group["radius"]].is_norm
 
 
-def radius(group: Mapping[str, Any], lr: Scalar, lr_peak: Scalar, norm: float) -> Scalar:
+def radius(group: Mapping[str, Any], lr: Scalar, lr_peak: Scalar, norm: float | None) -> Scalar:
     """ρ_t = γ · min(lr_peak, lr_t / fade): held until lr has fallen to ``fade`` of its peak, then fading with it.
 
     In units that need a scale, γ · min(1, lr_t / (fade · lr_peak)), which each tensor's scale is still to multiply; γ
@@ -282,8 +287,8 @@ def radius(group: Mapping[str, Any], lr: Scalar, lr_peak: Scalar, norm: float) -
     """
     fade = DEFAULT_FADE if group["fade"] is None else group["fade"]
     if needs_scale(group):
-        gamma: float = group["gamma"]
-        return (share(gamma, norm) if RADII[group["radius"]].is_norm else gamma) * faded(lr, lr_peak, fade)
+        size: float = share(group["gamma"], norm) if needs_norm(group) else group["gamma"]
+        return size * faded(lr, lr_peak, fade)
     if isinstance(lr_peak, Tensor) and not (isinstance(lr, Tensor) and lr.device == lr_peak.device):
         return group["gamma"] * lr_peak.clamp(max=float(lr) / fade)  # on the peak's device, without waiting for it
     if isinstance(lr, Tensor):

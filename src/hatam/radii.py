@@ -2,13 +2,14 @@
 
 * "absolute": at the start of training the displacement of all parameters together has the Euclidean norm γ, as SAM's
   perturbation has ρ; from then on it grows with the weights. ρ = min(γ / ‖w_0‖, 1/4) RMS(z) / RMS(S e / h) over each
-  tensor (RMS: root mean square), with ‖w_0‖ the norm of all that the optimizer was given. It is a little less
-  where RMS(S e / h) has just fallen, and in the first 1 / (1 − β2) steps: there it is √(1 − β2^t) of it.
+  tensor (RMS: root mean square), with ‖w_0‖ the norm of all that the optimizer was given. It is less in the first
+  1 / (1 − β2) steps, √(1 − β2^t) of it, and wherever RMS(z) / RMS(S e / h) has just grown, which it follows by 0.3% a
+  step: a tensor that begins at zero is hardly displaced for a thousand steps.
 * "relative": ρ = γ RMS(z) / RMS(S e / h), so that d is γ times as large as each tensor's weights.
 * "lr": ρ is γ times the peak learning rate.
 
-"absolute" counts the parameters of one optimizer: of several that share a network, each has γ times its share of
-‖w_0‖. What is measured of a tensor is that of the step before: the pass over memory that writes it finds it for free.
+"absolute" counts the parameters of one optimizer: of several that share a network, each displaces by its whole γ.
+What is measured of a tensor is that of the step before: the pass over memory that writes it finds it for free.
 All are held until lr has fallen to ``fade`` of its peak, and then run out with it.
 """
 
@@ -50,11 +51,14 @@ RADII = {
 }
 
 
-def share(gamma: float, norm: float) -> float:
-    """How large a displacement of the norm γ is beside weights of a norm."""
+def share(gamma: float, norm: float | None) -> float:
+    """How large a displacement of the norm γ is beside weights of a norm; 0 where that is not known."""
+    if norm is None:
+        return 0.0
     return min(gamma / norm, LARGEST) if norm > 0 else LARGEST
 
 
-def norm(groups: Iterable[Mapping[str, Any]]) -> float:
-    """‖w_0‖ over the parameter groups of an optimizer."""
-    return float(sum(group["start_norm"] ** 2 for group in groups) ** 0.5)
+def norm(groups: Iterable[Mapping[str, Any]]) -> float | None:
+    """‖w_0‖ over the parameter groups of an optimizer; None where one of them has not been measured yet."""
+    norms = [group["start_norm"] for group in groups]
+    return None if None in norms else float(sum(x * x for x in norms) ** 0.5)

@@ -19,12 +19,13 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from . import update
-from .fused.batches import Columns, picked, rows
+from .fused.batches import PLAIN, Columns, picked, rows
 from .storage import arithmetic
 from .update import Options
 
 FLATTENED = "_fsdp_flattened"  # set by FSDP1 on its flat parameters, and on what it made of the original ones
 SUMS = "shard_sums"
+NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128}
 _groups: dict[tuple[int, ...], Any] = {}
 
 
@@ -85,7 +86,7 @@ class Sums(NamedTuple):
         """With room for what is to be written."""
         device = local(params[0]).device
         sums = torch.zeros(len(params), 3, dtype=torch.float64, device=device)
-        counts = [[copies(p, mesh) for p in params], [numbers_in([p]) for p in params]]
+        counts = [[copies(p, mesh) for p in params], [p.numel() * (2 if p.is_complex() else 1) for p in params]]
         return Sums(sums, list(sums.unbind()), *torch.tensor(counts, dtype=torch.float64, device=device).unbind())
 
 
@@ -213,7 +214,7 @@ def payload(tensors: int, *, mean: bool = True, radius: str = "absolute", itemsi
         >>> payload(291), payload(291, radius="lr"), payload(291, mean=False, radius="lr")
         (3492, 1164, 0)
     """
-    return tensors * itemsize * (mean + {"lr": 0, "absolute": 2, "relative": 2}[radius])
+    return tensors * itemsize * (mean + 2 * (radius != "lr"))
 
 
 def keep(one: Pending) -> None:
@@ -248,31 +249,34 @@ def mean_of_whole(h: Tensor, param: Tensor, step: Tensor, o: Options) -> Tensor:
     return one.wire[0, 0] / one.numel[0]
 
 
-def numbers_in(params: Iterable[Tensor]) -> int:
-    """How many real numbers parameters have; a complex one is two."""
-    return sum(p.numel() * (2 if p.is_complex() else 1) for p in params)
+def norm_of(params: Iterable[Tensor]) -> float | None:
+    """The norm of all these parameters, of every process' parts; None where some hold no numbers yet.
 
-
-def norm_of(params: Iterable[Tensor]) -> float:
-    """The norm of all these parameters, of every process' parts; 0 where they hold no numbers yet."""
-    known = [p for p in params if not (is_lazy(p) or p.is_meta)]
+    What is quantized, sparse or not finite counts for nothing: it is not trained.
+    """
+    params = list(params)
+    if any(is_lazy(p) or local(p).is_meta for p in params):
+        return None
     squares = 0.0
-    for key, places in by_mesh(known).items():
-        some = picked(known, places)
-        each = torch.stack([square_of(local(p.detach())) / (1 if key is None else copies(p, key[0])) for p in some])
-        total = each.sum()
+    for key, places in by_mesh(params).items():
+        some = picked(params, places)
+        found = sum(square_of(local(p.detach())) / (1 if key is None else copies(p, key[0])) for p in some)
         if key is not None:
-            all_reduced({"sum": total}, key[0])
-        squares += total.item()
+            wire = torch.tensor(found, dtype=torch.float64, device=local(some[0]).device)
+            all_reduced({"sum": wire}, key[0])
+            found = wire.item()
+        squares += found
     return math.sqrt(squares)
 
 
-def square_of(x: Tensor) -> Tensor:
-    """‖x‖², in float64 where the device has it."""
+def square_of(x: Tensor) -> float:
+    """‖x‖², in float64 where the device has it; 0 where that is no number."""
+    if type(x) not in PLAIN or x.layout != torch.strided or x.is_nested or x.dtype not in NUMBERS:
+        return 0.0
     dtype = torch.float32 if x.device.type == "mps" else torch.float64
     numbers = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
-    norm: Tensor = torch.linalg.vector_norm(numbers, dtype=dtype)
-    return norm.square()
+    norm: float = torch.linalg.vector_norm(numbers, dtype=dtype).item()
+    return norm * norm if math.isfinite(norm * norm) else 0.0
 
 
 def any_cut(params: Iterable[Tensor]) -> bool:

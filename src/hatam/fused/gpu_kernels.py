@@ -153,7 +153,6 @@ def update(
             tl.store(sums + chunk, total)
         if spans is not None:
             tl.store(spans + chunk, span)
-        if sizes is not None:
             tl.store(sizes + chunk, size)
 
 
