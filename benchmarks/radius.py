@@ -36,7 +36,6 @@ SIZES = {
     "hatam-relative:modulator_cap=3.0,": (0.003, 0.01, 0.03, 0.1, 0.3),
     "hatam-relative:": (0.03, 0.1),
     "atam-decoupled:": (0.01, 0.03, 0.1),
-    "hatam:": (0.25, 0.5, 1, 2),
 }
 SPECS = ("adamw", *(f"{contender}gamma={gamma}" for contender, gammas in SIZES.items() for gamma in gammas))
 

@@ -83,7 +83,7 @@ ROUNDS = {
     "fifth, usual": Round(("adamw", *FIFTH[2:]), ROOT / "fifth-usual", "tune", 6600, 8, 2),
     "judged": Round(("adamw", DEFAULT), ROOT / "default", "final", 7800, 20, 5),
     "judged, usual": Round(("adamw", DEFAULT), ROOT / "usual", "final", 7900, 20, 5),
-    "judged, torch's": Round(("adamw", DEFAULT), ROOT / "torchs", "final", 8100, 20, 3),
+    "judged, torch's": Round(("adamw", DEFAULT), ROOT / "torchs", "final", 8100, 10, 2),
 }
 PAST = {"first, judged", "third", "third, judged", "third, usual"} | {  # what was compared there is no more
     name for name in ROUNDS if name.startswith(("fourth", "by size"))
