@@ -323,10 +323,12 @@ class HATAM(Optimizer):
     def _first_norm(self) -> float | None:
         """‖w_0‖, measured anew at the first step at an lr above 0: by then weights have come that were not there yet.
 
-        All processes come here alike, with all groups. (A compiler keeps the number that it finds.)
+        All processes come here alike, with all groups. Where a compiler traces this, a number that is there is kept.
         """
         peaks = [group["lr_peak"] for group in self.param_groups]
-        begun = torch.compiler.is_compiling() or (self.state and any(isinstance(p, Tensor) or p > 0 for p in peaks))
+        begun = self.state and any(isinstance(peak, Tensor) or peak > 0 for peak in peaks)
+        if torch.compiler.is_compiling():
+            begun = radii.norm(self.param_groups) is not None
         if not begun and any(map(options.needs_norm, self.param_groups)):
             for group in self.param_groups:
                 group["start_norm"] = sharded.norm_of(group["params"])
