@@ -287,12 +287,12 @@ def test_a_study_in_short(tmp_path: Path) -> None:
     root = tmp_path / "study" / "records"
     for task, sign in (("mnist1d-mlp", 1), ("diabetes", -1)):
         for seed in range(6):
-            for label, gain in (("adamw", 0.0), ("sam", 3.0), ("hatam-relative", 2.0 + 0.02 * seed), ("lion", 9.0)):
+            for label, gain in (("adamw", 0.0), ("sam", 3.0), ("hatam", 2.0 + 0.02 * seed), ("lion", 9.0)):
                 for steps in (100, 200) if label not in ("sam", "lion") else (100,):
                     put(root, label, seed, 70 + sign * gain + 0.1 * seed, task=task, steps=steps)
     put(root, "adamw", 0, 50.0, task="digits")  # nobody to compare with
     for task in ("mnist1d-mlp", "diabetes"):
-        times = {"adamw": 1.0, "sam": 2.0, "hatam-relative": 1.0, "lion": 1.0}
+        times = {"adamw": 1.0, "sam": 2.0, "hatam": 1.0, "lion": 1.0}
         records.write(tmp_path / "study" / "timing" / f"{task}.json", {"task": task, "step_s": times})
     text = report.brief(tmp_path / "study")
     steps, _, time = text.partition("At equal time:")
