@@ -74,18 +74,32 @@ def placed(mesh: DeviceMesh, kind: str, i: int) -> list[Any]:
     return [Shard(0)]
 
 
-def same_as_whole(mesh: DeviceMesh, kind: str, options: dict[str, Any], dtype: torch.dtype) -> float:
+def one_group(params: list[nn.Parameter]) -> list[dict[str, Any]]:
+    return [{"params": params}]
+
+
+def many_groups(params: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """Of which the frozen weights count for the norm, and so do those that are not displaced or by a unit of theirs."""
+    first, second, third, *rest, last = params
+    last.requires_grad_(False)
+    still, relative = {"params": [second], "gamma": 0.0}, {"params": [third], "radius": "relative"}
+    return [{"params": [first, last]}, still, relative, {"params": rest, "weight_decay": 0.0}]
+
+
+def same_as_whole(
+    mesh: DeviceMesh, kind: str, options: dict[str, Any], dtype: torch.dtype, groups: Any = one_group
+) -> float:
     """50 steps of sharded parameters against whole ones, lr rising and falling."""
     rng = torch.Generator().manual_seed(0)
     wholes = [nn.Parameter(torch.randn(shape, generator=rng, dtype=dtype)) for shape in SHAPES]
     parts = [
         nn.Parameter(distribute_tensor(p.detach().clone(), mesh, placed(mesh, kind, i))) for i, p in enumerate(wholes)
     ]
-    optimizers = [HATAM(ps, 0.01, **options) for ps in (wholes, parts)]
+    optimizers = [HATAM(groups(ps), 0.01, **options) for ps in (wholes, parts)]
     for step in range(STEPS):
-        for optimizer in optimizers:
-            optimizer.param_groups[0]["lr"] = 0.01 * min(1.0, (step + 1) / 10, (STEPS - step) / 20)
-        for p, q in zip(wholes, parts, strict=True):
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = 0.01 * min(1.0, (step + 1) / 10, (STEPS - step) / 20)
+        for p, q in ((p, q) for p, q in zip(wholes, parts, strict=True) if p.requires_grad):
             p.grad = torch.randn(p.shape, generator=rng, dtype=dtype)
             q.grad = distribute_tensor(p.grad.clone(), mesh, q.placements)
         for optimizer in optimizers:
@@ -110,6 +124,10 @@ def case_parity() -> dict[str, float]:
             found = same_as_whole(mesh, kind, {**options, **flags}, dtype)
             errors[f"{kind}, {form}, {path}, {dtype}"] = found
             assert found <= LIMITS[dtype], (kind, form, path, dtype, found)
+    for path, dtype in itertools.product(PATHS, LIMITS):
+        found = same_as_whole(meshes["mixed"], "mixed", PATHS[path], dtype, many_groups)
+        errors[f"mixed, groups, {path}, {dtype}"] = found
+        assert found <= LIMITS[dtype], (path, dtype, found)
     return errors
 
 
@@ -269,11 +287,15 @@ def case_modules() -> dict[str, float]:
 
 
 def case_ddp() -> dict[str, float]:
-    """Accumulation without synchronization, a static graph; and a process whose loss is NaN harms all alike."""
+    """A static graph, with an optimizer made before the processes had the same weights; accumulation without
+    synchronization; and a process whose loss is NaN harms all alike."""
     size, rank = dist.get_world_size(), dist.get_rank()
     whole, model = network(), network()
-    parallel = DistributedDataParallel(copy.deepcopy(model), static_graph=True)
-    optimizers = [HATAM(m.parameters(), 3e-3) for m in (whole, parallel)]
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        torch._foreach_mul_(list(other.parameters()), 1.0 + rank)
+    optimizers = [HATAM(m.parameters(), 3e-3) for m in (whole, other)]
+    parallel = DistributedDataParallel(other, static_graph=True)
     train(whole, optimizers[0], 0, 20)
     train(parallel, optimizers[1], 0, 20, size, rank)
     errors = {"static graph": error(list(parallel.parameters()), list(whole.parameters()))}

@@ -12,9 +12,9 @@ from conftest import state_bits
 from hatam import HATAM
 
 
-def network(dtype: torch.dtype) -> torch.nn.Sequential:
+def network(dtype: torch.dtype, seed: int = 0) -> torch.nn.Sequential:
     """Whose first weight is large enough for 8-bit state."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     return torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 10)).to(dtype)
 
 
@@ -38,7 +38,8 @@ def schedule_of(optimizer: HATAM) -> torch.optim.lr_scheduler.LRScheduler:
 def end(model: torch.nn.Module, optimizer: HATAM) -> list[bytes]:
     """Everything that training has changed, to the last bit."""
     weights = [p.detach().contiguous().view(torch.uint8).numpy().tobytes() for p in model.parameters()]
-    return [*weights, *state_bits(optimizer), repr(optimizer.param_groups[0]["lr_peak"]).encode()]
+    group = optimizer.param_groups[0]
+    return [*weights, *state_bits(optimizer), repr((group["lr_peak"], group["start_norm"])).encode()]
 
 
 def main(source: Path, target: Path) -> None:
@@ -46,7 +47,7 @@ def main(source: Path, target: Path) -> None:
     HATAM([torch.zeros(1, requires_grad=True)], state_dtype="8bit")  # before such a state is loaded, as users are told
     ends = {}
     for name, saved in torch.load(source, weights_only=True).items():
-        model = network(saved["model"]["0.weight"].dtype)
+        model = network(saved["model"]["0.weight"].dtype, seed=1)  # other weights, and another norm
         optimizer = HATAM(model.parameters(), 0.5, fused=saved["optimizer"]["param_groups"][0]["fused"])
         schedule = schedule_of(optimizer)
         model.load_state_dict(saved["model"])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import cosine, equal, every_path, feed, generator, gradients, norm_of, parameters, relative_error, twins
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -346,6 +347,41 @@ def test_what_is_no_number_counts_for_nothing_in_a_norm() -> None:
     assert HATAM(params).param_groups[0]["start_norm"] == pytest.approx(2.0)
     saved = HATAM(params).state_dict()
     HATAM(params).load_state_dict(saved)
+
+
+class Tagged(torch.Tensor):
+    """As hosts make them that keep something beside a weight."""
+
+
+class Packed(torch.Tensor):
+    """A quantized weight: it looks like float32 and has no arithmetic."""
+
+    @staticmethod
+    def __new__(cls) -> Packed:
+        return cls._make_wrapper_subclass(cls, (4,), dtype=torch.float32)  # type: ignore[attr-defined,no-any-return]
+
+    @classmethod
+    def __torch_dispatch__(cls, func: object, *_: object) -> Tensor:
+        if func is torch.ops.aten.detach.default:
+            return Packed()
+        raise NotImplementedError(str(func))
+
+
+def test_a_norm_counts_subclasses_that_are_trained_and_no_others() -> None:
+    trained = torch.nn.Parameter(torch.ones(4).as_subclass(Tagged))
+    frozen = torch.nn.Parameter(Packed(), requires_grad=False)
+    optimizer = HATAM([trained, frozen], fused=False)
+    assert type(trained) is Tagged
+    assert optimizer.param_groups[0]["start_norm"] == pytest.approx(2.0)
+    trained.grad = torch.ones_like(trained)
+    for _ in range(3):
+        optimizer.step()
+    with optimizer.straightened():
+        straight = trained.detach().clone()
+    assert not torch.equal(straight, trained)
+    with FakeTensorMode():  # for estimates of memory
+        imagined = torch.nn.Parameter(torch.ones(4))
+    assert HATAM([imagined]).param_groups[0]["start_norm"] is None
 
 
 def test_the_unit_can_become_a_norm_in_mid_training() -> None:

@@ -62,8 +62,8 @@ class HATAM(Optimizer):
         modulator: "relative", or "uniform" for S = 1, which is ATAM.
         modulator_cap: largest S, in (0, inf]. None means 1 (decoupled), 3 (raw) or no cap (published).
         form: "decoupled", "raw" or "published".
-        radius: "absolute", so that γ is the norm of d over all of the optimizer's parameters as they are when it is
-            made, in every tensor by its weights, with which it grows; "relative", so that the root mean square of d is
+        radius: "absolute", so that γ is the norm of d over all of the optimizer's parameters as they are at the first
+            step, in every tensor by its weights, with which it grows; "relative", so that the root mean square of d is
             γ times that of each tensor's weights; or "lr", so that ρ is in units of the peak lr; see
             :mod:`hatam.radii`. None means "absolute". Decoupled only.
         fade: share of the peak lr below which the radius runs out with lr, in (0, 1]. None means 0.1. Decoupled only.

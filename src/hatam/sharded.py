@@ -20,6 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from . import update
 from .fused.batches import PLAIN, Columns, picked, rows
+from .radii import RADII
 from .storage import arithmetic
 from .update import Options
 
@@ -214,7 +215,7 @@ def payload(tensors: int, *, mean: bool = True, radius: str = "absolute", itemsi
         >>> payload(291), payload(291, radius="lr"), payload(291, mean=False, radius="lr")
         (3492, 1164, 0)
     """
-    return tensors * itemsize * (mean + 2 * (radius != "lr"))
+    return tensors * itemsize * (mean + 2 * RADII[radius].needs_scale)
 
 
 def keep(one: Pending) -> None:
@@ -255,12 +256,13 @@ def norm_of(params: Iterable[Tensor]) -> float | None:
     What is quantized, sparse or not finite counts for nothing: it is not trained.
     """
     params = list(params)
-    if any(is_lazy(p) or local(p).is_meta for p in params):
+    if any(is_lazy(p) or local(p).is_meta or is_fake(local(p)) for p in params):
         return None
     squares = 0.0
     for key, places in by_mesh(params).items():
         some = picked(params, places)
-        found = sum(square_of(local(p.detach())) / (1 if key is None else copies(p, key[0])) for p in some)
+        held = [1 if key is None else copies(p, key[0]) for p in some]
+        found = sum(square_of(local(p.detach()), p.requires_grad) / n for p, n in zip(some, held, strict=True))
         if key is not None:
             wire = torch.tensor(found, dtype=torch.float64, device=local(some[0]).device)
             all_reduced({"sum": wire}, key[0])
@@ -269,9 +271,17 @@ def norm_of(params: Iterable[Tensor]) -> float | None:
     return math.sqrt(squares)
 
 
-def square_of(x: Tensor) -> float:
-    """‖x‖², in float64 where the device has it; 0 where that is no number."""
-    if type(x) not in PLAIN or x.layout != torch.strided or x.is_nested or x.dtype not in NUMBERS:
+def is_fake(x: Tensor) -> bool:
+    """Whether a tensor has a shape and a device, but no memory: in estimates of what a training will need."""
+    return hasattr(x, "fake_mode")
+
+
+def square_of(x: Tensor, trained: bool) -> float:
+    """‖x‖², in float64 where the device has it; 0 where that is no number.
+
+    A subclass that is trained can be measured, as it can be stepped; one that is frozen may hold packed bits.
+    """
+    if not (trained or type(x) in PLAIN) or x.layout != torch.strided or x.is_nested or x.dtype not in NUMBERS:
         return 0.0
     dtype = torch.float32 if x.device.type == "mps" else torch.float64
     numbers = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
