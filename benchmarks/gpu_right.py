@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hatam import HATAM, fused, radii
+from hatam import HATAM, fused, norms
 from hatam.forms import FORMS
 from hatam.fused import cpu, gpu
 from hatam.reference import Reference
@@ -110,7 +110,7 @@ def agrees_with_the_reference(device: str, storage: str, kind: str, modulator: s
             cap=form.cap,
             uniform=modulator == "uniform",
             gamma=group["gamma"],
-            norm=radii.norm(optimizer.param_groups) if group["radius"] == "absolute" else None,
+            norm=norms.of_groups(optimizer.param_groups) if group["radius"] == "absolute" else None,
         )
         for p in params
     ]

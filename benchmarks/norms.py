@@ -16,7 +16,7 @@ import torch
 from hatam.bench import report
 from hatam.bench.study.plans import PLANS
 from hatam.bench.tasks import all_tasks, find
-from hatam.sharded import norm_of
+from hatam.norms import of_params
 
 SEEDS = 3  # of the first weights
 
@@ -31,7 +31,7 @@ def table() -> str:
             for seed in range(SEEDS):
                 torch.manual_seed(seed)
                 models.append(find(name).model())
-            norm, gamma = fmean(norm_of(model.parameters()) or 0.0 for model in models), options["gamma"]
+            norm, gamma = fmean(of_params(model.parameters()) or 0.0 for model in models), options["gamma"]
             count = sum(p.numel() for p in models[0].parameters())
             cells = f"{name} | {count:,} | {norm:.3g} | {gamma:.2g} | {gamma * norm:.2g} | {as_norm['gamma']:.2g}"
             rows.append((count, f"| {cells} |"))

@@ -1,4 +1,4 @@
-"""What HATAM was to reach, and whether it does: six sentences in docs/results.md, from the records of the study.
+"""What HATAM was to reach, and whether it does: six sentences in docs/results.md, and some of them in README.md.
 
 python benchmarks/targets.py
 """
@@ -117,29 +117,64 @@ def sharpness(key: str) -> Callable[[load.Entry], float]:
     return lambda run: run.sharpness.get(key, math.nan)
 
 
-def of_both(words: Callable[[str], str]) -> str:
+def swapped_in() -> dict[str, str]:
+    """The default in AdamW's place, by the options that AdamW had there."""
+    rounds = {
+        "AdamW's usual betas": "judged, usual",
+        "torch's β2 there": "judged, torch's",
+        "the options that were tuned for AdamW": "judged",
+    }
+    found = {where: comparisons(load.find(untuned.ROUNDS[name].folder).entries)[0] for where, name in rounds.items()}
+    return {where: against_adamw(each, 0.05, untuned.DEFAULT) for where, each in found.items()}
+
+
+def best_gammas(tasks: Sequence[str]) -> str:
+    """Where the search for the default form's γ ended."""
+    best = {task: options["gamma"] for task in tasks if (options := grids.tuned(task, FORMS[0]))}
+    large, small = ([task for task, gamma in best.items() if (gamma >= 1) == wanted] for wanted in (True, False))
+    return (
+        f"at {min(best[t] for t in large):g} to {max(best[t] for t in large):g} on {names(large)}, at "
+        f"{min(best[t] for t in small):g} to {max(best[t] for t in small):g} on {names(small)}"
+    )
+
+
+def both(words: Callable[[str], str]) -> str:
     """One sentence for each form."""
     return ". ".join(f"`{form}`: {words(form)}" for form in FORMS)
 
 
-def targets() -> str:
+def targets(steps: Sequence[Comparison], time: Sequence[Comparison]) -> str:
     """A numbered list."""
-    compared, _ = comparisons(load.find(STUDY).entries)
-    steps, time = ([each for each in compared if each.budget == budget] for budget in ("equal steps", "equal time"))
-    rounds = ("judged", "judged, usual", "judged, torch's")
-    swapped = [comparisons(load.find(untuned.ROUNDS[name].folder).entries)[0] for name in rounds]
-    tuned, usual, torchs = (against_adamw(each, 0.05, untuned.DEFAULT) for each in swapped)
     lines = {
-        "Tuned against tuned AdamW, at equal steps": of_both(lambda form: against_adamw(steps, 0.01, form)),
-        "Untuned in AdamW's place": f"at AdamW's usual betas {usual}; with torch's β2 there {torchs}; "
-        f"at AdamW's tuned options {tuned}",
-        "Against SAM": of_both(lambda form: against_sam(steps, time, form)),
-        "First to AdamW's validation score at equal steps, by time": of_both(lambda form: first_to_target(steps, form)),
-        "Mean corruption error": of_both(lambda form: under_shift(steps, form)),
-        "Flatness at the end, at equal steps": of_both(lambda form: flatness(steps, form)),
+        "Tuned against tuned AdamW, at equal steps": both(lambda form: against_adamw(steps, 0.01, form)),
+        "Untuned in AdamW's place": "; ".join(f"at {where} {words}" for where, words in swapped_in().items()),
+        "Against SAM": both(lambda form: against_sam(steps, time, form)),
+        "First to AdamW's validation score at equal steps, by time": both(lambda form: first_to_target(steps, form)),
+        "Mean corruption error": both(lambda form: under_shift(steps, form)),
+        "Flatness at the end, at equal steps": both(lambda form: flatness(steps, form)),
     }
     return "\n".join(f"{i}. **{name}**: {words}." for i, (name, words) in enumerate(lines.items(), 1))
 
 
+def short(steps: Sequence[Comparison], time: Sequence[Comparison]) -> str:
+    """What README says of them, for the default form alone."""
+    ours = FORMS[0]
+    lines = {
+        "Tuned, against tuned AdamW": against_adamw(steps, 0.05, ours),
+        "Tuned, against tuned AdamW, in SAM's time": against_adamw(time, 0.05, ours),
+        **{f"Untuned in AdamW's place, at {where}": words for where, words in swapped_in().items()},
+        "Its γ": f"the search ended {best_gammas([each.task for each in steps])}",
+    }
+    return "\n".join(f"- {name}: {words}." for name, words in lines.items())
+
+
+def pages() -> dict[tuple[str, str], str]:
+    """What is rendered, by page and marker."""
+    compared, _ = comparisons(load.find(STUDY).entries)
+    steps, time = ([each for each in compared if each.budget == budget] for budget in ("equal steps", "equal time"))
+    return {("docs/results.md", "targets"): targets(steps, time), ("README.md", "short"): short(steps, time)}
+
+
 if __name__ == "__main__":
-    report.fill_in(grids.ROOT / "docs/results.md", "targets", targets())
+    for (page, marker), text in pages().items():
+        report.fill_in(grids.ROOT / page, marker, text)

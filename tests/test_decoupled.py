@@ -16,7 +16,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
 from hatam import HATAM
-from hatam.radii import norm
+from hatam.norms import of_groups
 from hatam.reference import Reference
 
 every_modulator = pytest.mark.parametrize("modulator", ["relative", "uniform"])
@@ -313,7 +313,7 @@ def test_a_norm_is_measured_by_the_weights_at_the_start() -> None:
     params = [torch.nn.Parameter(torch.full((4,), 3.0)), torch.nn.Parameter(torch.full((4,), 4.0 + 3.0j)), frozen]
     optimizer = HATAM([{"params": params[:1]}, {"params": params[1:]}])
     assert [group["start_norm"] for group in optimizer.param_groups] == pytest.approx([6.0, 20.0])
-    assert norm(optimizer.param_groups) == pytest.approx(436**0.5)
+    assert of_groups(optimizer.param_groups) == pytest.approx(436**0.5)
     saved = AdamW(params[:1]).state_dict()
     with torch.no_grad():
         params[0].mul_(2)

@@ -79,8 +79,9 @@ def test_log_tables(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
-    assert report.replace_between(page, "targets", importlib.import_module("targets").targets()) == page
+    for (name, marker), text in importlib.import_module("targets").pages().items():
+        page = (ROOT / name).read_text(encoding="utf-8")
+        assert report.replace_between(page, marker, text) == page
 
 
 def test_compatibility(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-from . import checkpoints, fused, options, paths, radii, sharded, straightening
+from . import checkpoints, fused, norms, options, paths, sharded, straightening
 from .forms import FORMS
 from .fused.batches import Division
 from .storage import SCALARS, new_moment
@@ -169,7 +169,7 @@ class HATAM(Optimizer):
             del self.param_groups[-1]
             raise
         self.param_groups[-1]["lr_peak"] = paths.peak_of_kind(self.param_groups[-1])
-        self.param_groups[-1]["start_norm"] = sharded.norm_of(self.param_groups[-1]["params"])
+        self.param_groups[-1]["start_norm"] = norms.of_params(self.param_groups[-1]["params"])
         self._is_cut = self._is_cut or sharded.any_cut(self.param_groups[-1]["params"])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -179,7 +179,7 @@ class HATAM(Optimizer):
         self._divisions, self._shards = {}, sharded.Shards()  # which hold on to the tensors of the last step
         self._is_cut = any(sharded.any_cut(group["params"]) for group in self.param_groups)
         for group in self.param_groups:
-            norm = group["start_norm"] if "start_norm" in group else sharded.norm_of(group["params"])
+            norm = group["start_norm"] if "start_norm" in group else norms.of_params(group["params"])
             group["start_norm"] = norm if norm is None else float(norm)
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
@@ -238,7 +238,7 @@ class HATAM(Optimizer):
             if found_inf.item():
                 return loss  # a GradScaler's skipped step: nothing moves
             found_inf = None
-        first, norm = 0, self._first_norm()
+        first, norm = 0, norms.at_first_step(self.param_groups, bool(self.state))
         for group in self.param_groups:
             numbers = [first + i for i, p in enumerate(group["params"]) if p.grad is not None]
             first += len(group["params"])
@@ -319,20 +319,6 @@ class HATAM(Optimizer):
             FORMS[group["form"]].prepare(states, params, options.resolve({**group, "lr": 0.0}, 0.0))
         for key, column in zip(STATE, columns, strict=True):
             column.extend([state[key] for state in states if key in state])
-
-    def _first_norm(self) -> float | None:
-        """‖w_0‖, measured anew at the first step at an lr above 0: by then weights have come that were not there yet.
-
-        All processes come here alike, with all groups. Where a compiler traces this, a number that is there is kept.
-        """
-        peaks = [group["lr_peak"] for group in self.param_groups]
-        begun = self.state and any(isinstance(peak, Tensor) or peak > 0 for peak in peaks)
-        if torch.compiler.is_compiling():
-            begun = radii.norm(self.param_groups) is not None
-        if not begun and any(map(options.needs_norm, self.param_groups)):
-            for group in self.param_groups:
-                group["start_norm"] = sharded.norm_of(group["params"])
-        return radii.norm(self.param_groups)
 
     def _refuse_while_straightened(self, what: str) -> None:
         if self._straightened:

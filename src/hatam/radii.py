@@ -15,8 +15,7 @@ All are held until lr has fallen to ``fade`` of its peak, and then run out with 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 GROWTH = 1.003  # the factor by which the scale of a norm may grow in a step; it may shrink at once
 LARGEST = 0.25  # of the weights: no norm displaces further, however small the weights that training began with
@@ -56,9 +55,3 @@ def share(gamma: float, norm: float | None) -> float:
     if norm is None:
         return 0.0
     return min(gamma / norm, LARGEST) if norm > 0 else LARGEST
-
-
-def norm(groups: Iterable[Mapping[str, Any]]) -> float | None:
-    """‖w_0‖ over the parameter groups of an optimizer; None where one of them has not been measured yet."""
-    norms = [group["start_norm"] for group in groups]
-    return None if None in norms else float(sum(x * x for x in norms) ** 0.5)

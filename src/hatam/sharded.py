@@ -16,17 +16,15 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 from . import update
-from .fused.batches import PLAIN, Columns, picked, rows
+from .fused.batches import Columns, picked, rows
 from .radii import RADII
 from .storage import arithmetic
 from .update import Options
 
 FLATTENED = "_fsdp_flattened"  # set by FSDP1 on its flat parameters, and on what it made of the original ones
 SUMS = "shard_sums"
-NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128}
 _groups: dict[tuple[int, ...], Any] = {}
 
 
@@ -248,45 +246,6 @@ def mean_of_whole(h: Tensor, param: Tensor, step: Tensor, o: Options) -> Tensor:
     if one.work is not None:
         one.work.wait()
     return one.wire[0, 0] / one.numel[0]
-
-
-def norm_of(params: Iterable[Tensor]) -> float | None:
-    """The norm of all these parameters, of every process' parts; None where some hold no numbers yet.
-
-    What is quantized, sparse or not finite counts for nothing: it is not trained.
-    """
-    params = list(params)
-    if any(is_lazy(p) or local(p).is_meta or is_fake(local(p)) for p in params):
-        return None
-    squares = 0.0
-    for key, places in by_mesh(params).items():
-        some = picked(params, places)
-        held = [1 if key is None else copies(p, key[0]) for p in some]
-        found = sum(square_of(local(p.detach()), p.requires_grad) / n for p, n in zip(some, held, strict=True))
-        if key is not None:
-            wire = torch.tensor(found, dtype=torch.float64, device=local(some[0]).device)
-            all_reduced({"sum": wire}, key[0])
-            found = wire.item()
-        squares += found
-    return math.sqrt(squares)
-
-
-def is_fake(x: Tensor) -> bool:
-    """Whether a tensor has a shape and a device, but no memory: in estimates of what a training will need."""
-    return hasattr(x, "fake_mode")
-
-
-def square_of(x: Tensor, trained: bool) -> float:
-    """‖x‖², in float64 where the device has it; 0 where that is no number.
-
-    A subclass that is trained can be measured, as it can be stepped; one that is frozen may hold packed bits.
-    """
-    if not (trained or type(x) in PLAIN) or x.layout != torch.strided or x.is_nested or x.dtype not in NUMBERS:
-        return 0.0
-    dtype = torch.float32 if x.device.type == "mps" else torch.float64
-    numbers = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
-    norm: float = torch.linalg.vector_norm(numbers, dtype=dtype).item()
-    return norm * norm if math.isfinite(norm * norm) else 0.0
 
 
 def any_cut(params: Iterable[Tensor]) -> bool:

@@ -1,0 +1,80 @@
+"""‖w_0‖, the norm of all weights where training starts, of which the radius "absolute" is a share.
+
+Each parameter group keeps its own as ``start_norm``, None while it is not known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from . import options, sharded
+from .fused.batches import PLAIN, picked
+
+NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128}
+
+
+def at_first_step(groups: Sequence[dict[str, Any]], has_state: bool) -> float | None:
+    """The norm over all groups, measured anew at the first step at an lr above 0.
+
+    By then weights have come that were not there yet. All processes come here alike, with all groups. Where a compiler
+    traces this, a number that is there is kept.
+    """
+    peaks = [group["lr_peak"] for group in groups]
+    begun = has_state and any(isinstance(peak, Tensor) or peak > 0 for peak in peaks)
+    if torch.compiler.is_compiling():
+        begun = of_groups(groups) is not None
+    if not begun and any(map(options.needs_norm, groups)):
+        for group in groups:
+            group["start_norm"] = of_params(group["params"])
+    return of_groups(groups)
+
+
+def of_groups(groups: Iterable[Mapping[str, Any]]) -> float | None:
+    """The norm over the parameter groups of an optimizer; None where one of them has not been measured yet."""
+    norms = [group["start_norm"] for group in groups]
+    return None if None in norms else float(sum(x * x for x in norms) ** 0.5)
+
+
+def of_params(params: Iterable[Tensor]) -> float | None:
+    """The norm of all these parameters, of every process' parts; None where some hold no numbers yet.
+
+    What is quantized, sparse or not finite counts for nothing: it is not trained.
+    """
+    params = list(params)
+    if any(is_lazy(p) or sharded.local(p).is_meta or is_fake(sharded.local(p)) for p in params):
+        return None
+    squares = 0.0
+    for key, places in sharded.by_mesh(params).items():
+        some = picked(params, places)
+        held = [1 if key is None else sharded.copies(p, key[0]) for p in some]
+        found = sum(square_of(sharded.local(p.detach()), p.requires_grad) / n for p, n in zip(some, held, strict=True))
+        if key is not None:
+            wire = torch.tensor(found, dtype=torch.float64, device=sharded.local(some[0]).device)
+            sharded.all_reduced({"sum": wire}, key[0])
+            found = wire.item()
+        squares += found
+    return math.sqrt(squares)
+
+
+def is_fake(x: Tensor) -> bool:
+    """Whether a tensor has a shape and a device, but no memory: in estimates of what a training will need."""
+    return hasattr(x, "fake_mode")
+
+
+def square_of(x: Tensor, trained: bool) -> float:
+    """‖x‖², in float64 where the device has it; 0 where that is no number.
+
+    A subclass that is trained can be measured, as it can be stepped; one that is frozen may hold packed bits.
+    """
+    if not (trained or type(x) in PLAIN) or x.layout != torch.strided or x.is_nested or x.dtype not in NUMBERS:
+        return 0.0
+    dtype = torch.float32 if x.device.type == "mps" else torch.float64
+    numbers = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+    norm: float = torch.linalg.vector_norm(numbers, dtype=dtype).item()
+    return norm * norm if math.isfinite(norm * norm) else 0.0
