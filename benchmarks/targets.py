@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from statistics import geometric_mean, median
+from statistics import fmean, geometric_mean, median
+from typing import NamedTuple
 
 import grids
 import untuned
@@ -19,11 +20,22 @@ from hatam.bench.report.overall import costs_to_target
 from hatam.bench.report.summary import holm
 from hatam.bench.report.tabulate import corruption_ratios
 from hatam.bench.stats import Difference, paired
+from hatam.bench.study.plans import PLANS
 
 STUDY = grids.ROOT / "results/full"
 FORMS = ("hatam", "hatam-relative")  # the default, and the one with its radius in units of the weights
-LEADERS = ("adamw", "sam")  # whom the study led first, beside them
 MARGIN = 0.2  # points of accuracy; of an error, percent
+EVERYONE = frozenset(contender for contender in PLANS["full"].contenders if not contender.startswith("hatam"))
+
+
+class Verdict(NamedTuple):
+    """Whether a target is reached, and with what."""
+
+    holds: bool
+    words: str
+
+    def __str__(self) -> str:
+        return f"{'reached' if self.holds else '**missed**'}: {self.words}"
 
 
 def pairs(compared: Sequence[Comparison], other: str, ours: str) -> dict[str, Difference]:
@@ -44,16 +56,17 @@ def names(tasks: Sequence[str]) -> str:
     return f"{len(tasks)} ({', '.join(tasks)})" if tasks else "none"
 
 
-def against_adamw(compared: Sequence[Comparison], level: float, ours: str) -> str:
+def against_adamw(compared: Sequence[Comparison], level: float, ours: str, wanted: int) -> Verdict:
     """On which tasks it is better and worse by Holm-corrected p."""
     found = pairs(compared, "adamw", ours)
     p = dict(zip(found, holm([d.p for d in found.values()]), strict=True))
     better = [task for task, d in found.items() if d.mean > 0 and p[task] < level]
     worse = [task for task, d in found.items() if d.mean < 0 and p[task] < 0.05]
-    return f"better (p < {level}) on {names(better)}, worse (p < 0.05) on {names(worse)}, of {len(found)} tasks"
+    words = f"better (p < {level}) on {names(better)}, worse (p < 0.05) on {names(worse)}, of {len(found)} tasks"
+    return Verdict(len(better) >= wanted and not worse, words)
 
 
-def against_sam(steps: Sequence[Comparison], time: Sequence[Comparison], ours: str) -> str:
+def against_sam(steps: Sequence[Comparison], time: Sequence[Comparison], ours: str) -> Verdict:
     """Where the lower end of the interval is above the margin at equal steps, and above 0 at equal time."""
     means = {each.task: sam.score.mean for each in steps if (sam := each.of("sam")) and sam.score}
     signs = {each.task: each.sign for each in steps}
@@ -61,13 +74,14 @@ def against_sam(steps: Sequence[Comparison], time: Sequence[Comparison], ours: s
     margin = {task: MARGIN if signs[task] == 1 else MARGIN / 100 * means[task] for task in at_steps}
     level = [task for task, d in at_steps.items() if d.low >= -margin[task]]
     ahead = [task for task, d in at_time.items() if d.low > 0]
-    return (
+    words = (
         f"at equal steps no worse than the margin on {names(level)} of {len(at_steps)}, at equal time better on "
         f"{names(ahead)} of {len(at_time)}"
     )
+    return Verdict(len(level) >= 7 and len(ahead) >= 7, words)
 
 
-def first_to_target(compared: Sequence[Comparison], ours: str) -> str:
+def first_to_target(compared: Sequence[Comparison], ours: str) -> Verdict:
     """Who is first to AdamW's final validation score, by the median time over seeds; of HATAM this form alone."""
     firsts: dict[str, list[str]] = {}
     whole = []
@@ -77,24 +91,27 @@ def first_to_target(compared: Sequence[Comparison], ours: str) -> str:
         if costs:
             medians = {label: median(column) for label, column in zip(labels, costs, strict=True)}
             firsts.setdefault(min(labels, key=medians.__getitem__), []).append(each.task)
-            whole += [each.task] if len(labels) > len(LEADERS) + 1 else []
+            whole += [each.task] if set(labels) >= EVERYONE else []
     ranked = sorted(firsts.items(), key=lambda item: -len(item[1]))
     told = "; ".join(f"{label} on {names(tasks)}" for label, tasks in ranked)
-    return f"{told}. Everyone was run on {names(whole)}, on the others {', '.join((*LEADERS, ours))} alone"
+    others = max((len(tasks) for label, tasks in ranked if label != ours), default=0)
+    holds = len(firsts.get(ours, [])) > others
+    return Verdict(holds, f"{told}. Everyone was run on {names(whole)}, on the others some")
 
 
-def under_shift(compared: Sequence[Comparison], ours: str) -> str:
+def under_shift(compared: Sequence[Comparison], ours: str) -> Verdict:
     """Mean corruption error, AdamW's being 100."""
     found = {each.task: ratios for each in compared if (ratios := corruption_ratios(each))}
     found = {task: ratios for task, ratios in found.items() if {ours, "sam"} <= ratios.keys()}
     below = [task for task, ratios in found.items() if ratios[ours] < 100]
     level = [task for task, ratios in found.items() if ratios[ours] <= ratios["sam"]]
-    return f"below AdamW's on {names(below)}, no worse than SAM's on {names(level)}, of {len(found)} suites"
+    words = f"below AdamW's on {names(below)}, no worse than SAM's on {names(level)}, of {len(found)} suites"
+    return Verdict(len(below) == len(found) and len(level) > len(found) / 2, words)
 
 
-def flatness(compared: Sequence[Comparison], ours: str) -> str:
-    """Medians of λ_max and the trace over AdamW's, and whether they go with the score."""
-    words = []
+def flatness(compared: Sequence[Comparison], ours: str) -> Verdict:
+    """Medians of λ_max and the trace over AdamW's, and whether they go with the mean score."""
+    words, holds = [], True
     for key, name in (("lambda_max", "λ_max"), ("trace", "the trace")):
         ratios, gains = {}, pairs(compared, "adamw", ours)
         for each in compared:
@@ -104,12 +121,12 @@ def flatness(compared: Sequence[Comparison], ours: str) -> str:
         if ratios:
             flatter = [task for task, ratio in ratios.items() if ratio < 1]
             better = sum(gains[task].mean > 0 for task in flatter)
-            mean = geometric_mean(ratios.values())
+            mean, holds = geometric_mean(ratios.values()), holds and len(flatter) > len(ratios) / 2
             words.append(
                 f"{name} is {mean:.2g} times AdamW's in the geometric mean and below it on {names(flatter)} of "
-                f"{len(ratios)}, where the score is better on {better} and worse on {len(flatter) - better}"
+                f"{len(ratios)}, where the mean score is better on {better} and worse on {len(flatter) - better}"
             )
-    return "; ".join(words)
+    return Verdict(holds, "; ".join(words))
 
 
 def sharpness(key: str) -> Callable[[load.Entry], float]:
@@ -117,7 +134,7 @@ def sharpness(key: str) -> Callable[[load.Entry], float]:
     return lambda run: run.sharpness.get(key, math.nan)
 
 
-def swapped_in() -> dict[str, str]:
+def swapped_in() -> dict[str, Verdict]:
     """The default in AdamW's place, by the options that AdamW had there."""
     rounds = {
         "AdamW's usual betas": "judged, usual",
@@ -125,7 +142,7 @@ def swapped_in() -> dict[str, str]:
         "the options that were tuned for AdamW": "judged",
     }
     found = {where: comparisons(load.find(untuned.ROUNDS[name].folder).entries)[0] for where, name in rounds.items()}
-    return {where: against_adamw(each, 0.05, untuned.DEFAULT) for where, each in found.items()}
+    return {where: against_adamw(each, 0.05, untuned.DEFAULT, 6) for where, each in found.items()}
 
 
 def best_gammas(tasks: Sequence[str]) -> str:
@@ -138,31 +155,58 @@ def best_gammas(tasks: Sequence[str]) -> str:
     )
 
 
-def both(words: Callable[[str], str]) -> str:
-    """One sentence for each form."""
-    return ". ".join(f"`{form}`: {words(form)}" for form in FORMS)
+def ranks(compared: Sequence[Comparison], ours: str) -> str:
+    """The place by mean score where everyone was run, and who is first there."""
+    told = []
+    for each in compared:
+        means = {c.label: each.sign * fmean(c.scores.values()) for c in each.contestants if c.scores}
+        if means.keys() >= EVERYONE | {ours}:
+            order = sorted(means, key=means.__getitem__, reverse=True)
+            told.append(f"{each.task} {order.index(ours) + 1} of {len(order)} ({order[0]} first)")
+    return ", ".join(told)
+
+
+def both(verdict: Callable[[str], Verdict]) -> dict[str, Verdict]:
+    """One for each form."""
+    return {f"`{form}`": verdict(form) for form in FORMS}
 
 
 def targets(steps: Sequence[Comparison], time: Sequence[Comparison]) -> str:
-    """A numbered list."""
+    """A numbered list: what was to be reached, and what was."""
     lines = {
-        "Tuned against tuned AdamW, at equal steps": both(lambda form: against_adamw(steps, 0.01, form)),
-        "Untuned in AdamW's place": "; ".join(f"at {where} {words}" for where, words in swapped_in().items()),
-        "Against SAM": both(lambda form: against_sam(steps, time, form)),
-        "First to AdamW's validation score at equal steps, by time": both(lambda form: first_to_target(steps, form)),
-        "Mean corruption error": both(lambda form: under_shift(steps, form)),
-        "Flatness at the end, at equal steps": both(lambda form: flatness(steps, form)),
+        "Tuned against tuned AdamW, at equal steps: better (p < 0.01) on at least 7, worse on none": both(
+            lambda form: against_adamw(steps, 0.01, form, 7)
+        ),
+        "Untuned in AdamW's place: better on at least 6, worse on none": {
+            f"At {where}": verdict for where, verdict in swapped_in().items()
+        },
+        "Against SAM: no worse than the margin on at least 7 at equal steps, better on at least 7 at equal time": both(
+            lambda form: against_sam(steps, time, form)
+        ),
+        "First to AdamW's validation score at equal steps, by time, on more tasks than any other": both(
+            lambda form: first_to_target(steps, form)
+        ),
+        "Mean corruption error below AdamW's on every suite, no worse than SAM's on most": both(
+            lambda form: under_shift(steps, form)
+        ),
+        "λ_max and trace of the Hessian at the end below AdamW's on most tasks, at equal steps": both(
+            lambda form: flatness(steps, form)
+        ),
     }
-    return "\n".join(f"{i}. **{name}**: {words}." for i, (name, words) in enumerate(lines.items(), 1))
+    return "\n".join(
+        f"{i}. **{name}.** {'. '.join(f'{of}, {verdict}' for of, verdict in verdicts.items())}."
+        for i, (name, verdicts) in enumerate(lines.items(), 1)
+    )
 
 
 def short(steps: Sequence[Comparison], time: Sequence[Comparison]) -> str:
     """What README says of them, for the default form alone."""
     ours = FORMS[0]
     lines = {
-        "Tuned, against tuned AdamW": against_adamw(steps, 0.05, ours),
-        "Tuned, against tuned AdamW, in SAM's time": against_adamw(time, 0.05, ours),
-        **{f"Untuned in AdamW's place, at {where}": words for where, words in swapped_in().items()},
+        "Tuned, against tuned AdamW": against_adamw(steps, 0.05, ours, 7).words,
+        "Tuned, against tuned AdamW, in SAM's time": against_adamw(time, 0.05, ours, 7).words,
+        "Tuned, its place among all contenders by mean score at equal steps": ranks(steps, ours),
+        **{f"Untuned in AdamW's place, at {where}": verdict.words for where, verdict in swapped_in().items()},
         "Its γ": f"the search ended {best_gammas([each.task for each in steps])}",
     }
     return "\n".join(f"- {name}: {words}." for name, words in lines.items())

@@ -26,7 +26,7 @@ STATE = (*ADAMW_STATE, "exp_avg_grad", *SCALARS)
 
 
 class HATAM(Optimizer):
-    r"""AdamW that takes its gradient where the smoothed bend of the trajectory points.
+    r"""AdamW that takes its gradient further downhill, which corrects for the smoothed bend of the trajectory.
 
     In the default form "decoupled" AdamW runs on a point z, while the parameters w that the model computes with are
     displaced from it along the averaged gradient e, further in coordinates that look sharp:
@@ -38,12 +38,13 @@ class HATAM(Optimizer):
     .. math::
         h_t = \sqrt{\hat v_t} + \varepsilon, \qquad S_t = \min(h_t / \mathrm{mean}(h_{t-1}), \mathrm{cap}),
 
-    with :math:`\rho_t` such that the displacement of all parameters together has, at the start, the Euclidean norm
-    :math:`\gamma`, as SAM's perturbation has its ρ. In each tensor it grows with the weights, until lr has fallen to
-    ``fade`` of its peak; from there on it runs out with lr.
+    with :math:`\rho_t` such that each tensor is displaced by the share :math:`\gamma / \lVert w_0 \rVert` of its
+    weights, at most a quarter: beside the first weights :math:`w_0` the whole displacement has the Euclidean norm
+    :math:`\gamma`, as SAM's perturbation has its ρ. It begins small, and once lr has fallen to ``fade`` of its peak, it
+    runs out with lr.
 
     Taking gradients there is straightening the trajectory by :math:`c_t = \mathrm{EMA}(g_t - g_{t-1})` in other
-    coordinates. Once the schedule has brought lr to 0, w is z and there is nothing to switch; before that
+    coordinates. After a step at lr = 0, w is z and there is nothing to switch; before that
     :meth:`straightened` gives z. The forms "raw" and "published" correct the gradient instead,
     :math:`\hat g = g + \gamma S c`; see :mod:`hatam.forms`.
 

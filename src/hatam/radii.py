@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 GROWTH = 1.003  # the factor by which the scale of a norm may grow in a step; it may shrink at once
-LARGEST = 0.25  # of the weights: no norm displaces further, however small the weights that training began with
+LARGEST = 0.25  # of the weights: the largest share, however small the weights that training began with
 
 
 class Radius(NamedTuple):
