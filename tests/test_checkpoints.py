@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DEFAULT_FORMS, through_a_file
+from conftest import DEFAULT_FORMS, generator, through_a_file
 from resume_here import end, network, schedule_of, train
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
 from hatam import HATAM
+from hatam.storage import SCALARS
 
 PATHS: dict[str, dict[str, Any]] = {
     "single": {"foreach": False, "fused": False},
@@ -132,3 +133,28 @@ def test_an_adamw_checkpoint_leaves_each_group_its_own_options() -> None:
     optimizer.load_state_dict(adamw.state_dict())
     assert [(group["gamma"], group["fade"]) for group in optimizer.param_groups] == [(0.1, 0.5), (0.5, None)]
     assert all(group["betas"] == (0.9, 0.95) for group in optimizer.param_groups)
+    optimizer = HATAM([{"params": params[:1], "gamma": 0.35}, {"params": params[1:]}], gamma=2.0)
+    optimizer.load_state_dict(adamw.state_dict())
+    assert [group["gamma"] for group in optimizer.param_groups] == [0.35, 2.0]
+
+
+@pytest.mark.parametrize("cast", [("step",), SCALARS], ids=["step", "others"])
+def test_numbers_that_were_saved_in_bfloat16(cast: tuple[str, ...]) -> None:
+    """They go on on a path that can read them."""
+    ends = []
+    for foreach in (None, False):
+        param = nn.Parameter(torch.linspace(-1, 1, 64))
+        optimizer = HATAM([param], 1e-2, foreach=foreach, betas=(0.9, 0.95))
+        for loaded in (False, True):
+            rng = generator()
+            for _ in range(5):
+                param.grad = torch.randn(64, generator=rng)
+                optimizer.step()
+            if not loaded:
+                saved = optimizer.state_dict()
+                found = saved["state"][0]
+                saved["state"][0] = {key: x.bfloat16() if key in cast else x for key, x in found.items()}
+                optimizer.load_state_dict(saved)
+        assert optimizer.state[param]["step"] == 10
+        ends.append(param.detach())
+    torch.testing.assert_close(*ends)

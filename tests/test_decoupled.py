@@ -321,22 +321,53 @@ def test_a_norm_is_measured_by_the_weights_at_the_start() -> None:
     params[0].data.mul_(2)
     assert optimizer.param_groups[0]["start_norm"] == pytest.approx(12.0)
     optimizer.load_state_dict(saved)
-    assert optimizer.param_groups[0]["start_norm"] == pytest.approx(24.0)
+    params[0].grad = torch.ones(4)
+    optimizer.step()
+    assert optimizer.param_groups[0]["start_norm"] == pytest.approx(24.0, rel=1e-2)
     optimizer.load_state_dict(HATAM([torch.nn.Parameter(torch.ones(4))]).state_dict())
     assert optimizer.param_groups[0]["start_norm"] == pytest.approx(2.0)
 
 
-def test_weights_that_come_after_the_optimizer_are_measured_at_its_first_step() -> None:
+@pytest.mark.parametrize("as_lr", [float, torch.tensor])
+def test_weights_that_come_after_the_optimizer_are_measured_at_its_first_step(as_lr: Any) -> None:
     param = torch.nn.Parameter(torch.empty(100, device="meta"))
     optimizer = HATAM([param], gamma=0.5)
     assert optimizer.param_groups[0]["start_norm"] is None
     torch.utils.swap_tensors(param, torch.nn.Parameter(torch.ones(100)))
     for lr, size, expected in ((0.0, 1.0, 10.0), (1e-9, 3.0, 30.0), (1e-9, 1.0, 30.0)):
-        optimizer.param_groups[0]["lr"] = lr  # a distributed checkpoint takes a step at 0 before it loads
+        optimizer.param_groups[0]["lr"] = as_lr(lr)  # a distributed checkpoint takes a step at 0 before it loads
         param.data.fill_(size)
         param.grad = torch.ones(100)
         optimizer.step()
         assert optimizer.param_groups[0]["start_norm"] == pytest.approx(expected)
+
+
+def test_a_norm_is_measured_where_it_is_asked_for() -> None:
+    """Of a group whose γ was 0 so far; of what a lazy module has made; and not of a group that was refused."""
+    weight = torch.nn.Parameter
+    param, lazy = weight(torch.ones(100)), torch.nn.LazyLinear(3)
+    optimizer = HATAM([param, *lazy.parameters()], gamma=0.0)
+    for gamma, expected in ((0.0, None), (0.5, 10.0)):
+        optimizer.param_groups[0]["gamma"] = gamma
+        param.grad = torch.ones(100)
+        optimizer.step()
+        assert optimizer.param_groups[0]["start_norm"] == (expected and pytest.approx(expected, rel=1e-2))
+    with pytest.raises(NotImplementedError, match="no norm"):
+        optimizer.add_param_group({"params": [weight(torch.ones(4).as_subclass(Unmeasurable))], "gamma": 0.5})
+    assert len(optimizer.param_groups) == 1
+    HATAM([weight(torch.ones(4).as_subclass(Unmeasurable))], gamma=0.0)
+    optimizer.add_param_group({"params": torch.nn.LazyLinear(3).parameters(), "gamma": 0.5})
+    assert optimizer.param_groups[1]["start_norm"] is None
+    optimizer.step()
+    assert of_groups(optimizer.param_groups) == pytest.approx(10.0, rel=1e-2)
+
+
+class Unmeasurable(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.linalg.vector_norm:
+            raise NotImplementedError("no norm")
+        return super().__torch_function__(function, types, args, kwargs or {})
 
 
 def test_what_is_no_number_counts_for_nothing_in_a_norm() -> None:
@@ -393,7 +424,7 @@ def test_the_unit_can_become_a_norm_in_mid_training() -> None:
         optimizer.step()
         assert sizes(optimizer, [param])[0] < 0.07
         if t == 30:
-            optimizer.param_groups[0].update(radius="absolute", gamma=0.05 * optimizer.param_groups[0]["start_norm"])
+            optimizer.param_groups[0].update(radius="absolute", gamma=0.05 * float(param.detach().norm()))
     assert sizes(optimizer, [param]) == pytest.approx([0.05], rel=0.2)
 
 

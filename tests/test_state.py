@@ -317,6 +317,22 @@ def test_named_parameters(options: dict[str, Any]) -> None:
     assert optimizer.state_dict()["param_groups"][0]["param_names"] == [n for n, _ in model.named_parameters()]
 
 
+@pytest.mark.parametrize("change", [{"modulator": "uniform"}, {"form": "raw", "radius": None}, {"radius": "lr"}])
+@pytest.mark.parametrize("path", [{}, {"foreach": True}, {"foreach": False}], ids=["fused", "foreach", "single"])
+def test_a_parameter_unfrozen_after_an_option_has_changed(change: dict[str, Any], path: dict[str, Any]) -> None:
+    """It begins as any other: what the others keep of the option that was is not asked of it."""
+    params = parameters()
+    optimizer = HATAM(params, 0.01, **path)
+    for i in range(6):
+        for p, grad in zip(params, gradients(params, 1, i)[0], strict=True):
+            p.grad = grad if i >= 3 or p is not params[-1] else None
+        if i == 3:
+            optimizer.param_groups[0].update(change)
+        optimizer.step()
+    assert [optimizer.state[p]["step"].item() for p in params] == [6, 6, 3]
+    assert all(p.isfinite().all() for p in params)
+
+
 @pytest.mark.parametrize("lr", [0.01, torch.tensor(0.01)], ids=["float-lr", "tensor-lr"])
 def test_a_group_added_in_mid_training(lr: float | Tensor) -> None:
     """It starts at step 1 with a peak of its own, while the groups before it go on as if nothing had happened."""

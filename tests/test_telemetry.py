@@ -128,6 +128,17 @@ def test_a_group_is_as_one_tensor() -> None:
     assert apart["groups"][0]["update_ratio"] == pytest.approx(a["update_ratio"])
 
 
+def test_a_name_that_several_groups_have() -> None:
+    nets = nn.Linear(2, 2), nn.Linear(3, 3, bias=False)
+    optimizer = HATAM([{"params": net.named_parameters()} for net in nets])
+    telemetry = Telemetry(optimizer, every=1)
+    params = [p for net in nets for p in net.parameters()]
+    feed(optimizer, params, gradients(params, 1))
+    report = telemetry.read()
+    assert report is not None
+    assert sorted(report["params"]) == ["bias", "weight of group 0", "weight of group 1"]
+
+
 @pytest.mark.parametrize(
     "options",
     [

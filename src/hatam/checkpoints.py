@@ -97,12 +97,12 @@ def _check_number(key: str, value: Any, owner: str) -> None:
     options.check_number(f"{key!r} of {owner}", value, 0.0, math.inf, open_end=True, remedy=remedy)
 
 
-def kept_options(group: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+def kept_options(group: Mapping[str, Any], saved: Mapping[str, Any], gamma: float | None) -> dict[str, Any]:
     """A saved group, and what it lacks of the options that the group was given; measured numbers begin anew.
 
-    A γ by default is not kept: the saved betas may make it another.
+    Where the optimizer was given no ``gamma``, one by default is not kept: the saved betas may make it another.
     """
-    by_default = {"gamma"} if group["gamma"] == options.default_gamma(group) else set()
+    by_default = {"gamma"} if gamma is None and group["gamma"] == options.default_gamma(group) else set()
     kept = group.keys() - {"params", "param_names", "lr_peak", "start_norm"} - by_default
     return {**{key: group[key] for key in kept}, **saved}
 
@@ -114,7 +114,9 @@ def loading(optimizer: Any) -> Iterator[None]:
 
     def look(_: object, changed: dict[str, Any]) -> dict[str, Any]:  # at what the user's hooks made of it
         check_parts(changed, optimizer.defaults)
-        groups = [kept_options(*both) for both in zip(optimizer.param_groups, changed["param_groups"], strict=False)]
+        gamma = optimizer.defaults.get("gamma")
+        both = zip(optimizer.param_groups, changed["param_groups"], strict=False)
+        groups = [kept_options(group, saved, gamma) for group, saved in both]
         loaded.append({**changed, "param_groups": groups + changed["param_groups"][len(groups) :]})
         return loaded[-1]
 

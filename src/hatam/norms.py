@@ -19,26 +19,36 @@ from .fused.batches import PLAIN, picked
 NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128}
 
 
-def at_first_step(groups: Sequence[dict[str, Any]], has_state: bool) -> float | None:
-    """The norm over all groups, measured anew at the first step at an lr above 0.
+def at_first_step(groups: Sequence[dict[str, Any]], known: bool) -> float | None:
+    """The norm over all groups, measured anew unless it is ``known``: by then weights have come that were not there.
 
-    By then weights have come that were not there yet. All processes come here alike, with all groups. Where a compiler
-    traces this, a number that is there is kept.
+    All processes come here alike, with all groups. A group that has come since, or that no norm was asked of so far, is
+    measured where it is; what a lazy module has yet to make counts for nothing from then on.
     """
-    peaks = [group["lr_peak"] for group in groups]
-    begun = has_state and any(isinstance(peak, Tensor) or peak > 0 for peak in peaks)
-    if torch.compiler.is_compiling():
-        begun = of_groups(groups) is not None
-    if not begun and any(map(options.needs_norm, groups)):
+    if any(map(options.needs_norm, groups)):
         for group in groups:
-            group["start_norm"] = of_params(group["params"])
+            if not known or group["start_norm"] is None:
+                group["start_norm"] = of_params([p for p in group["params"] if not is_lazy(p)])
     return of_groups(groups)
+
+
+def has_begun(groups: Iterable[Mapping[str, Any]], has_state: bool) -> bool:
+    """Whether there has been a step at an lr above 0. A compiler, or a graph that is captured, must not look."""
+    if torch.compiler.is_compiling() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
+        return True
+    peaks = [group["lr_peak"] for group in groups]
+    return has_state and any((peak.item() if isinstance(peak, Tensor) else peak) > 0 for peak in peaks)
 
 
 def of_groups(groups: Iterable[Mapping[str, Any]]) -> float | None:
     """The norm over the parameter groups of an optimizer; None where one of them has not been measured yet."""
     norms = [group["start_norm"] for group in groups]
     return None if None in norms else float(sum(x * x for x in norms) ** 0.5)
+
+
+def of_group(group: Mapping[str, Any]) -> float | None:
+    """That of a group before its first step; None where none is asked of it."""
+    return of_params(group["params"]) if options.needs_norm(group) else None
 
 
 def of_params(params: Iterable[Tensor]) -> float | None:

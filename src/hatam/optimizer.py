@@ -152,6 +152,7 @@ class HATAM(Optimizer):
         options.check(defaults)
         self._divisions: dict[int, Division] = {}
         self._shards, self._is_cut = sharded.Shards(), False
+        self._begun = False  # whether a step at an lr above 0 is known to have been
         super().__init__(options.listed(params), defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -166,11 +167,11 @@ class HATAM(Optimizer):
             options.check_devices(self.param_groups[-1])
             options.complete(self.param_groups[-1])
             sharded.check(self.param_groups[-1])
-        except RuntimeError:
+            self.param_groups[-1]["lr_peak"] = paths.peak_of_kind(self.param_groups[-1])
+            self.param_groups[-1]["start_norm"] = norms.of_group(self.param_groups[-1])
+        except Exception:
             del self.param_groups[-1]
             raise
-        self.param_groups[-1]["lr_peak"] = paths.peak_of_kind(self.param_groups[-1])
-        self.param_groups[-1]["start_norm"] = norms.of_params(self.param_groups[-1]["params"])
         self._is_cut = self._is_cut or sharded.any_cut(self.param_groups[-1]["params"])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -179,12 +180,12 @@ class HATAM(Optimizer):
         super().__setstate__(state)
         self._divisions, self._shards = {}, sharded.Shards()  # which hold on to the tensors of the last step
         self._is_cut = any(sharded.any_cut(group["params"]) for group in self.param_groups)
+        self._begun = False
         for group in self.param_groups:
-            norm = group["start_norm"] if "start_norm" in group else norms.of_params(group["params"])
-            group["start_norm"] = norm if norm is None else float(norm)
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
             options.complete(group)
+            group["start_norm"] = None if group["start_norm"] is None else float(group["start_norm"])
 
     def __getstate__(self) -> dict[str, Any]:
         self._shards.settle()
@@ -239,7 +240,8 @@ class HATAM(Optimizer):
             if found_inf.item():
                 return loss  # a GradScaler's skipped step: nothing moves
             found_inf = None
-        first, norm = 0, norms.at_first_step(self.param_groups, bool(self.state))
+        self._begun = self._begun or norms.has_begun(self.param_groups, bool(self.state))
+        first, norm = 0, norms.at_first_step(self.param_groups, self._begun)
         for group in self.param_groups:
             numbers = [first + i for i, p in enumerate(group["params"]) if p.grad is not None]
             first += len(group["params"])
@@ -319,7 +321,8 @@ class HATAM(Optimizer):
             # What is prepared depends on neither lr nor radius: on a device these cost kernels, so not twice a step.
             FORMS[group["form"]].prepare(states, params, options.resolve({**group, "lr": 0.0}, 0.0))
         for key, column in zip(STATE, columns, strict=True):
-            column.extend([state[key] for state in states if key in state])
+            if all(key in state for state in states):  # else it is of options that the group had once
+                column.extend([state[key] for state in states])
 
     def _refuse_while_straightened(self, what: str) -> None:
         if self._straightened:

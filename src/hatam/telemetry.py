@@ -7,6 +7,7 @@ read. ``docs/telemetry.md`` says what healthy and unhealthy look like.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -88,7 +89,8 @@ class Telemetry:
         """The last observation as numbers, None before the first. Waits for the device.
 
         Returns:
-            ``{"step": …, "groups": [{key: number}, …], "params": {name: {key: number}}}``.
+            ``{"step": …, "groups": [{key: number}, …], "params": {name: {key: number}}}``. A name that several groups
+            have is followed by the number of the group.
         """
         if self._found is None:
             return None
@@ -97,11 +99,13 @@ class Telemetry:
         numbers = iter(_numbers(tensors))
         params = [{name: {key: next(numbers) for key in found} for name, found in of.items()} for of in groups]
         made = [of_group(list(of.values())) for of in params]
-        return {
-            "step": step,
-            "groups": [finished(group) for group in made],
-            "params": {name: finished(found) for of in params for name, found in of.items()},
+        often = Counter(name for of in params for name in of)
+        named = {
+            name if often[name] == 1 else f"{name} of group {i}": finished(found)
+            for i, of in enumerate(params)
+            for name, found in of.items()
         }
+        return {"step": step, "groups": [finished(group) for group in made], "params": named}
 
     @torch.no_grad()
     def losses(self, loss: Callable[[], Any]) -> dict[str, float]:

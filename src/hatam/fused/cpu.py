@@ -86,11 +86,10 @@ def torch_threads() -> ctypes.c_void_p:
 
 def takes(dtypes: dict[str, torch.dtype], o: Options) -> bool:
     """Whether there is a loop for tensors of these dtypes, by their names in the state, "param" and "grad"."""
-    if not set(dtypes.values()) <= DTYPE.keys():
-        return False
     alike = dtypes["grad"] == dtypes["param"] and dtypes.get("exp_avg_grad", dtypes["exp_avg"]) == dtypes["exp_avg"]
     scalars = {dtypes[key] for key in SCALARS if key in dtypes}
-    return alike and len(scalars) <= 1 and bool(library().hatam_takes(ctypes.byref(_options(dtypes, o))))
+    known = {dtypes["step"], *scalars} <= {torch.float32, torch.float64} and set(dtypes.values()) <= DTYPE.keys()
+    return alike and known and len(scalars) <= 1 and bool(library().hatam_takes(ctypes.byref(_options(dtypes, o))))
 
 
 def step(batch: Batch, o: Options) -> None:
