@@ -155,15 +155,27 @@ def best_gammas(tasks: Sequence[str]) -> str:
     )
 
 
-def ranks(compared: Sequence[Comparison], ours: str) -> str:
-    """The place by mean score where everyone was run, and who is first there."""
-    told = []
+def places(compared: Sequence[Comparison]) -> dict[str, dict[str, int]]:
+    """Each contender's place by mean score, by task; of tasks on which everyone was run."""
+    found: dict[str, dict[str, int]] = {}
     for each in compared:
         means = {c.label: each.sign * fmean(c.scores.values()) for c in each.contestants if c.scores}
-        if means.keys() >= EVERYONE | {ours}:
+        if means.keys() >= EVERYONE | {*FORMS}:
             order = sorted(means, key=means.__getitem__, reverse=True)
-            told.append(f"{each.task} {order.index(ours) + 1} of {len(order)} ({order[0]} first)")
-    return ", ".join(told)
+            for label in order:
+                found.setdefault(label, {})[each.task] = order.index(label) + 1
+    return found
+
+
+def ranks(compared: Sequence[Comparison], ours: str) -> str:
+    """Where a contender comes on each task, and who comes first on the average."""
+    found = places(compared)
+    mean = {label: fmean(by_task.values()) for label, by_task in found.items()}
+    order = sorted(mean, key=mean.__getitem__)
+    shown = [*order[:8], *(["adamw"] if "adamw" not in order[:8] else [])]
+    told = ", ".join(f"{task} {place}" for task, place in found[ours].items())
+    means = ", ".join(f"{label} {mean[label]:.1f}" for label in shown)
+    return f"{told}, of {len(order)}; in the mean over these {len(found[ours])} tasks {means}"
 
 
 def both(verdict: Callable[[str], Verdict]) -> dict[str, Verdict]:
