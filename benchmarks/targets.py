@@ -183,14 +183,14 @@ def both(verdict: Callable[[str], Verdict]) -> dict[str, Verdict]:
     return {f"`{form}`": verdict(form) for form in FORMS}
 
 
-def targets(steps: Sequence[Comparison], time: Sequence[Comparison]) -> str:
+def targets(steps: Sequence[Comparison], time: Sequence[Comparison], swapped: dict[str, Verdict]) -> str:
     """A numbered list: what was to be reached, and what was."""
     lines = {
         "Tuned against tuned AdamW, at equal steps: better (p < 0.01) on at least 7, worse on none": both(
             lambda form: against_adamw(steps, 0.01, form, 7)
         ),
         "Untuned in AdamW's place: better on at least 6, worse on none": {
-            f"At {where}": verdict for where, verdict in swapped_in().items()
+            f"At {where}": verdict for where, verdict in swapped.items()
         },
         "Against SAM: no worse than the margin on at least 7 at equal steps, better on at least 7 at equal time": both(
             lambda form: against_sam(steps, time, form)
@@ -211,14 +211,14 @@ def targets(steps: Sequence[Comparison], time: Sequence[Comparison]) -> str:
     )
 
 
-def short(steps: Sequence[Comparison], time: Sequence[Comparison]) -> str:
+def short(steps: Sequence[Comparison], time: Sequence[Comparison], swapped: dict[str, Verdict]) -> str:
     """What README says of them, for the default form alone."""
     ours = FORMS[0]
     lines = {
         "Tuned, against tuned AdamW": against_adamw(steps, 0.05, ours, 7).words,
         "Tuned, against tuned AdamW, in SAM's time": against_adamw(time, 0.05, ours, 7).words,
         "Tuned, its place among all contenders by mean score at equal steps": ranks(steps, ours),
-        **{f"Untuned in AdamW's place, at {where}": verdict.words for where, verdict in swapped_in().items()},
+        **{f"Untuned in AdamW's place, at {where}": verdict.words for where, verdict in swapped.items()},
         "Its γ": f"the search ended {best_gammas([each.task for each in steps])}",
     }
     return "\n".join(f"- {name}: {words}." for name, words in lines.items())
@@ -228,7 +228,8 @@ def pages() -> dict[tuple[str, str], str]:
     """What is rendered, by page and marker."""
     compared, _ = comparisons(load.find(STUDY).entries)
     steps, time = ([each for each in compared if each.budget == budget] for budget in ("equal steps", "equal time"))
-    return {("docs/results.md", "targets"): targets(steps, time), ("README.md", "short"): short(steps, time)}
+    found = steps, time, swapped_in()
+    return {("docs/results.md", "targets"): targets(*found), ("README.md", "short"): short(*found)}
 
 
 if __name__ == "__main__":
