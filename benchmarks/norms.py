@@ -33,7 +33,7 @@ def table() -> str:
                 models.append(find(name).model())
             norm, gamma = fmean(of_params(model.parameters()) or 0.0 for model in models), options["gamma"]
             count = sum(p.numel() for p in models[0].parameters())
-            cells = f"{name} | {count:,} | {norm:.3g} | {gamma:.2g} | {gamma * norm:.2g} | {as_norm['gamma']:.2g}"
+            cells = f"{name} | {count:,} | {norm:.3g} | {gamma:.2g} | {gamma * norm:.2g} | {as_norm['gamma']:.3g}"
             rows.append((count, f"| {cells} |"))
     head = "| task | parameters | ‖w_0‖ | γ, of the weights | γ ‖w_0‖ | γ as a norm |\n|---|---:|---:|---:|---:|---:|"
     return "\n".join([head, *(row for _, row in sorted(rows))])

@@ -470,6 +470,15 @@ def test_every_help_has_an_example(command: str) -> None:
     assert "Example: hatam study" in result.output
 
 
+@pytest.mark.parametrize("command", ["status", "collect"])
+def test_looking_makes_no_queue(tmp_path: Path, command: str) -> None:
+    (tmp_path / "full").mkdir()
+    result = CliRunner().invoke(app, ["study", command, "--results", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "there is no queue in" in str(result.exception or result.output)
+    assert not list((tmp_path / "full").iterdir())
+
+
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(SCRIPT), "study", *arguments, "--results", str(folder)]

@@ -46,7 +46,7 @@ class Telemetry:
 
     Args:
         optimizer: to be observed, on any path; not inside of torch.compile.
-        every: steps from one observation to the next, >= 1. One costs as much as ten to twenty steps.
+        every: steps from one observation to the next, >= 1. One costs as much as 6 to 25 steps.
         write: called with the report of each observation as it is made, which waits for the device.
 
     Raises:

@@ -45,7 +45,7 @@ def landscape(
 ) -> None:
     """Draw the training loss around the minima of contenders, in filter-normalized directions, on common axes.
 
-    Example: hatam landscape --task mnist1d-mlp-plain --contender adamw --contender hatam:gamma=0.12
+    Example: hatam landscape --task mnist1d-mlp-plain --contender adamw --contender hatam:gamma=1
     """
     where = find(task)
     surfaces = []

@@ -24,7 +24,7 @@ from .local import LocalWorkers
 from .plans import PLANS, STAGES
 from .queue import Queue, Waiting
 from .stages import Spaces
-from .storage import embedded
+from .storage import FILE, embedded
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -133,7 +133,7 @@ def status(
 
     Example: hatam study status --name quick
     """
-    queue = Queue(storage or embedded(_there(results / name)), name)
+    queue = Queue(storage or _queued(results / name), name)
     counts = {stage: dict.fromkeys(("waiting", "running", "complete", "failed"), 0) for stage in STAGES}
     errors = []
     for stage in queue.stages():
@@ -158,7 +158,7 @@ def collect(
 
     Example: hatam study collect --storage postgresql://hatam@queue.example/hatam
     """
-    queue = Queue(storage or embedded(_there(results / name)), name)
+    queue = Queue(storage or _queued(results / name), name)
     count = coordinator.collect(queue, results / name / "records")
     console.print(f"{count} records are in {results / name / 'records'}", soft_wrap=True, highlight=False)
 
@@ -202,6 +202,15 @@ def _there(folder: Path) -> Path:
     if not folder.exists():
         raise ValueError(f"there is no study in {folder}; begin it with 'hatam study run', or give --storage")
     return folder
+
+
+def _queued(folder: Path) -> str:
+    if not (_there(folder) / FILE).exists():
+        raise ValueError(
+            f"there is no queue in {folder}, so no job waits; 'hatam report {folder}' shows the records, "
+            "'hatam study run' makes a queue, --storage names one elsewhere"
+        )
+    return embedded(folder)
 
 
 def _count(jobs: int | None) -> int:

@@ -13,9 +13,13 @@ from optuna.exceptions import ExperimentalWarning
 Result = TypeVar("Result")
 
 
+FILE = "queue.sqlite3"
+"""In a study's folder, unless the queue is elsewhere."""
+
+
 def embedded(folder: Path) -> str:
     """The address of the storage in a study's folder."""
-    return f"sqlite:///{folder / 'queue.sqlite3'}"
+    return f"sqlite:///{folder / FILE}"
 
 
 def with_driver(url: str) -> str:
