@@ -55,6 +55,7 @@ def hatam_options(form: str, **changed: Any) -> Options:
 
 
 SEED_DOCUMENT = "the source document"
+MLPS = ("mnist1d-mlp", "mnist1d-mlp-plain", "mnist1d-mlp-noise", "digits", "digits-noise", "diabetes", "breast-cancer")
 
 CONTENDERS: dict[str, Contender] = {
     contender.name: contender
@@ -72,8 +73,8 @@ CONTENDERS: dict[str, Contender] = {
             "SAM on AdamW, at β1 = 0 on the MLPs",
             "arXiv 2010.01412",
             builders.sam,
-            {**ADAMW_OPTIONS, "beta1": 0.0, "rho": 0.5},
-            by_task={"mnist1d-conv": {"beta1": 0.9, "rho": 0.05}},
+            {**ADAMW_OPTIONS, "rho": 0.05},
+            by_task=dict.fromkeys(MLPS, {"beta1": 0.0, "rho": 0.5}),
         ),
         Contender(
             "asam",
@@ -87,16 +88,16 @@ CONTENDERS: dict[str, Contender] = {
             "SAM on the half of the batch with the highest losses",
             "arXiv 2210.12864",
             builders.k_sam,
-            {**ADAMW_OPTIONS, "beta1": 0.0, "rho": 0.2, "k_fraction": 0.5},
-            by_task={"mnist1d-conv": {"beta1": 0.9, "rho": 0.05}},
+            {**ADAMW_OPTIONS, "rho": 0.05, "k_fraction": 0.5},
+            by_task=dict.fromkeys(MLPS, {"beta1": 0.0, "rho": 0.2}),
         ),
         Contender(
             "msam",
             "probing with the momentum, at w − ρ m / ‖m‖",
             "arXiv 2401.12033",
             builders.msam,
-            {**ADAMW_OPTIONS, "rho": 2.0},
-            by_task={"mnist1d-conv": {"rho": 0.3}},
+            {**ADAMW_OPTIONS, "rho": 0.3},
+            by_task=dict.fromkeys(MLPS, {"rho": 2.0}),
         ),
         Contender(
             "adamw-ema",
