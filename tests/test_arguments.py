@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import UserList
 from collections.abc import Callable
 from typing import Any
 
@@ -164,6 +165,18 @@ def test_the_same_parameter_twice_in_a_group(lazy: bool, named: bool) -> None:
         ["params", "number 2", "number 0", "once"],
         lambda: HATAM(x for x in params) if lazy else HATAM(params),
     )
+
+
+def test_a_groups_dict_is_the_users_as_in_torch() -> None:
+    group = {"params": iter([torch.ones(2, requires_grad=True)]), "lr": 0.1}
+    optimizer = HATAM([group])
+    group["lr"] = 0.5
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_betas_of_another_sequence() -> None:
+    params = [torch.ones(2, requires_grad=True)]
+    assert HATAM(params, betas=UserList([0.8, 0.9])).param_groups[0]["betas"] == [0.8, 0.9]
 
 
 def test_the_same_parameter_in_two_groups() -> None:

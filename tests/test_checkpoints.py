@@ -124,6 +124,21 @@ def test_a_training_through_adamw_hatam_and_adamw(options: dict[str, Any]) -> No
     assert digits.accuracy() >= alone.accuracy() - 0.02 > 0.85
 
 
+@pytest.mark.parametrize("optimizer", [HATAM, AdamW])
+def test_state_of_a_bfloat16_model_goes_on_in_float32(optimizer: Any) -> None:
+    """As torch does it: in bfloat16, v would stand still at the rate of 0.999. Wider state stays as it is."""
+    narrow, wide = ([torch.nn.Parameter(torch.ones(3, dtype=dtype))] for dtype in (torch.bfloat16, torch.float32))
+    made = optimizer(narrow, 0.01)
+    narrow[0].grad = torch.ones(3, dtype=torch.bfloat16)
+    made.step()
+    loaded = HATAM(wide, 0.01)
+    loaded.load_state_dict(made.state_dict())
+    assert {loaded.state[wide[0]][key].dtype for key in ("exp_avg", "exp_avg_sq")} == {torch.float32}
+    back = HATAM(narrow, 0.01)
+    back.load_state_dict(loaded.state_dict())
+    assert {back.state[narrow[0]][key].dtype for key in ("exp_avg", "exp_avg_sq")} == {torch.float32}
+
+
 def test_an_adamw_checkpoint_leaves_each_group_its_own_options() -> None:
     """But not a γ that came with other betas than the checkpoint's."""
     params = [nn.Parameter(torch.ones(3)) for _ in range(2)]

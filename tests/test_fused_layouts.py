@@ -188,6 +188,28 @@ def test_state_columns_of_several_dtypes() -> None:
     assert all(relative_error(p, q) <= 1e-4 for p, q in zip(params, others, strict=True))
 
 
+@pytest.mark.parametrize(
+    "change", [lambda x: x.repeat(3, 1), lambda x: x[:4], lambda x: x.t()], ids=["more", "less", "t"]
+)
+@pytest.mark.parametrize("grad_stays", [False, True])
+def test_other_data_of_another_shape_are_refused(change: Callable[[Tensor], Tensor], grad_stays: bool) -> None:
+    """A kernel would read and write beside the state, or with another place's; AdamW refuses it too."""
+    p = torch.nn.Parameter(torch.ones(10, 8))
+    optimizer = HATAM([p])
+    p.grad = torch.ones(10, 8)
+    optimizer.step()
+    before = {key: x.clone() for key, x in optimizer.state[p].items()}
+    p.data = change(p.data)
+    if not grad_stays:
+        p.grad = torch.ones_like(p)
+    with pytest.raises(RuntimeError, match=r"shape \(10, 8\): the parameter was given other data"):
+        optimizer.step()
+    assert all(torch.equal(x, before[key]) for key, x in optimizer.state[p].items())
+    del optimizer.state[p]
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+
+
 def test_sparse_gradients_are_refused_before_anything_moves() -> None:
     params = parameters(((3,), (4, 2)))
     optimizer = HATAM(params, 0.01, fused=True)

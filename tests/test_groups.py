@@ -41,6 +41,14 @@ def test_norms_biases_and_embeddings_are_spared() -> None:
     assert "head.weight" not in names(spared)  # it is the embedding's
 
 
+@pytest.mark.parametrize("module", [nn.LSTM(4, 4), nn.MultiheadAttention(4, 2, add_bias_kv=True)])
+@pytest.mark.parametrize("inside", [False, True])
+def test_biases_of_other_names(module: nn.Module, inside: bool) -> None:
+    decayed = names(hatam.param_groups(nn.Sequential(module) if inside else module)[0])
+    assert decayed
+    assert not [name for name in decayed if "bias" in name]
+
+
 def test_types_and_names_are_the_users() -> None:
     decayed, spared = hatam.param_groups(Net(), types=[nn.Linear], names=["scale", "norms.1.*"])
     assert names(spared) == ["scale", "norms.1.weight", "body.weight", "body.bias"]

@@ -285,6 +285,48 @@ def test_straightened_refuses_what_it_would_undo(options: dict[str, Any], depth:
     optimizer.load_state_dict(saved)
 
 
+def test_straightened_gives_back_what_shares_memory() -> None:
+    """Two parameters tied by ``.data``, as one did before modules could share them."""
+    a, b = (torch.nn.Parameter(x) for x in parameters(((5, 3), (5, 3))))
+    b.data = a.data
+    optimizer = HATAM([a, b], 0.1, gamma=2.0)
+    feed(optimizer, [a, b], gradients([a, b], 5))
+    w = a.detach().clone()
+    with optimizer.straightened():
+        assert not torch.equal(a, w)
+    assert torch.equal(a, w)
+
+
+@pytest.mark.parametrize("form", ["raw", "published"])
+@pytest.mark.parametrize("radius", ["absolute", None])
+def test_a_form_changed_in_mid_training_leaves_w_where_it_is(form: str, radius: str | None) -> None:
+    """Nothing undoes its displacement any more, whatever the group says of a radius that the form has not."""
+    params = parameters()
+    optimizer = HATAM(params, 0.01, gamma=2.0)
+    feed(optimizer, params, gradients(params, 3))
+    optimizer.param_groups[0].update(form=form, radius=radius)
+    feed(optimizer, params, gradients(params, 3))
+    w = twins(params)
+    with optimizer.straightened():
+        assert equal(params, w)
+    optimizer.param_groups[0].update(form="decoupled", radius="absolute")
+    feed(optimizer, params, gradients(params, 3))
+    with optimizer.straightened():
+        assert not equal(params, w)
+
+
+def test_what_others_keep_in_the_state_changes_nothing() -> None:
+    params = parameters()
+    others = twins(params)
+    optimizer, adamw = HATAM(params, 0.01, gamma=0), AdamW(others, 0.01)
+    for p in params:
+        optimizer.state[p]["note"] = "mine"
+    for o, own in ((optimizer, params), (adamw, others)):
+        feed(o, own, gradients(params, 3))
+    assert equal(params, others)
+    assert all(optimizer.state[p].keys() == {"note", "step", "exp_avg", "exp_avg_sq"} for p in params)
+
+
 def test_a_checkpoint_from_inside_straightened_is_whole() -> None:
     """Parameters z with radius 0: a run resumed from it goes on from the same z."""
     params = parameters(dtype=torch.float64)

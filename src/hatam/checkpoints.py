@@ -144,4 +144,4 @@ def restore(state: Mapping[Tensor, dict[str, Any]], groups: Sequence[dict[str, A
             if not isinstance(own["step"], Tensor):  # of a torch that kept it as a number
                 own["step"] = torch.tensor(float(own["step"]), dtype=_get_scalar_dtype())
             own["step"] = own["step"].to(p.device if fused.counts_on_device(group, p) else "cpu")
-        restore_dtypes(own, saved["state"].get(saved_id, {}), p)
+        restore_dtypes(own, saved["state"].get(saved_id, {}), p, group["state_dtype"])

@@ -35,17 +35,15 @@ class Form:
     """One way to use the bend of the trajectory.
 
     Attributes:
-        moments: first half of the update of one tensor, ``moments(param, grad, state, options)``.
-        descent: second half, ``descent(param, state, options)``.
-        foreach: both for lists of tensors.
+        stages: of the update of one tensor.
+        foreach: all of them for lists of tensors.
         prepare: adds to a group's states what the form needs beyond AdamW's, ``prepare(states, params, options)``.
         cap: the modulator's cap unless the user gives one.
         beta_c: the rate of e unless the user gives one; None means β1, so that e is m.
         radius: the unit of its radius unless the user gives one; None where it has no radius.
     """
 
-    moments: update.Moments
-    descent: update.Descent
+    stages: update.Stages
     foreach: Callable[[list[Tensor], list[Tensor], list[State], Options], None]
     prepare: Callable[[list[State], list[Tensor], Options], None]
     cap: float
@@ -77,8 +75,13 @@ def prepare_decoupled(states: list[State], params: list[Tensor], o: Options) -> 
 
 
 def prepare_corrected(states: list[State], params: list[Tensor], o: Options) -> None:
-    """e = EMA(g): m is the best guess for it in a run that began as AdamW. The mean is that of the present v."""
+    """e = EMA(g): m is the best guess for it in a run that began as AdamW. The mean is that of the present v.
+
+    Where another form has displaced a parameter, it stays where it is: nothing undoes that any more.
+    """
     for state, param in zip(states, params, strict=True):
+        if "displacement_radius" in state:
+            state["displacement_radius"].zero_()
         if "exp_avg_grad" not in state:
             state["exp_avg_grad"] = storage.copied(state["exp_avg"])
         if o.modulator.needs_mean and "denom_mean" not in state:
@@ -100,8 +103,7 @@ def real(x: Tensor) -> Tensor:
 
 FORMS: dict[str, Form] = {
     "decoupled": Form(
-        moments=update.decoupled_moments_,
-        descent=update.decoupled_descent_,
+        stages=update.DECOUPLED,
         foreach=foreach.decoupled_,
         prepare=prepare_decoupled,
         cap=1.0,
@@ -109,8 +111,7 @@ FORMS: dict[str, Form] = {
         radius="absolute",
     ),
     "raw": Form(
-        moments=partial(update.corrected_moments_, raw=True),
-        descent=update.corrected_descent_,
+        stages=update.RAW,
         foreach=partial(foreach.corrected_, raw=True),
         prepare=prepare_corrected,
         cap=3.0,
@@ -118,8 +119,7 @@ FORMS: dict[str, Form] = {
         radius=None,
     ),
     "published": Form(
-        moments=partial(update.corrected_moments_, raw=False),
-        descent=update.corrected_descent_,
+        stages=update.PUBLISHED,
         foreach=partial(foreach.corrected_, raw=False),
         prepare=prepare_corrected,
         cap=math.inf,

@@ -19,8 +19,9 @@ NO_DECAY_TYPES: tuple[type[nn.Module], ...] = (
 )
 """Modules whose parameters are usually not decayed."""
 
-NO_DECAY_NAMES = ("bias", "*.bias")
-"""Patterns, as of a shell, of the names of parameters that are usually not decayed."""
+NO_DECAY_NAMES = ("bias", "*.bias", "*_bias", "bias_*", "*.bias_*")
+"""Patterns, as of a shell, of the names of parameters that are usually not decayed; those of attention and recurrent
+modules are ``in_proj_bias``, ``bias_k`` or ``bias_ih_l0``."""
 
 
 def param_groups(
@@ -36,7 +37,8 @@ def param_groups(
         model: whose parameters that require gradients are divided, each once; one that is shared by several modules
             belongs to the first of them.
         weight_decay: of the first group, >= 0.
-        types: modules whose own parameters are not decayed; of subclasses too.
+        types: modules whose own parameters are not decayed; of subclasses too. A library's own norms are to be named
+            here: ``types=(*hatam.groups.NO_DECAY_TYPES, TheirRMSNorm)``.
         names: patterns such as ``"*.scale"`` of full names that are not decayed.
 
     Returns:

@@ -1,7 +1,8 @@
 """A step whose state or parameters have other dtypes than the arithmetic: widened, updated, rounded, tensor by tensor.
 
-A fused kernel does the same in registers. The rounding lies between the two halves of a form, since the displacement
-is undone from what was stored: it has to be computed from that, too.
+A fused kernel does the same in registers. The rounding lies between the stages of a form. The displacement is undone
+from what was stored, so it has to be computed from that, too. And z is rounded as AdamW's parameter would be, w to
+nearest, and z again where the displacement is undone: mostly that is the z that was there. Else z walked at random.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from . import rounding, update
 from .storage import MOMENTS, arithmetic, is_quantized, settle, widened
-from .update import Descent, Moments, Options, State, number
+from .update import Options, Stages, State, number
 
 
 def needed(param: Tensor, grad: Tensor, state: State, o: Options) -> bool:
@@ -36,19 +37,22 @@ def draws(param: Tensor, state: State, o: Options, parameter_number: int) -> dic
     return {key: bits[key] for key in wanted}
 
 
-def step(
-    halves: tuple[Moments, Descent], param: Tensor, grad: Tensor, state: State, o: Options, parameter_number: int
-) -> None:
+def step(stages: Stages, param: Tensor, grad: Tensor, state: State, o: Options, parameter_number: int) -> None:
     """One step of one parameter, whatever its gradient and state are stored in."""
-    moments, descent = halves
     wide_param, wide = widened_both(param, state)
-    moments(wide_param, widened(grad, wide_param.dtype), wide, o)
+    if stages.undo:
+        stages.undo(wide_param, wide, o)
+        settle(param, wide_param, None)
+    stages.moments(wide_param, widened(grad, wide_param.dtype), wide, o)
     random = draws(param, state, o, parameter_number)
     for key in MOMENTS:
         if key in state:
             settle(state[key], wide[key], random.get(key))
-    descent(wide_param, wide, o)
+    h = stages.descent(wide_param, wide, o)
     settle(param, wide_param, random.get("param"))
+    if stages.displace:
+        stages.displace(wide_param, h, wide, o)
+        settle(param, wide_param, None)
 
 
 def undo_displacement_(param: Tensor, state: State, o: Options) -> None:

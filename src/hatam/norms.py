@@ -36,7 +36,7 @@ def has_begun(groups: Iterable[Mapping[str, Any]], has_state: bool) -> bool:
     """Whether there has been a step at an lr above 0. A compiler, or a graph that is captured, must not look."""
     if torch.compiler.is_compiling() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
         return True
-    peaks = [group["lr_peak"] for group in groups]
+    peaks = [group["lr_peak"] for group in groups if options.needs_norm(group)]  # others' may be on a device
     return has_state and any((peak.item() if isinstance(peak, Tensor) else peak) > 0 for peak in peaks)
 
 

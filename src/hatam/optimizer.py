@@ -22,7 +22,8 @@ from .fused.batches import Division
 from .storage import SCALARS, new_moment
 
 ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
-STATE = (*ADAMW_STATE, "exp_avg_grad", *SCALARS)
+HATAM_STATE = ("exp_avg_grad", *SCALARS)
+STATE = (*ADAMW_STATE, *HATAM_STATE)
 
 
 class HATAM(Optimizer):
@@ -160,7 +161,7 @@ class HATAM(Optimizer):
         options.check({**self.defaults, **param_group})
         params = param_group["params"]
         if not isinstance(params, (Tensor, set)):
-            param_group = {**param_group, "params": list(params)}
+            param_group["params"] = list(params)
             options.check_params([p[1] if isinstance(p, tuple) else p for p in param_group["params"]])
         super().add_param_group(param_group)
         try:
@@ -198,7 +199,8 @@ class HATAM(Optimizer):
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the optimizer's state, as torch does, but leave every state tensor in the dtype that it was saved in.
+        """Load the optimizer's state, as torch does, but keep state in the dtype that it was saved in where that was
+        chosen (``state_dtype``) or is wider than the parameter's.
 
         A checkpoint of AdamW fits too. One that does not fit is refused before anything has changed.
 
@@ -228,7 +230,8 @@ class HATAM(Optimizer):
         """
         self._refuse_while_straightened("step()")
         self._shards.settle()
-        self._accelerator_graph_capture_health_check()
+        check_capture = getattr(self, "_accelerator_graph_capture_health_check", None)  # torch 2.11 and later
+        (check_capture or self._cuda_graph_capture_health_check)()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -317,7 +320,7 @@ class HATAM(Optimizer):
                 for key in ADAMW_STATE[1:]:
                     state[key] = new_moment(p, key, group["state_dtype"])
         states = [self.state[p] for p in params]
-        if group["gamma"] != 0 or any(len(state) > len(ADAMW_STATE) for state in states):
+        if group["gamma"] != 0 or any(not state.keys().isdisjoint(HATAM_STATE) for state in states):
             # What is prepared depends on neither lr nor radius: on a device these cost kernels, so not twice a step.
             FORMS[group["form"]].prepare(states, params, options.resolve({**group, "lr": 0.0}, 0.0))
         for key, column in zip(STATE, columns, strict=True):

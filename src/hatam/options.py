@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any, cast
 
@@ -32,8 +32,8 @@ def check(group: Mapping[str, Any]) -> None:
     """
     check_lr(group["lr"], foreach=group["foreach"], capturable=group["capturable"])
     betas = group["betas"]
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise TypeError(f"betas must be a pair of floats such as (0.9, 0.999), not {betas!r}")
+    if isinstance(betas, str) or not isinstance(betas, Sequence) or len(betas) != 2:
+        raise TypeError(f"betas must be a pair of floats such as (0.9, 0.999), not {betas!r}; make it a tuple")
     check_number("betas[0]", betas[0], 0.0, 1.0, open_end=True, remedy="AdamW's default is 0.9")
     check_number("betas[1]", betas[1], 0.0, 1.0, open_end=True, remedy="AdamW's default is 0.999")
     check_number("eps", group["eps"], 0.0, math.inf, open_end=True, remedy="AdamW's default is 1e-8")
@@ -231,7 +231,7 @@ def resolve(
         modulator=MODULATORS[group["modulator"]],
         cap=form.cap if group["modulator_cap"] is None else group["modulator_cap"],
         radius=0.0 if form.radius is None else radius(group, lr, lr_peak, norm),
-        scaled=needs_scale(group),
+        scaled=form.radius is not None and needs_scale(group),
         grad_factor=(-1 if group["maximize"] else 1) / (1 if grad_scale is None else grad_scale),
         capturable=group["capturable"],
         form=group["form"],

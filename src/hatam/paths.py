@@ -74,10 +74,9 @@ def run_adamw(
     if any(narrow.needed(*row, o) for row in zip(params, grads, states, strict=True)):
         if skipped(o):
             return
-        halves = (update.adamw_moments_, update.corrected_descent_)
         params, grads, states = [real(p) for p in params], scaled(grads, o), [real_state(s) for s in states]
         for param, grad, one, number in zip(params, grads, states, numbers, strict=True):
-            narrow.step(halves, param, grad, one, o, number)
+            narrow.step(update.ADAMW, param, grad, one, o, number)
         return
     use_fused, maximize = group["fused"], group["maximize"]
     if use_fused and not torch.compiler.is_compiling():
@@ -158,12 +157,11 @@ def run_unfused(
     together = []
     for i, (param, grad, state) in enumerate(zip(params, grads, states, strict=True)):
         if narrow.needed(param, grad, state, o):
-            narrow.step((form.moments, form.descent), param, grad, state, o, numbers[i])
+            narrow.step(form.stages, param, grad, state, o, numbers[i])
         elif foreach:
             together.append(i)
         else:
-            form.moments(param, grad, state, o)
-            form.descent(param, state, o)
+            update.step(form.stages, param, grad, state, o)
     if not together:
         return
     columns: list[list[Tensor | None]] = [[params[i] for i in together]]

@@ -105,9 +105,10 @@ def settle(stored: Tensor, wide: Tensor, random: Tensor | None) -> None:
     wide.copy_(widened(stored, wide.dtype))
 
 
-def restore_dtypes(state: dict[str, Any], saved: dict[str, Any], param: Tensor) -> None:
-    """Put back what loading has cast to the parameter's dtype."""
+def restore_dtypes(state: dict[str, Any], saved: dict[str, Any], param: Tensor, state_dtype: Any) -> None:
+    """Put back what loading has cast to the parameter's dtype; a cast to more digits stays, unless fewer were asked."""
     for key in saved.keys() & {*MOMENTS, *SCALARS}:
-        if key in SCALARS or saved[key].dtype != param.dtype or is_quantized(saved[key]):
+        narrower = torch.promote_types(saved[key].dtype, param.dtype) != saved[key].dtype
+        if key in SCALARS or is_quantized(saved[key]) or not narrower or state_dtype is not None:
             device = state["step"].device if key == "displacement_radius" else param.device
             state[key] = copied(saved[key].detach()).to(device)

@@ -33,6 +33,6 @@ def straightened(groups: Iterable[Mapping[str, Any]], states: Mapping[Tensor, di
         yield
     finally:
         with torch.no_grad():
-            for p, w, radius, before in saved:
+            for p, w, radius, before in reversed(saved):  # the first of those that share memory was saved undisturbed
                 p.copy_(w)
                 radius.copy_(before)

@@ -1,7 +1,7 @@
 """One HATAM step of one tensor: the equations, in place, in the order in which they are written.
 
-Each form has two halves, the moments and the descent. Between them lies the moment at which state that is stored in
-fewer bits is rounded (:mod:`hatam.narrow`): the descent computes with what a later step will read.
+Each form has up to four stages (:class:`Stages`). Between them lie the moments at which what is stored in fewer bits is
+rounded (:mod:`hatam.narrow`): each stage computes with what a later step will read.
 
 ============  ===================  ==========================================================
 symbol        name                 meaning
@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -38,8 +39,6 @@ LEAST_SPAN = 0.25  # of the RMS of e / h in pure noise
 
 Scalar: TypeAlias = Any  # a float, or a 0-dim tensor where a host demands it (capturable, tensor lr, torch.compile)
 State: TypeAlias = dict[str, Any]
-Moments: TypeAlias = "Callable[[Tensor, Tensor, State, Options], None]"
-Descent: TypeAlias = "Callable[[Tensor, State, Options], None]"
 
 
 class Options(NamedTuple):
@@ -65,6 +64,15 @@ class Options(NamedTuple):
     growth: float = math.inf  # the factor by which the scale may grow in a step
     ramp: float = 0.0  # β2 where the radius begins small, as √(1 − β2^t)
     found_inf: Tensor | None = None  # of a GradScaler, where the host has not read it: not 0, nothing moves
+
+
+class Stages(NamedTuple):
+    """One step of one tensor."""
+
+    moments: Callable[[Tensor, Tensor, State, Options], None]  # of param, grad, state: counts the step
+    descent: Callable[[Tensor, State, Options], Tensor]  # AdamW's, of z; returns h
+    undo: Callable[[Tensor, State, Options], None] | None = None  # comes first: z = w + d
+    displace: Callable[[Tensor, Tensor, State, Options], None] | None = None  # comes last, of z and h: w = z − d
 
 
 def number(x: Tensor, o: Options) -> Scalar:
@@ -141,12 +149,14 @@ def least_span(o: Options) -> float:
 
 def remember_scale_(state: State, z: Tensor, e: Tensor, spread: Tensor, o: Options) -> None:
     """Keep the scale of u = e / spread for the next step; of a part of a tensor the sums of squares."""
-    u2, scale = (kept(e) / kept(spread)).square(), state["displacement_scale"]
+    scale = state["displacement_scale"]
+    wide = torch.promote_types(z.dtype, torch.float32)  # the squares of float16 would leave its range
+    u2 = (kept(e) / kept(spread)).to(wide).square()
     if "shard_sums" in state:
         state["shard_sums"][2] = u2.sum(dtype=torch.float64)
-        state["shard_sums"][1] = z.square().sum(dtype=torch.float64)
+        state["shard_sums"][1] = z.to(wide).square().sum(dtype=torch.float64)
     else:
-        z2 = kept(z).square().mean(dtype=scale.dtype)
+        z2 = kept(z).to(wide).square().mean(dtype=scale.dtype)
         scale.copy_(next_scale(z2, u2.mean(dtype=scale.dtype), kept(scale), o))
 
 
@@ -180,27 +190,32 @@ def corrected_gradient(grad: Tensor, exp_avg_grad: Tensor, h: Tensor, mean: Tens
     return weight.mul(bend).mul_(o.gamma).add_(grad)
 
 
-def decoupled_moments_(param: Tensor, grad: Tensor, state: State, o: Options) -> None:
-    """AdamW's moments of the raw gradient, taken at w; leaves z in place of w."""
+def undo_displacement_(param: Tensor, state: State, o: Options) -> None:
+    """z = w + d, with d recomputed from the state that displaced w."""
+    h = denominator(state["exp_avg_sq"], number(state["step"], o), o)
+    spread = o.modulator.spread(h, displacement_mean(state), o.cap)
+    add_ratio_(param, averaged_gradient(state), spread, number(state["displacement_radius"], o))
+
+
+def decoupled_moments_(_: Tensor, grad: Tensor, state: State, o: Options) -> None:
+    """AdamW's moments of the raw gradient, which was taken at w."""
     m, v, e = state["exp_avg"], state["exp_avg_sq"], averaged_gradient(state)
-
-    # z = w + d_{t−1}
-    undo_displacement_(param, state, o)
-
     state["step"] += 1
     if e is not m:
         e.lerp_(grad, 1 - o.beta_c)
     moments_(m, v, grad, grad, o)
 
 
-def decoupled_descent_(param: Tensor, state: State, o: Options) -> None:
-    """AdamW on z; then w is displaced from z again."""
-    # z ← z − lr (m̂ / h + wd z)
+def descent_(param: Tensor, state: State, o: Options) -> Tensor:
+    """z ← z − lr (m̂ / h + wd z); returns h."""
     step = number(state["step"], o)
     h = denominator(state["exp_avg_sq"], step, o)
     descend_(param, state["exp_avg"], h, step, o)
+    return h
 
-    # w = z − d_t, d_t = ρ_t S_t e_t / h_t
+
+def displace_(param: Tensor, h: Tensor, state: State, o: Options) -> None:
+    """w = z − d_t, d_t = ρ_t S_t e_t / h_t."""
     mean = state.get("denom_mean")
     set_radius_(state, o)
     if mean is not None:
@@ -210,13 +225,6 @@ def decoupled_descent_(param: Tensor, state: State, o: Options) -> None:
     if o.scaled:
         remember_scale_(state, param, e, spread, o)
     add_ratio_(param, e, spread, -number(state["displacement_radius"], o))
-
-
-def undo_displacement_(param: Tensor, state: State, o: Options) -> None:
-    """z = w + d, with d recomputed from the state that displaced w."""
-    h = denominator(state["exp_avg_sq"], number(state["step"], o), o)
-    spread = o.modulator.spread(h, displacement_mean(state), o.cap)
-    add_ratio_(param, averaged_gradient(state), spread, number(state["displacement_radius"], o))
 
 
 def averaged_gradient(state: State) -> Tensor:
@@ -230,7 +238,7 @@ def displacement_mean(state: State) -> Tensor | None:
     return kept(state["displacement_mean"]) if "displacement_mean" in state else None
 
 
-def corrected_moments_(param: Tensor, grad: Tensor, state: State, o: Options, *, raw: bool) -> None:
+def corrected_moments_(_: Tensor, grad: Tensor, state: State, o: Options, *, raw: bool) -> None:
     """AdamW's moments of ĝ; "raw" builds v from g instead, so that S does not feed on its own correction."""
     m, v, e = state["exp_avg"], state["exp_avg_sq"], state["exp_avg_grad"]
 
@@ -243,16 +251,31 @@ def corrected_moments_(param: Tensor, grad: Tensor, state: State, o: Options, *,
     moments_(m, v, corrected, grad if raw else corrected, o)
 
 
-def corrected_descent_(param: Tensor, state: State, o: Options) -> None:
-    """w ← w − lr (m̂ / h + wd w)."""
-    step = number(state["step"], o)
-    h = denominator(state["exp_avg_sq"], step, o)
+def corrected_descent_(param: Tensor, state: State, o: Options) -> Tensor:
+    """w ← w − lr (m̂ / h + wd w), and mean(h) for the next modulator."""
+    h = descent_(param, state, o)
     if "denom_mean" in state:
         remember_mean_(state, h, o)
-    descend_(param, state["exp_avg"], h, step, o)
+    return h
 
 
-def adamw_moments_(param: Tensor, grad: Tensor, state: State, o: Options) -> None:
+def adamw_moments_(_: Tensor, grad: Tensor, state: State, o: Options) -> None:
     """γ = 0 where torch's own AdamW cannot serve, as with state of another dtype than the parameter's."""
     state["step"] += 1
     moments_(state["exp_avg"], state["exp_avg_sq"], grad, grad, o)
+
+
+DECOUPLED = Stages(decoupled_moments_, descent_, undo_displacement_, displace_)
+RAW = Stages(partial(corrected_moments_, raw=True), corrected_descent_)
+PUBLISHED = Stages(partial(corrected_moments_, raw=False), corrected_descent_)
+ADAMW = Stages(adamw_moments_, descent_)
+
+
+def step(stages: Stages, param: Tensor, grad: Tensor, state: State, o: Options) -> None:
+    """One step of one tensor whose gradient and state have its own dtype."""
+    if stages.undo:
+        stages.undo(param, state, o)
+    stages.moments(param, grad, state, o)
+    h = stages.descent(param, state, o)
+    if stages.displace:
+        stages.displace(param, h, state, o)

@@ -74,7 +74,7 @@ CONTENDERS: dict[str, Contender] = {
             "arXiv 2010.01412",
             builders.sam,
             {**ADAMW_OPTIONS, "rho": 0.05},
-            by_task=dict.fromkeys(MLPS, {"beta1": 0.0, "rho": 0.5}),
+            by_task={task: {"beta1": 0.0, "rho": 0.5} for task in MLPS},
         ),
         Contender(
             "asam",
@@ -89,7 +89,7 @@ CONTENDERS: dict[str, Contender] = {
             "arXiv 2210.12864",
             builders.k_sam,
             {**ADAMW_OPTIONS, "rho": 0.05, "k_fraction": 0.5},
-            by_task=dict.fromkeys(MLPS, {"beta1": 0.0, "rho": 0.2}),
+            by_task={task: {"beta1": 0.0, "rho": 0.2} for task in MLPS},
         ),
         Contender(
             "msam",
@@ -97,7 +97,7 @@ CONTENDERS: dict[str, Contender] = {
             "arXiv 2401.12033",
             builders.msam,
             {**ADAMW_OPTIONS, "rho": 0.3},
-            by_task=dict.fromkeys(MLPS, {"rho": 2.0}),
+            by_task={task: {"rho": 2.0} for task in MLPS},
         ),
         Contender(
             "adamw-ema",

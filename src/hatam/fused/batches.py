@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable
 from itertools import pairwise
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -77,6 +77,7 @@ def kind(x: Tensor) -> tuple[type, torch.dtype, int]:
 
 
 on_device = Tensor.get_device
+shape = attrgetter("shape")
 
 
 def by_kind(columns: Columns) -> dict[Any, list[int]]:
@@ -114,8 +115,25 @@ def overlap(dense: list[Tensor], others: list[Tensor]) -> bool:
     return any(start + size > following for (start, size), (following, _) in pairwise(sorted(spans)))
 
 
+def check_shapes(columns: Columns) -> None:
+    """Of gradients and moments, which ``.data`` set to something of another shape leaves as they were."""
+    params = list(map(shape, columns["param"]))
+    for key in ("grad", *MOMENTS):
+        for i, found in enumerate(map(shape, columns.get(key, ()))):
+            if found != params[i]:
+                raise RuntimeError(
+                    f"{key} of a parameter of shape {tuple(params[i])} has shape {tuple(found)}: the parameter was "
+                    "given other data since; remove its state (del optimizer.state[p]) or make a new optimizer"
+                )
+
+
 def divide(columns: Columns, takes: Callable[..., bool]) -> tuple[list[list[int]], list[int]]:
-    """The batches for which ``takes(device, dtypes)``, and the places of all other tensors."""
+    """The batches for which ``takes(device, dtypes)``, and the places of all other tensors.
+
+    Raises:
+        RuntimeError: a gradient or a moment has another shape than its parameter, which a kernel would leave.
+    """
+    check_shapes(columns)
     params, *moments = written = [columns[key] for key in ("param", *MOMENTS) if key in columns]
     batches, others = [], []
     for (device, *kinds), places in by_kind(columns).items():

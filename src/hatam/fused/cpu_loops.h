@@ -33,9 +33,13 @@ static inline REAL FN(at_most)(REAL x, REAL most) { return most < x ? most : x; 
 
 static inline REAL FN(unless_infinite)(REAL h, REAL x, REAL otherwise) { return h == (REAL)INFINITY ? otherwise : x; }
 
-/* Stores a number as it will be read again, and returns that: what later steps undo has to be computed from it. */
+/* A number as it will be read again: what later steps undo has to be computed from it. */
+INLINE REAL FN(as_read)(const int type, REAL value, uint32_t random, const int at_random) {
+    return type == BFLOAT16 ? (REAL)rounded((float)value, random, at_random) : value;
+}
+
 INLINE REAL FN(store)(REAL *x, const int type, REAL value, uint32_t random, const int at_random) {
-    return *x = type == BFLOAT16 ? (REAL)rounded((float)value, random, at_random) : value;
+    return *x = FN(as_read)(type, value, random, at_random);
 }
 
 INLINE uint32_t FN(draw)(uint32_t at, int i, uint32_t key, const int wanted) {
@@ -60,21 +64,21 @@ INLINE void FN(decoupled)(FN(Block) b, FN(Sums) *restrict sums, const FN(Constan
         REAL inv_both = 1 / (small_h_before * divisor), inv_h_before = divisor * SMALL * inv_both;
         REAL inv_h = FN(unless_infinite)(h, small_h_before * inv_both, 0);
 
-        /* z = w + d_{t-1}, d = rho S e / h */
+        /* z = w + d_{t-1}, d = rho S e / h. In bfloat16 the nearest number is mostly the z that was there. */
         REAL s_over_h = FN(at_most)(k.cap * inv_h_before, k.inv_mean_before);
-        REAL z = k.radius_before != 0 ? w + k.radius_before * e * s_over_h : w;
+        REAL z = k.radius_before != 0 ? FN(as_read)(t.param, w + k.radius_before * e * s_over_h, 0, 0) : w;
 
         /* z <- z - lr (m / h + wd z) */
         if (t.own_e)
             e = FN(store)(b.exp_avg_grad + i, t.exp_avg, e + k.rate_c * (g - e), for_state >> 16, t.random_state);
         m = FN(store)(b.exp_avg + i, t.exp_avg, m + k.rate1 * (g - m), for_state, t.random_state);
-        z = z * k.keep - k.step_size * m * inv_h;
+        z = FN(as_read)(t.param, z * k.keep - k.step_size * m * inv_h, for_param, t.random_param);
 
         /* w = z - d_t */
         sums->root[i] += root;
         REAL span = (t.own_e ? e : m) * FN(at_most)(k.cap * inv_h, k.inv_mean);
         if (t.scaled) sums->span[i] += span * span, sums->size[i] += z * z;
-        FN(store)(b.param + i, t.param, k.radius != 0 ? z - k.radius * span : z, for_param, t.random_param);
+        FN(store)(b.param + i, t.param, k.radius != 0 ? z - k.radius * span : z, 0, 0);
     }
 }
 

@@ -15,6 +15,7 @@ import triton.language as tl
 from . import gpu_words as words  # its numbers by its name: Triton would compare them at every launch
 from .gpu_words import (
     address,
+    as_read,
     at_most,
     column,
     draw,
@@ -208,10 +209,10 @@ def decoupled(
     r = root(v)
     inv_h = ratio(1.0, r * tl.load(k + words.H_FACTOR) + tl.load(k + words.EPS))
 
-    # z = w + d_{t-1}, d = rho S e / h
+    # z = w + d_{t-1}, d = rho S e / h. In bfloat16 the nearest number is mostly the z that was there
     radius = tl.load(k + words.RADIUS_BEFORE)
     s_over_h = at_most(ratio(cap, h_before), tl.load(k + words.INV_MEAN_BEFORE))
-    z = tl.where(radius != 0, w + radius * e * s_over_h, w)
+    z = tl.where(radius != 0, as_read(param, w + radius * e * s_over_h, for_param, False), w)
 
     # z <- z - lr (m / h + wd z)
     if OWN_E:
@@ -220,11 +221,12 @@ def decoupled(
     if not OWN_E:
         e = m
     z = z * tl.load(k + words.KEEP) - tl.load(k + words.STEP_SIZE) * m * inv_h
+    z = as_read(param, z, for_param, ROUND_PARAM)
 
     # w = z - d_t
     radius = tl.load(k + words.RADIUS)
     span = e * at_most(cap * inv_h, tl.load(k + words.INV_MEAN))
-    write(param, tl.where(radius != 0, z - radius * span, z), for_param, inside, ROUND_PARAM)
+    write(param, tl.where(radius != 0, z - radius * span, z), for_param, inside, False)
     return r, span, z
 
 

@@ -138,6 +138,12 @@ def read(at, inside):
 
 
 @triton.jit
+def as_read(at, x, random, AT_RANDOM: tl.constexpr):
+    """A number as it would be read again from there."""
+    return widened(narrowed(x, random, AT_RANDOM)) if at.dtype.element_ty == tl.uint16 else x
+
+
+@triton.jit
 def write(at, x, random, inside, AT_RANDOM: tl.constexpr):
     """Returns what was stored: whatever a later step reads again has to be computed with as it will be read."""
     if at.dtype.element_ty == tl.uint16:
