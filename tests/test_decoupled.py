@@ -84,6 +84,25 @@ def test_undoing_and_redoing_does_not_drift(dtype: torch.dtype) -> None:
 
 
 @every_path
+def test_weights_written_in_mid_training(foreach: bool) -> None:
+    """They count as displaced, unless the radius that docs/from_adamw.md says how to forget is forgotten."""
+    params = parameters()
+    optimizer = HATAM(params, 0.01, gamma=2.0, foreach=foreach)
+    feed(optimizer, params, gradients(params, 3))
+    best = twins(params)
+    feed(optimizer, params, gradients(params, 3))
+    with torch.no_grad():
+        for p, q in zip(params, best, strict=True):
+            p.copy_(q)
+    with optimizer.straightened():
+        assert not equal(params, best)
+    for state in optimizer.state.values():
+        state["displacement_radius"].zero_()
+    with optimizer.straightened():
+        assert equal(params, best)
+
+
+@every_path
 @every_modulator
 @every_beta_c
 @pytest.mark.parametrize(("radius", "gamma"), [("absolute", 0.5), ("relative", 0.1), ("lr", 3.0)])
