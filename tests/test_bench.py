@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -279,6 +280,54 @@ def test_a_task_that_raises_is_reported_and_holds_up_nobody(tmp_path: Path) -> N
     failed = runner.run_all(runs, tmp_path, 1, lambda run, steps: None)
     assert [(run.contender, "k_fraction=2" in error) for run, error in failed] == [("k-sam", True)]
     assert runner.missing(runs, tmp_path) == [runs[1]]
+
+
+def compare_command(
+    tmp_path: Path, *contenders: str, steps: str = "2", seeds: str = "2", task: str = "diabetes"
+) -> Any:
+    chosen = [word for contender in contenders for word in ("--contender", contender)]
+    arguments = ["compare", "--task", task, "--steps", steps, "--seeds", seeds, "--records", str(tmp_path), *chosen]
+    return CliRunner().invoke(app, [*arguments, "--jobs", "1"], env={"COLUMNS": "200"})
+
+
+@pytest.mark.parametrize("twice", [("adamw", "adamw"), ("hatam", "hatam:gamma=0.5")])
+def test_the_same_options_are_not_counted_twice(tmp_path: Path, twice: tuple[str, str]) -> None:
+    assert "have the same options" in str(compare_command(tmp_path, *twice).exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_have_the_names_of_this_command(tmp_path: Path) -> None:
+    compare_command(tmp_path, "adamw:lr=0.001")  # what it is by default
+    output = compare_command(tmp_path, "adamw", "sgd").output
+    assert "adamw:lr" not in output
+    assert "[" in [line for line in output.splitlines() if "sgd" in line][-1]  # its difference to AdamW
+
+
+def test_a_comparison_with_divergence_and_with_everyone(tmp_path: Path) -> None:
+    """Of those alone that survived there is no difference; and there are more contenders than colours."""
+    result = compare_command(tmp_path / "nan", "adamw", "sgd:lr=1e30", steps="30")
+    assert result.exit_code == 0, result.output
+    row = next(line for line in result.output.splitlines() if "diverged" in line)
+    assert "2 diverged" in row
+    assert "[" not in row
+    assert (tmp_path / "nan" / "diabetes.png").exists()
+    assert compare_command(tmp_path / "all", seeds="1").exit_code == 0
+
+
+def one_number(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return (outputs.squeeze() - targets.squeeze()).square().mean()
+
+
+def test_a_task_that_cannot_be_scored_is_refused_before_training() -> None:
+    task = all_tasks()["diabetes"]
+    run = make_run(task, "adamw", 0, 5)
+    for changed, batch_size, message in (
+        ({}, 100_000, "batch_size=100000 of 'diabetes' must be in"),
+        ({"loss": one_number}, 20, "loss of 'diabetes' gives one number for all samples"),
+        ({"metric": one_number}, 20, "metric of 'diabetes' gives one number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(dataclasses.replace(task, **changed), dataclasses.replace(run, batch_size=batch_size))
 
 
 def test_the_library_needs_no_extra() -> None:

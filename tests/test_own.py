@@ -7,7 +7,9 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -130,6 +132,58 @@ def test_processes_give_what_one_gives(tmp_path: Path) -> None:
     assert [row.label for row in together.rows] == ["adamw:lr=0.1", "own:lr=0.1"]
 
 
+class Constant:
+    """A train function with a number of its own."""
+
+    def __init__(self, offset: float) -> None:
+        self.offset = offset
+
+    def __call__(self, make_optimizer: Any, seed: int) -> float:
+        return seed + self.offset
+
+
+def shifted(make_optimizer: Any, seed: int, offset: float = 0.0) -> float:
+    make_optimizer([torch.nn.Parameter(torch.ones(1))])
+    return seed + offset
+
+
+def closure(offset: float) -> Any:
+    return lambda make_optimizer, seed: seed + offset
+
+
+@pytest.mark.parametrize("made", [Constant, closure, lambda offset: partial(shifted, offset=offset)])
+def test_what_is_bound_to_a_function_tells_its_runs_apart(tmp_path: Path, made: Any) -> None:
+    means = [compare(made(x), ["adamw"], 2, folder=tmp_path, name="n").rows[0].score.mean for x in (0.0, 9.0, 0.0)]
+    assert means == [0.5, 9.5, 0.5]
+    assert len(records.read_all(tmp_path)) == 4
+
+
+def test_a_factory_of_ones_own_tells_its_runs_apart(tmp_path: Path) -> None:
+    optimizers: list[torch.optim.Optimizer] = []
+
+    def score(make_optimizer: Any, seed: int) -> float:
+        optimizers.append(make_optimizer([torch.nn.Parameter(torch.ones(2, 2))]))
+        return float(seed)
+
+    factories = [torch.optim.SGD, partial(torch.optim.SGD, momentum=0.9), torch.optim.Adagrad, torch.optim.Muon]
+    for factory in (*factories, *factories):
+        compare(score, [("own", factory)], 1, folder=tmp_path)
+    assert [type(o).__name__ for o in optimizers] == ["SGD", "SGD", "Adagrad", "Muon"]
+
+
+def test_typed_in_functions_need_one_process(tmp_path: Path) -> None:
+    code = f"""
+from hatam.bench import compare
+def score(make_optimizer, seed):
+    return {{1: float(seed)}}
+compare(score, ["adamw"], 2, folder={str(tmp_path)!r})
+compare(score, ["adamw"], 2, folder={str(tmp_path / "2")!r}, jobs=2)
+"""
+    done = subprocess.run([sys.executable, "-"], input=code, capture_output=True, text=True, check=False)
+    assert "jobs=2 needs functions that another process can import (they were typed in" in done.stderr
+    assert len(records.read_all(tmp_path)) == 2
+
+
 def test_processes_need_what_they_can_import(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"jobs=2 needs functions .* top of a module"):
         compare(lambda make_optimizer, seed: 0.0, folder=tmp_path, jobs=2)
@@ -138,8 +192,10 @@ def test_processes_need_what_they_can_import(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("contenders", "message"),
     [
-        (["adamw", "sam"], "'sam' takes more than one gradient a step .* hatam compare --task"),
-        (["k-sam"], "more than one gradient"),
+        (["adamw", "sam"], "'sam' owns the step.* hatam compare --task"),
+        (["k-sam"], "several gradients"),
+        (["adamw-ema"], "or the model"),
+        ("adamw", "must be a list of contenders"),
         (["adamw", "adamw"], "a name twice"),
         (["hatm"], "Did you mean 'hatam'"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -76,10 +77,12 @@ def compare(
         for seed in range(first_seed, first_seed + seeds)
         for spec in contender or CONTENDERS
     ]
+    _refuse_twice([run for run in runs if run.seed == first_seed], records_)
     todo = runner.missing(runs, records_)
     failed = _run_with_progress(chosen, todo, records_, jobs or os.cpu_count() or 1, batch)
     failures = {id(run) for run, _ in failed}
-    table = report.rows(records.read(run.path(records_)) for run in runs if id(run) not in failures)
+    read = [(run, records.read(run.path(records_))) for run in runs if id(run) not in failures]
+    table = report.rows({**record, "run": {**record["run"], "label": run.label}} for run, record in read)
     if table:
         _show(chosen, table)
         for path in report.draw(task, table, out or records_):
@@ -88,6 +91,18 @@ def compare(
         console.print(f"failed: {run.label}, seed {run.seed}: {error}", markup=False, soft_wrap=True)
     if failed:
         raise typer.Exit(1)
+
+
+def _refuse_twice(runs: Sequence[Run], root: Path) -> None:
+    """Contenders with the same options have the same records, which would count twice."""
+    found: dict[Path, str] = {}
+    for run in runs:
+        path = run.path(root)
+        if path in found:
+            raise ValueError(
+                f"contenders {found[path]!r} and {run.label!r} have the same options: leave one of them out"
+            )
+        found[path] = run.label
 
 
 @app.command()

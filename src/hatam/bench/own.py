@@ -8,9 +8,10 @@ import itertools
 import math
 import os
 import pickle
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -56,8 +57,10 @@ def compare(
 ) -> Result:
     """Train with every contender and every seed, print what each reached and what it took, and return that.
 
-    Every run is recorded in ``folder`` as it ends. A run that has a record there is not done again, unless the text of
-    ``train_fn`` has changed; what it calls is not looked at, so after a change there give another ``name`` or folder.
+    Every run is recorded in ``folder`` as it ends. A run that has a record there is not done again, unless ``train_fn``
+    or the contender's own factory has changed: their text, and the numbers, words and functions that are bound to them.
+    What they call, and what is inside lists, tensors and other objects, is not looked at, so after a change there give
+    another ``name`` or folder.
     A run that raises is reported, and the others go on. A score that is NaN or infinite counts as diverged.
 
     Args:
@@ -76,7 +79,7 @@ def compare(
         name: of the comparison; by default the name of ``train_fn``.
 
     Raises:
-        ValueError: a contender or an option is unknown, or takes more than one gradient a step.
+        ValueError: a contender or an option is unknown, or cannot be used so; a score is missing.
 
     Example:
         >>> import tempfile, torch
@@ -96,13 +99,16 @@ def compare(
         ['adamw:lr=0.01', 'hatam:lr=0.01']
     """
     root = Path(folder)
-    task = name or str(getattr(train_fn, "__name__", type(train_fn).__name__))
+    if isinstance(contenders, str):
+        raise ValueError(f"contenders={contenders!r} must be a list of contenders; put it in brackets")
+    task = name or str(getattr(getattr(train_fn, "func", train_fn), "__name__", type(train_fn).__name__))
     contestants = [made for contender in contenders for made in _contestants(contender, options or {})]
     labels = [contestant.label for contestant in contestants]
     if len(set(labels)) < len(labels):
         raise ValueError(f"contenders={labels!r} has a name twice: give each its own")
     for contestant in contestants:  # what is wrong with one is said before all runs
-        make_optimizer(contestant, [torch.nn.Parameter(torch.zeros(1))])
+        if contestant.factory is None:
+            make_optimizer(contestant, [torch.nn.Parameter(torch.zeros(1))])
     runs = [
         Run(task, c.label, c.name, c.options, seed, 0, 0, 0.0, source=_source(train_fn, c.factory))
         for seed in (range(seeds) if isinstance(seeds, int) else seeds)
@@ -138,7 +144,7 @@ def make_optimizer(contestant: Contestant, params: ParamsT) -> Optimizer:
     trainer = contender.train(_Parameters(params), _no_loss, contestant.options)  # type: ignore[arg-type]
     if type(trainer).steps is not Trainer.steps:
         raise ValueError(
-            f"{contestant.label!r} takes more than one gradient a step and so owns the step: it cannot be used through "
+            f"{contestant.label!r} owns the step, with several gradients or the model: it cannot be used through "
             "make_optimizer. Write your problem as a hatam.bench.Task and run: hatam compare --task ./file.py:TASK"
         )
     trainer.optimizer._evaluation = trainer.evaluation  # type: ignore[attr-defined]
@@ -178,19 +184,53 @@ def _contestants(contender: str | tuple[str, OwnFactory], options: Mapping[str, 
 
 
 def _source(*functions: Callable[..., Any] | None) -> str:
-    """A digest of the text of functions; classes and what has no text at hand are left out."""
-    text = ""
-    for function in filter(inspect.isfunction, functions):
-        with suppress(OSError):
-            text += inspect.getsource(function)
-    return hashlib.sha256(text.encode()).hexdigest()[:10] if text else ""
+    """A digest of functions."""
+    return hashlib.sha256("".join(map(_text, filter(None, functions))).encode()).hexdigest()[:10]
+
+
+def _text(x: Any, seen: tuple[Any, ...] = ()) -> str:
+    """What tells a function from another: its text, and the functions, numbers and words that are bound to it.
+
+    Of all else the type: a list that a closure fills would make each call a new one.
+    """
+    parts: list[Any] = []
+    if any(x is other for other in seen):  # functions that know each other
+        return ""
+    if isinstance(x, partial):
+        text, parts = "partial", [x.func, *x.args, *(item for pair in sorted(x.keywords.items()) for item in pair)]
+    elif inspect.isfunction(x):
+        text, parts = _lines(x), [*(x.__defaults__ or ()), *(x.__kwdefaults__ or {}).values()]
+        parts += [cell.cell_contents for cell in x.__closure__ or ()]
+    elif inspect.iscode(x):
+        text, parts = f"{x.co_code.hex()} {x.co_names}", [*x.co_consts]
+    elif inspect.isclass(x):
+        text = f"{x.__module__}.{x.__qualname__}"
+    elif callable(x) and hasattr(x, "__dict__"):
+        text, parts = "object", [type(x), *(item for pair in vars(x).items() for item in pair)]
+    elif isinstance(x, (bool, int, float, str, bytes, type(None))):
+        text = repr(x)
+    else:
+        text, parts = type(x).__qualname__, [*x] if isinstance(x, tuple) else []
+    return " ".join([text, *(_text(part, (*seen, x)) for part in parts)])
+
+
+def _lines(function: Callable[..., Any]) -> str:
+    """The text of a function; of one that was typed in, or read from a pipe, what was compiled from it."""
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        return _text(function.__code__)
 
 
 def _run(todo: Sequence[Run], root: Path, jobs: int, work: execution.Work) -> list[tuple[Run, str]]:
     """Do the runs, here or in processes, behind a progress bar; return those that raised."""
     if jobs > 1:
         try:
-            pickle.dumps(work)
+            if (
+                b"__main__" in pickle.dumps(work)
+                and not Path(getattr(sys.modules["__main__"], "__file__", "")).is_file()
+            ):
+                raise pickle.PicklingError("they were typed in, not read from a file")
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise ValueError(
                 f"jobs={jobs} needs functions that another process can import ({error}): define train_fn and factories "
@@ -214,6 +254,8 @@ def _train(
     if returned is None:
         raise TypeError("train_fn returned None: it must return a score, or a mapping of names to scores")
     named = returned if isinstance(returned, Mapping) else {"score": returned}
+    if not named:
+        raise ValueError("train_fn returned a mapping without a score; it must have one at least")
     scores = {key: float(value) for key, value in named.items()}
     progress(1)
     return {

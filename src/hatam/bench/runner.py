@@ -67,7 +67,7 @@ def run_all(
         if isinstance(error, BrokenProcessPool):
             raise RuntimeError(
                 "a worker process died; finished runs are kept, and the same command goes on where it stopped. "
-                "Where memory is short, use fewer --jobs"
+                "Where memory is short, use fewer jobs; a script needs if __name__ == '__main__': around what it does"
             ) from error
         raise
     finally:

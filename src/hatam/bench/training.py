@@ -67,6 +67,7 @@ def _steps(
     task: Task, run: Run, trainer: Trainer, data: Data, progress: Progress
 ) -> Generator[Split, Tensor, tuple[list[dict[str, float]], list[float]]]:
     """The training loop: the curve, and the time of every step, evaluation left out."""
+    _check_first(task, trainer.model, data, run.batch_size)
     curve: list[dict[str, float]] = []
     step_times: list[float] = []
     batches = _batches(len(data.train.y), run.batch_size, run.seed)
@@ -90,6 +91,29 @@ def _steps(
             if not math.isfinite(mean_loss):
                 break
     return curve, step_times
+
+
+def _check_first(task: Task, model: nn.Module, data: Data, batch_size: int) -> None:
+    """Refuse what would train to the end and have no score then.
+
+    Raises:
+        ValueError: the batch is larger than the training data, or a loss or metric is not one number per sample.
+    """
+    samples = len(data.train.y)
+    if not 1 <= batch_size <= samples:
+        raise ValueError(f"batch_size={batch_size} of {task.name!r} must be in [1, {samples}], its training data")
+    few = Split(data.train.x[:2], data.train.y[:2])
+    model.eval()
+    with torch.no_grad():
+        outputs = model(few.x)
+        for name in ("loss", "metric"):
+            found = getattr(task, name)(outputs, few.y)
+            if found.ndim == 0:
+                raise ValueError(
+                    f"{name} of {task.name!r} gives one number for all samples: it must give one for each, as "
+                    "torch's losses do with reduction='none'"
+                )
+    model.train()
 
 
 def evaluate(task: Task, model: nn.Module, split: Split) -> float:

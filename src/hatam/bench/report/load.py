@@ -141,7 +141,7 @@ def _entry(path: Path, record: dict[str, Any]) -> Entry:
     sharpness.setdefault("lambda_max", number(result.get("hessian_lambda_max")))
     curve = sorted((int(point["step"]), number(point.get("validation"))) for point in record["curve"])
     return Entry(
-        group="/".join(text(part) for part in path.parts[: -2 - len(Path(run["task"]).parts)]),
+        group="/".join(text(part) for part in path.parts[:-3]),
         folder=text(path.parent.as_posix()),
         task=text(run["task"]),
         label=text(run["label"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from ..records import file_name
+from .load import number
 from .tables import Row
 
 
 def draw(task: str, table: Sequence[Row], out: Path) -> list[Path]:
     """Learning curves, and accuracy against measured cost, as PNG and SVG."""
-    colours = dict(zip([row.label for row in table], mpl.colormaps["tab20"].colors, strict=False))  # type: ignore[attr-defined]
+    colours = dict(zip([row.label for row in table], cycle(mpl.colormaps["tab20"].colors)))  # type: ignore[attr-defined]
     figure, (curves, cost) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
     for row in table:
         _draw_curve(curves, row, colours[row.label])
@@ -44,6 +46,6 @@ def _draw_curve(axes: Axes, row: Row, colour: Any) -> None:
     points: dict[int, list[float]] = defaultdict(list)
     for record in row.records:
         for point in record["curve"]:
-            points[point["step"]].append(point["validation"])
+            points[point["step"]].append(number(point["validation"]))
     steps = sorted(points)
     axes.plot(steps, [sum(points[step]) / len(points[step]) for step in steps], label=row.label, color=colour)

@@ -34,12 +34,12 @@ class Row:
 
     def cells(self) -> tuple[str, ...]:
         """The row as text, in the order of ``COLUMNS``."""
-        d = self.difference
+        d, digits = self.difference, 2 if not abs(self.score.mean) < 10 else 4
         return (
             self.label + (f" ({self.diverged} diverged)" if self.diverged else ""),
             str(self.score.n),
-            f"{self.score.mean:.2f}" + (f" ± {self.score.half_width:.2f}" if self.score.n > 1 else ""),
-            "" if d is None else f"{d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}]",
+            f"{self.score.mean:.{digits}f}" + (f" ± {self.score.half_width:.{digits}f}" if self.score.n > 1 else ""),
+            "" if d is None else f"{d.mean:+.{digits}f} [{d.low:+.{digits}f}, {d.high:+.{digits}f}]",
             "" if d is None else p_text(d.p),
             f"{self.gradients_per_step:.2f}",
             "" if self.relative_time is None else f"{self.relative_time:.2f}",
@@ -81,12 +81,14 @@ def _order(label: str) -> tuple[int, str]:
 
 
 def _row(label: str, runs: list[Record], baseline: list[Record]) -> Row:
+    scores, others = _scores(runs), _scores(baseline)
+    whole = len(scores) == len(runs) and len(others) == len(baseline)  # no difference of those alone that survived
     base_times = _step_times(baseline)
     ratios = [time / base_times[seed] for seed, time in _step_times(runs).items() if seed in base_times]
     return Row(
         label=label,
-        score=estimate([number(r["result"]["test"]) for r in runs]),
-        difference=None if label == BASELINE else paired(_scores(runs), _scores(baseline)),
+        score=estimate(list(scores.values()) or [math.nan]),
+        difference=paired(scores, others) if whole and label != BASELINE else None,
         gradients_per_step=median(r["gradients_per_step"] for r in runs),
         relative_time=median(ratios) if ratios else None,
         lambda_max=median(number(r["result"].get("hessian_lambda_max")) for r in runs),
@@ -96,7 +98,8 @@ def _row(label: str, runs: list[Record], baseline: list[Record]) -> Row:
 
 
 def _scores(runs: list[Record]) -> dict[int, float]:
-    return {r["run"]["seed"]: number(r["result"]["test"]) for r in runs}
+    """Test scores by seed; a run that diverged may have none."""
+    return {r["run"]["seed"]: x for r in runs if math.isfinite(x := number(r["result"]["test"]))}
 
 
 def _step_times(runs: list[Record]) -> dict[int, float]:
