@@ -204,6 +204,13 @@ def test_settings_of_one_label_are_told_apart(tmp_path: Path) -> None:
     assert "told apart" in sections.build(load.find(tmp_path), "r")[0].notes[0]
 
 
+@pytest.mark.parametrize("task", ["digits", "tasks/own.py:TASK"])
+def test_comparisons_in_two_folders_are_two(tmp_path: Path, task: str) -> None:
+    for folder, gamma in (("a", 1), ("b", 2)):
+        put(tmp_path / folder, "hatam", 0, 70.0 + gamma, task=task, options={"gamma": gamma})
+    assert [[c.label for c in each.contestants] for each in comparisons_of(tmp_path)] == [["hatam"], ["hatam"]]
+
+
 def test_equal_steps_and_equal_time_are_two_comparisons(tmp_path: Path) -> None:
     for label, steps in (("adamw", 100), ("adamw", 200), ("sam", 100), ("hatam", 100), ("hatam", 190)):
         put(tmp_path, label, 0, 70.0, steps=steps)
@@ -280,6 +287,24 @@ def test_every_label_of_the_page_is_in_its_alternatives(made: Path) -> None:
         figure = figures.curves(comparison, style.looks(labels), sections.sources([], ""))
         assert set(LABELS) <= set(labels)
         assert all(label in figure.alt for label in LABELS)
+
+
+def test_in_short_those_that_survived_are_not_compared(tmp_path: Path) -> None:
+    lost = {"status": "diverged", "validation": math.nan, "test": math.nan}
+    for seed in range(4):
+        for label in ("adamw", "sam", "hatam"):
+            put(
+                tmp_path,
+                label,
+                seed,
+                0.5 + 0.1 * seed,
+                "diabetes",
+                result=lost if seed > 1 and label == "hatam" else {},
+            )
+    row = report.brief(tmp_path).splitlines()[-1].strip("| ").split(" | ")
+    assert row[0] == "diabetes ↓, 4"
+    assert row[3].endswith("(2 diverged)")
+    assert not "".join(row[4:]).strip(" |")
 
 
 def test_a_study_in_short(tmp_path: Path) -> None:
