@@ -98,7 +98,10 @@ def against_sam(steps: Sequence[Comparison], time: Sequence[Comparison], ours: s
 
 
 def first_to_target(compared: Sequence[Comparison], ours: str) -> Verdict:
-    """Who is first to AdamW's final validation score, by the median time over seeds; of HATAM this form alone."""
+    """Who is first to AdamW's final validation score, by the median time over seeds; of HATAM this form alone.
+
+    Only where everyone was run does it decide.
+    """
     firsts: dict[str, list[str]] = {}
     whole = []
     for each in compared:
@@ -110,9 +113,9 @@ def first_to_target(compared: Sequence[Comparison], ours: str) -> Verdict:
             whole += [each.task] if set(labels) >= EVERYONE else []
     ranked = sorted(firsts.items(), key=lambda item: -len(item[1]))
     told = "; ".join(f"{label} on {names(tasks)}" for label, tasks in ranked)
-    others = max((len(tasks) for label, tasks in ranked if label != ours), default=0)
-    holds = len(firsts.get(ours, [])) > others
-    return Verdict(holds, f"{told}. Everyone was run on {names(whole)}, on the others some")
+    counted = {label: len({*tasks} & {*whole}) for label, tasks in firsts.items()}
+    holds = counted.pop(ours, 0) > max(counted.values(), default=0)
+    return Verdict(holds, f"{told}. Everyone was run on {names(whole)}, which decide, on the others some")
 
 
 def under_shift(compared: Sequence[Comparison], ours: str) -> Verdict:
@@ -166,8 +169,8 @@ def best_gammas(tasks: Sequence[str]) -> str:
     best = {task: options["gamma"] for task in tasks if (options := grids.tuned(task, FORMS[0]))}
     large, small = ([task for task, gamma in best.items() if (gamma >= 1) == wanted] for wanted in (True, False))
     return (
-        f"at {min(best[t] for t in large):g} to {max(best[t] for t in large):g} on {names(large)}, at "
-        f"{min(best[t] for t in small):g} to {max(best[t] for t in small):g} on {names(small)}"
+        f"at {min(best[t] for t in large):.3g} to {max(best[t] for t in large):.3g} on {names(large)}, at "
+        f"{min(best[t] for t in small):.2g} to {max(best[t] for t in small):.2g} on {names(small)}"
     )
 
 

@@ -85,9 +85,8 @@ ROUNDS = {
     "judged, usual": Round(("adamw", DEFAULT), ROOT / "usual", "final", 7900, 20, 5),
     "judged, torch's": Round(("adamw", DEFAULT), ROOT / "torchs", "final", 8100, 10, 2),
 }
-PAST = {"first, judged", "third", "third, judged", "third, usual"} | {  # what was compared there is no more
-    name for name in ROUNDS if name.startswith(("fourth", "by size"))
-}
+PRESENT = {"judged", "judged, usual", "judged, torch's"}
+"""The others are as they were: what was compared there is no more, or AdamW's options are others since."""
 
 
 def adamw_of(name: str) -> Mapping[str, Any]:
@@ -131,10 +130,9 @@ def judged(name: str = "judged") -> str:
 
 
 def measure(jobs: int) -> None:
-    """Every round's."""
-    for name, this in ROUNDS.items():
-        if name not in PAST:
-            grids.measure(runs(name), this.folder, jobs)
+    """The present rounds'."""
+    for name in ROUNDS.keys() & PRESENT:
+        grids.measure(runs(name), ROUNDS[name].folder, jobs)
 
 
 PAGES = {

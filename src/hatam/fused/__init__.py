@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..update import Options
 from . import cpu, gpu
-from .batches import PLAIN, Columns, Division, batch, divide, kinds, located, shape
+from .batches import PLAIN, Columns, Division, batch, divide, kinds, located
 
 KERNELS: dict[str, ModuleType] = {"cpu": cpu, "cuda": gpu}
 """By the type of device. Each has ``missing()``, ``takes(dtypes, options)`` and ``step(...)``."""
@@ -98,7 +98,7 @@ def step(
 
     columns = {"param": params, **state}
     at, last = located(columns), memory.get(numbers[0])
-    tensors = (kinds(params), kinds(grads), list(map(shape, params)), all(map(Tensor.is_contiguous, params)))
+    tensors = (kinds(params), kinds(grads), all(map(Tensor.is_contiguous, params)))
     asked = (devices, o.form, o.scaled, o.modulator, o.eps, o.round_param, o.round_state, *tensors)
     if last is None or not last.holds(asked, columns, at):
         divided = divide({"param": params, "grad": grads, **state}, takes)
