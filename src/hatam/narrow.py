@@ -43,7 +43,7 @@ def step(stages: Stages, param: Tensor, grad: Tensor, state: State, o: Options, 
     if stages.undo:
         stages.undo(wide_param, wide, o)
         settle(param, wide_param, None)
-    stages.moments(wide_param, widened(grad, wide_param.dtype), wide, o)
+    stages.moments(widened(grad, wide_param.dtype), wide, o)
     random = draws(param, state, o, parameter_number)
     for key in MOMENTS:
         if key in state:

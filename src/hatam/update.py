@@ -69,7 +69,7 @@ class Options(NamedTuple):
 class Stages(NamedTuple):
     """One step of one tensor."""
 
-    moments: Callable[[Tensor, Tensor, State, Options], None]  # of param, grad, state: counts the step
+    moments: Callable[[Tensor, State, Options], None]  # of grad and state: counts the step
     descent: Callable[[Tensor, State, Options], Tensor]  # AdamW's, of z; returns h
     undo: Callable[[Tensor, State, Options], None] | None = None  # comes first: z = w + d
     displace: Callable[[Tensor, Tensor, State, Options], None] | None = None  # comes last, of z and h: w = z − d
@@ -197,7 +197,7 @@ def undo_displacement_(param: Tensor, state: State, o: Options) -> None:
     add_ratio_(param, averaged_gradient(state), spread, number(state["displacement_radius"], o))
 
 
-def decoupled_moments_(_: Tensor, grad: Tensor, state: State, o: Options) -> None:
+def decoupled_moments_(grad: Tensor, state: State, o: Options) -> None:
     """AdamW's moments of the raw gradient, which was taken at w."""
     m, v, e = state["exp_avg"], state["exp_avg_sq"], averaged_gradient(state)
     state["step"] += 1
@@ -238,7 +238,7 @@ def displacement_mean(state: State) -> Tensor | None:
     return kept(state["displacement_mean"]) if "displacement_mean" in state else None
 
 
-def corrected_moments_(_: Tensor, grad: Tensor, state: State, o: Options, *, raw: bool) -> None:
+def corrected_moments_(grad: Tensor, state: State, o: Options, *, raw: bool) -> None:
     """AdamW's moments of ĝ; "raw" builds v from g instead, so that S does not feed on its own correction."""
     m, v, e = state["exp_avg"], state["exp_avg_sq"], state["exp_avg_grad"]
 
@@ -259,7 +259,7 @@ def corrected_descent_(param: Tensor, state: State, o: Options) -> Tensor:
     return h
 
 
-def adamw_moments_(_: Tensor, grad: Tensor, state: State, o: Options) -> None:
+def adamw_moments_(grad: Tensor, state: State, o: Options) -> None:
     """γ = 0 where torch's own AdamW cannot serve, as with state of another dtype than the parameter's."""
     state["step"] += 1
     moments_(state["exp_avg"], state["exp_avg_sq"], grad, grad, o)
@@ -275,7 +275,7 @@ def step(stages: Stages, param: Tensor, grad: Tensor, state: State, o: Options) 
     """One step of one tensor whose gradient and state have its own dtype."""
     if stages.undo:
         stages.undo(param, state, o)
-    stages.moments(param, grad, state, o)
+    stages.moments(grad, state, o)
     h = stages.descent(param, state, o)
     if stages.displace:
         stages.displace(param, h, state, o)
