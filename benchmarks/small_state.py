@@ -42,6 +42,9 @@ VARIANTS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
         {"bf16_stochastic_round": True, "state_dtype": torch.float32},
     ),
     "weights and m in bfloat16 at random, v in float32": (BF16, {"bf16_stochastic_round": True, "state_dtype": BF16}),
+    "AdamW, float32": (torch.float32, {"gamma": 0.0}),
+    "AdamW, weights and state in bfloat16, to nearest": (BF16, {"gamma": 0.0}),
+    "AdamW, weights and state in bfloat16, at random": (BF16, {"gamma": 0.0, "bf16_stochastic_round": True}),
 }
 
 
