@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from hatam.bench import archive, records
 from hatam.bench.cli import app
-from hatam.bench.contenders import CONTENDERS
+from hatam.bench.contenders import CONTENDERS, parse
 from hatam.bench.records import Run
 from hatam.bench.study import timing, worker
 from hatam.bench.study.coordinator import Coordinator, collect
@@ -158,7 +158,7 @@ def test_the_search_goes_on_from_the_best_by_one_option_at_a_time() -> None:
     for stage in SEARCH:
         settings[stage] = settings_of(cell, plan, stage, spaces, results, settings.__getitem__)
     center = settings["search-1"][0].params
-    assert center == {key: CONTENDERS["sam"].options[key] for key in center}
+    assert center == {key: parse("sam", task.name)[1][key] for key in center}
     turns = ["lr", "rho", "beta1", "weight_decay", "lr", "rho"]
     for stage, option in zip(SEARCH, turns, strict=True):
         changed = [{key for key in center if setting.params[key] != center[key]} for setting in settings[stage]]
