@@ -19,7 +19,7 @@ from hatam.bench.report.compared import Comparison, comparisons
 from hatam.bench.report.overall import costs_to_target
 from hatam.bench.report.summary import holm
 from hatam.bench.report.tabulate import corruption_ratios
-from hatam.bench.stats import Difference, paired
+from hatam.bench.stats import Difference
 from hatam.bench.study.plans import PLANS
 
 STUDY = grids.ROOT / "results/full"
@@ -44,8 +44,8 @@ def pairs(compared: Sequence[Comparison], other: str, ours: str) -> dict[str, Di
     for each in compared:
         hatam, base = each.of(ours), each.of(other)
         if hatam and base:
-            scores = [{seed: each.sign * x for seed, x in c.scores.items()} for c in (hatam, base)]
-            difference = paired(*scores)
+            ahead, behind = (hatam, base) if each.sign == 1 else (base, hatam)
+            difference = ahead.less(behind)
             if difference is not None:
                 found[each.task] = difference
     return found

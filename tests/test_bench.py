@@ -212,6 +212,9 @@ def test_statistics_against_known_values() -> None:
     assert paired({1: 1.0}, {1: 0.0}) is None
     assert paired({1: 1.0, 2: 1.0, 9: 5.0}, {1: 1.0, 2: 1.0}).p == 1.0
     assert paired({1: 2.0, 2: 2.0}, {1: 1.0, 2: 1.0}).mean == 1.0
+    for lost in (math.nan, math.inf):  # not the difference of those alone that survived
+        assert paired({1: 2.0, 2: 2.0, 3: lost}, {1: 1.0, 2: 1.0, 3: 1.0}) is None
+        assert paired({1: 2.0, 2: 2.0, 3: 1.0}, {1: 1.0, 2: 1.0, 3: lost}) is None
 
 
 def run_cli(*arguments: str):

@@ -24,7 +24,8 @@ class Row:
         label: the contender with its options.
         metric: name of the score.
         score: mean and 95% interval over the seeds that gave a finite one.
-        difference: to the first contender, paired by seed; None for that itself and where fewer than two seeds pair.
+        difference: to the first contender, paired by seed; None for that itself, where fewer than two seeds pair, and
+            where a seed of either has no finite score.
         relative_time: median over the shared seeds of the time of a run by that of the first contender's.
         diverged: how many seeds gave NaN or infinity; they are not in ``score``.
         scores: by seed.
@@ -93,12 +94,13 @@ def _row(
     label: str, metric: str, own: dict[int, dict[str, Any]], first: dict[int, dict[str, Any]], *, is_first: bool
 ) -> Row:
     ratios = [own[seed]["time"]["total_s"] / first[seed]["time"]["total_s"] for seed in own.keys() & first.keys()]
-    scores, finite = _scores(own, metric), _finite(_scores(own, metric))
+    scores = _scores(own, metric)
+    finite = [score for score in scores.values() if math.isfinite(score)]
     return Row(
         label=label,
         metric=metric,
-        score=estimate(list(finite.values())) if finite else Estimate(math.nan, math.nan, math.nan, 0),
-        difference=None if is_first else paired(finite, _finite(_scores(first, metric))),
+        score=estimate(finite) if finite else Estimate(math.nan, math.nan, math.nan, 0),
+        difference=None if is_first else paired(scores, _scores(first, metric)),
         relative_time=median(ratios) if ratios else math.nan,
         diverged=len(scores) - len(finite),
         scores=scores,
@@ -107,7 +109,3 @@ def _row(
 
 def _scores(runs: dict[int, dict[str, Any]], metric: str) -> dict[int, float]:
     return {seed: float(record["result"]["scores"].get(metric, math.nan)) for seed, record in runs.items()}
-
-
-def _finite(scores: dict[int, float]) -> dict[int, float]:
-    return {seed: score for seed, score in scores.items() if math.isfinite(score)}

@@ -47,7 +47,10 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
-    """``values − baseline`` by seed, tested with Student's paired t; None where fewer than two seeds are shared.
+    """``values − baseline`` by seed, tested with Student's paired t.
+
+    None where fewer than two seeds are shared, or where one of either side has no finite score: a difference of those
+    alone that survived would flatter.
 
     Example:
         >>> difference = paired({1: 2.0, 2: 4.0, 3: 3.0}, {1: 1.0, 2: 2.0, 3: 2.0})
@@ -56,7 +59,7 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Differ
     """
     seeds = sorted(values.keys() & baseline.keys())
     differences = [values[seed] - baseline[seed] for seed in seeds]
-    if len(seeds) < 2:
+    if len(seeds) < 2 or not np.isfinite([*values.values(), *baseline.values()]).all():
         return None
     if np.ptp(differences) == 0:
         mean = differences[0]

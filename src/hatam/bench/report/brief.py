@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..stats import Difference, p_text, paired
+from ..stats import p_text
 from ..tasks import all_tasks
 from . import load
 from .compared import Comparison, Contestant, comparisons
@@ -37,7 +37,7 @@ def _rows(compared: Iterable[Comparison], labels: Sequence[str]) -> Iterable[Seq
     """Of each task; the p-values of a column are corrected over its tasks."""
     whole = [(each, found) for each in compared if (found := _chosen(each, labels))]
     whole.sort(key=lambda item: list(all_tasks()).index(item[0].task))
-    differences = [[_difference(last, other) for other in others] for _, (*others, last) in whole]
+    differences = [[last.less(other) for other in others] for _, (*others, last) in whole]
     p_values = [holm([1.0 if d is None else d.p for d in column]) for column in zip(*differences, strict=True)]
     for i, (each, chosen) in enumerate(whole):
         cells = [_score(each, c) for c in chosen]
@@ -50,12 +50,6 @@ def _score(comparison: Comparison, c: Contestant) -> str:
     show = comparison.format
     score = "" if c.score is None else f"{show(c.score.mean)} ± {show(c.score.half_width)}"
     return f"{score} ({c.diverged} diverged)".strip() if c.diverged else score
-
-
-def _difference(one: Contestant, other: Contestant) -> Difference | None:
-    """None where a run has diverged and has no score: that of those that survived would flatter."""
-    whole = all(len(c.scores) == len(c.runs) for c in (one, other))
-    return paired(one.scores, other.scores) if whole else None
 
 
 def _chosen(comparison: Comparison, labels: Sequence[str]) -> list[Contestant] | None:

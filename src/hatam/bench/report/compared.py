@@ -17,7 +17,7 @@ from ..tasks import Task, all_tasks
 from .load import Entry
 from .parts import slug
 from .summary import Floats
-from .tables import BASELINE
+from .tables import BASELINE, digits_of
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,10 @@ class Contestant:
     def scores(self) -> dict[int, float]:
         """Test scores by seed; a run that diverged may have none."""
         return self.by_seed(lambda run: run.test)
+
+    def less(self, other: Contestant) -> Difference | None:
+        """Its scores less another's by seed, see :func:`~hatam.bench.stats.paired`."""
+        return paired(*({run.seed: run.test for run in each.runs} for each in (self, other)))
 
     @cached_property
     def score(self) -> Estimate | None:
@@ -107,10 +111,8 @@ class Comparison:
         return next((c for c in self.contestants if c.label == label), None)
 
     def difference(self, contestant: Contestant) -> Difference | None:
-        """Its score less AdamW's by seed; None for AdamW itself and where fewer than two seeds are shared."""
-        if self.baseline is None or contestant is self.baseline:
-            return None
-        return paired(contestant.scores, self.baseline.scores)
+        """Its score less AdamW's by seed; None for AdamW itself and where there is no pair."""
+        return None if self.baseline in (None, contestant) else contestant.less(self.baseline)
 
     def relative_time(self, contestant: Contestant) -> float:
         """Median over shared seeds of its time per step over AdamW's; NaN where either was not measured."""
@@ -126,8 +128,7 @@ class Comparison:
 
         An interval that does not exist is a dash.
         """
-        scores = [abs(x) for c in self.contestants for x in c.scores.values()]
-        digits = 2 if not scores or max(scores) >= 10 else 4
+        digits = digits_of(x for c in self.contestants for x in c.scores.values())
         return f"{value:{sign}.{digits}f}" if math.isfinite(value) else "–"
 
     def format_difference(self, d: Difference | None) -> str:

@@ -34,7 +34,7 @@ class Row:
 
     def cells(self) -> tuple[str, ...]:
         """The row as text, in the order of ``COLUMNS``."""
-        d, digits = self.difference, 2 if not abs(self.score.mean) < 10 else 4
+        d, digits = self.difference, digits_of([self.score.mean])
         return (
             self.label + (f" ({self.diverged} diverged)" if self.diverged else ""),
             str(self.score.n),
@@ -45,6 +45,11 @@ class Row:
             "" if self.relative_time is None else f"{self.relative_time:.2f}",
             f"{self.lambda_max:.2f}",
         )
+
+
+def digits_of(scores: Iterable[float]) -> int:
+    """How many digits after the point scores deserve: two of an accuracy in %, four of a loss."""
+    return 4 if all(abs(score) < 10 for score in scores) else 2
 
 
 def rows(records: Iterable[Record]) -> list[Row]:
@@ -82,13 +87,12 @@ def _order(label: str) -> tuple[int, str]:
 
 def _row(label: str, runs: list[Record], baseline: list[Record]) -> Row:
     scores, others = _scores(runs), _scores(baseline)
-    whole = len(scores) == len(runs) and len(others) == len(baseline)  # no difference of those alone that survived
     base_times = _step_times(baseline)
     ratios = [time / base_times[seed] for seed, time in _step_times(runs).items() if seed in base_times]
     return Row(
         label=label,
-        score=estimate(list(scores.values()) or [math.nan]),
-        difference=paired(scores, others) if whole and label != BASELINE else None,
+        score=estimate([x for x in scores.values() if math.isfinite(x)] or [math.nan]),
+        difference=paired(scores, others) if label != BASELINE else None,
         gradients_per_step=median(r["gradients_per_step"] for r in runs),
         relative_time=median(ratios) if ratios else None,
         lambda_max=median(number(r["result"].get("hessian_lambda_max")) for r in runs),
@@ -98,8 +102,8 @@ def _row(label: str, runs: list[Record], baseline: list[Record]) -> Row:
 
 
 def _scores(runs: list[Record]) -> dict[int, float]:
-    """Test scores by seed; a run that diverged may have none."""
-    return {r["run"]["seed"]: x for r in runs if math.isfinite(x := number(r["result"]["test"]))}
+    """Test scores by seed; NaN where a run that diverged has none."""
+    return {r["run"]["seed"]: number(r["result"]["test"]) for r in runs}
 
 
 def _step_times(runs: list[Record]) -> dict[int, float]:
