@@ -124,6 +124,24 @@ def test_z_hardly_walks_in_bfloat16(path: dict[str, Any], at_random: bool) -> No
         assert (p.detach().float() - start).norm() < 0.01 * norm
 
 
+@pytest.mark.parametrize("at_random", [False, True], ids=["nearest", "random"])
+@every_fused
+def test_a_displacement_below_half_a_unit(fused: bool, at_random: bool) -> None:
+    """At random w is displaced by it on average, and z is found again all the same; to nearest there is none."""
+    p = torch.nn.Parameter(torch.full((20_000,), 1.25, dtype=BF16))
+    d, unit = 0.15 * 2**-7, 2**-7
+    options = {"modulator": "uniform", "radius": "lr", "fused": fused, "bf16_stochastic_round": at_random}
+    optimizer = HATAM([p], 1e-12, weight_decay=0.0, gamma=d * 1e12, state_dtype=FLOAT, **options)
+    p.grad = torch.ones_like(p)
+    for _ in range(300):
+        optimizer.step()
+    share = d * (1 - 0.9**300) / unit if at_random else 0
+    moved = (1.25 - p.detach().double()) / unit
+    assert moved.mean().item() == pytest.approx(share, abs=5 * (share * (1 - share) / p.numel()) ** 0.5)
+    with optimizer.straightened():
+        assert (p == 1.25).all()
+
+
 def test_straightened_gives_back_every_bit() -> None:
     """Of bfloat16 parameters and of what their state is stored in, although z has to be rounded meanwhile."""
     for state_dtype in (None, BF16, FLOAT):

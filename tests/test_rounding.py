@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -133,6 +134,19 @@ def test_what_bfloat16_can_hold_is_not_rounded() -> None:
         assert torch.equal(rounded.view(torch.int16)[kept], every.view(torch.int16)[kept])
     odd_nans = torch.tensor([0x7F800001, 0x7FFFFFFF, -0x7FFFFF, -1], dtype=torch.int32).view(torch.float32)
     assert rounding.round_at_random(odd_nans, torch.full((4,), 0xFFFF, dtype=torch.int32)).isnan().all()
+
+
+def test_the_middle_of_what_is_rounded_to_a_number() -> None:
+    """Half a unit at most from whatever is rounded there with the same bits; 0, infinity and NaN are their own."""
+    x = torch.randn(MANY, generator=generator(5)) * torch.logspace(-30, 30, MANY)
+    random = rounding.lower(drawn(seed=7))
+    rounded = rounding.round_at_random(x, random).float()
+    unit = torch.ldexp(torch.ones(MANY), torch.frexp(rounded).exponent - 8)
+    middle = rounding.middle(rounded, random)
+    assert (middle - x).abs().le(unit / 2).all()
+    assert torch.equal(rounding.round_at_random(middle, random).float(), rounded)
+    special = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan])
+    assert bits(rounding.middle(special, random[:5])) == bits(special)
 
 
 # The kernel ---------------------------------------------------------------------------------------------------------

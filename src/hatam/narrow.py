@@ -1,8 +1,9 @@
 """A step whose state or parameters have other dtypes than the arithmetic: widened, updated, rounded, tensor by tensor.
 
 A fused kernel does the same in registers. The rounding lies between the stages of a form. The displacement is undone
-from what was stored, so it has to be computed from that, too. And z is rounded as AdamW's parameter would be, w to
-nearest, and z again where the displacement is undone: mostly that is the z that was there. Else z walked at random.
+from what was stored, so it has to be computed from that, too. z and w are rounded as AdamW's parameter would be, and
+z again, to nearest, where the displacement is undone: mostly that is the z that was there. Else z walked at random.
+Where w was rounded at random, the same bits are drawn again to undo that ("subtractive dither").
 """
 
 from __future__ import annotations
@@ -41,8 +42,7 @@ def step(stages: Stages, param: Tensor, grad: Tensor, state: State, o: Options, 
     """One step of one parameter, whatever its gradient and state are stored in."""
     wide_param, wide = widened_both(param, state)
     if stages.undo:
-        stages.undo(wide_param, wide, o)
-        settle(param, wide_param, None)
+        undo_(param, wide_param, wide, o, parameter_number)
     stages.moments(widened(grad, wide_param.dtype), wide, o)
     random = draws(param, state, o, parameter_number)
     for key in MOMENTS:
@@ -52,14 +52,30 @@ def step(stages: Stages, param: Tensor, grad: Tensor, state: State, o: Options, 
     settle(param, wide_param, random.get("param"))
     if stages.displace:
         stages.displace(wide_param, h, wide, o)
-        settle(param, wide_param, None)
+        settle(param, wide_param, dither(param, wide, o, parameter_number))
 
 
-def undo_displacement_(param: Tensor, state: State, o: Options) -> None:
+def undo_displacement_(param: Tensor, state: State, o: Options, parameter_number: int) -> None:
     """z = w + d, whatever parameter and state are stored in."""
-    wide_param, wide = widened_both(param, state)
+    undo_(param, *widened_both(param, state), o, parameter_number)
+
+
+def undo_(param: Tensor, wide_param: Tensor, wide: State, o: Options, parameter_number: int) -> None:
+    """The same, of the widened tensors too."""
+    random = dither(param, wide, o, parameter_number)
+    if random is not None:
+        displaced = wide["displacement_radius"] != 0
+        wide_param.copy_(torch.where(displaced, rounding.middle(wide_param, random), wide_param))
     update.undo_displacement_(wide_param, wide, o)
     settle(param, wide_param, None)
+
+
+def dither(param: Tensor, state: State, o: Options, parameter_number: int) -> Tensor | None:
+    """16 random bits per element for w as the last step displaced it; None where it is rounded to nearest."""
+    if not o.round_param or param.dtype != torch.bfloat16:
+        return None
+    key = rounding.key_of(o.seed, parameter_number, number(state["step"], o))
+    return rounding.upper(rounding.draw(param, ~key))
 
 
 def widened_both(param: Tensor, state: State) -> tuple[Tensor, State]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 MASK = 0xFFFFFFFF
 UPPER_HALF = -0x10000  # 0xFFFF0000 as int32
+HALF = 0x8000  # of a unit in bfloat16
 MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
 
 Key: TypeAlias = Any  # an int, or a 0-dim int32 tensor where the step is on a device
@@ -69,3 +70,12 @@ def round_at_random(x: Tensor, random: Tensor) -> Tensor:
     """float32 → bfloat16 with 16 random bits; what is not finite stays as it is."""
     raised = x.view(torch.int32).add(random).bitwise_and_(UPPER_HALF).view(torch.float32)
     return torch.where(x.isfinite(), raised, x).to(torch.bfloat16)
+
+
+def middle(rounded: Tensor, random: Tensor) -> Tensor:
+    """The middle of the float32 numbers that :func:`round_at_random` rounds to a number with these bits.
+
+    They lie as far apart as two neighbours in bfloat16, so that only one of those, less a displacement, is among them.
+    """
+    found = rounded.view(torch.int32).sub(random).add_(HALF).view(torch.float32)
+    return torch.where(rounded.isfinite() & (rounded != 0), found, rounded)

@@ -20,16 +20,18 @@ def straightened(groups: Iterable[Mapping[str, Any]], states: Mapping[Tensor, di
     saved: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     try:
         with torch.no_grad():
+            first = 0
             for group in groups:
                 o = options.resolve(group, group["lr_peak"])
-                for p in group["params"]:
+                for number, p in enumerate(group["params"], first):
                     state = states.get(p, {})
                     if "displacement_radius" in state:
                         radius = state["displacement_radius"]
                         saved.append((p, p.detach().clone(), radius, radius.clone()))
                         parts = {key: sharded.local(x) for key, x in state.items()}
-                        narrow.undo_displacement_(real(sharded.local(p.detach())), real_state(parts), o)
+                        narrow.undo_displacement_(real(sharded.local(p.detach())), real_state(parts), o, number)
                         radius.zero_()
+                first += len(group["params"])
         yield
     finally:
         with torch.no_grad():

@@ -16,7 +16,7 @@ static inline uint32_t scatter(uint32_t x) {
 }
 
 /* Element i of tensor `number` draws scatter(i ^ key) at this step: half of it for m, half for e, and the same of a
- * second key for w and v. */
+ * second key for z and v, or for z and w. */
 static inline uint32_t key_of(uint32_t seed, uint32_t number, uint32_t step) {
     return scatter(scatter(scatter(seed) + number) + step);
 }
@@ -43,6 +43,11 @@ static inline uint16_t narrowed(float x) { return (uint16_t)(bits_of(x) >> 16); 
 static inline float rounded(float x, uint32_t random, const int at_random) {
     uint32_t bits = bits_of(x), raise = at_random ? random & 0xffffU : 0x7fffU + (bits >> 16 & 1U);
     return x - x == 0 ? float_of((bits + raise) & 0xffff0000U) : x + x; /* x + x: a quiet NaN, which outlives the cut */
+}
+
+/* The middle of the numbers that are rounded to x with these random bits; they lie as far apart as two neighbours. */
+static inline float middle(float x, uint32_t random) {
+    return x - x == 0 && x != 0 ? float_of(bits_of(x) - (random & 0xffffU) + 0x8000U) : x;
 }
 
 #endif

@@ -45,6 +45,7 @@ static FN(Constants) FN(constants)(const Table *table, const Options *o, int64_t
         .cap = (REAL)o->cap,
         .key = key,
         .key_of_param = ~key,
+        .key_of_param_before = ~key_of(o->seed, table->number[t], (uint32_t)before),
     };
     if (o->loop >= RAW) {
         c.gain = (REAL)(o->gamma * (1 - o->beta_c));

@@ -12,7 +12,7 @@ typedef struct {
     REAL radius, radius_before, inv_mean, inv_mean_before;        /* of the displacement */
     REAL cap;                                                     /* S / h = min(cap / h, 1 / mean) */
     REAL gain, slope, level;                                      /* gamma (1 - beta_c) S, S = min(slope h + level, cap) */
-    uint32_t key, key_of_param;
+    uint32_t key, key_of_param, key_of_param_before;
 } FN(Constants);
 
 /* A block of the tensors of one parameter, widened where they are stored in bfloat16. */
@@ -65,8 +65,10 @@ INLINE void FN(decoupled)(FN(Block) b, FN(Sums) *restrict sums, const FN(Constan
         REAL inv_h = FN(unless_infinite)(h, small_h_before * inv_both, 0);
 
         /* z = w + d_{t-1}, d = rho S e / h. In bfloat16 the nearest number is mostly the z that was there. */
+        uint32_t for_w_before = FN(draw)(b.at, i, k.key_of_param_before, t.random_param) >> 16;
+        REAL middle_w = t.random_param ? (REAL)middle((float)w, for_w_before) : w;
         REAL s_over_h = FN(at_most)(k.cap * inv_h_before, k.inv_mean_before);
-        REAL z = k.radius_before != 0 ? FN(as_read)(t.param, w + k.radius_before * e * s_over_h, 0, 0) : w;
+        REAL z = k.radius_before != 0 ? FN(as_read)(t.param, middle_w + k.radius_before * e * s_over_h, 0, 0) : w;
 
         /* z <- z - lr (m / h + wd z) */
         if (t.own_e)
@@ -78,7 +80,7 @@ INLINE void FN(decoupled)(FN(Block) b, FN(Sums) *restrict sums, const FN(Constan
         sums->root[i] += root;
         REAL span = (t.own_e ? e : m) * FN(at_most)(k.cap * inv_h, k.inv_mean);
         if (t.scaled) sums->span[i] += span * span, sums->size[i] += z * z;
-        FN(store)(b.param + i, t.param, k.radius != 0 ? z - k.radius * span : z, 0, 0);
+        FN(store)(b.param + i, t.param, k.radius != 0 ? z - k.radius * span : z, for_param >> 16, t.random_param);
     }
 }
 

@@ -176,7 +176,7 @@ def launch(table: Tables, dtypes: dict[str, torch.dtype], o: Options) -> None:
     double, needs_mean = dtypes["param"] == torch.float64, o.modulator.needs_mean
     precision = torch.float64 if double else torch.float32
     constants = torch.empty(tensors, k.words.CONSTANTS.value, dtype=precision, device=device)
-    keys = torch.empty(tensors, dtype=torch.int32, device=device)
+    keys = torch.empty(tensors, 2, dtype=torch.int32, device=device)  # of this step and of the one before
     kept = (needs_mean, o.scaled, o.scaled)  # of sqrt(v), (S e / h)^2 and z^2
     sums, spans, sizes = (torch.empty(chunks, dtype=torch.float64, device=device) if keep else None for keep in kept)
     found_inf = None if o.found_inf is None else o.found_inf.to(device, non_blocking=True)
