@@ -157,7 +157,7 @@ def swapped_in() -> dict[str, Verdict]:
     """The default in AdamW's place, by the options that AdamW had there."""
     rounds = {
         "AdamW's usual betas": "judged, usual",
-        "torch's β2 there": "judged, torch's",
+        "torch's β2 and the same lr": "judged, torch's",
         "the options that were tuned for AdamW": "judged",
     }
     found = {where: comparisons(load.find(untuned.ROUNDS[name].folder).entries)[0] for where, name in rounds.items()}
@@ -187,14 +187,20 @@ def places(compared: Sequence[Comparison]) -> dict[str, dict[str, int]]:
 
 
 def ranks(compared: Sequence[Comparison], ours: str) -> str:
-    """Where a contender comes on each task, and who comes first on the average."""
+    """Where a contender comes on each task, who is first there, and who on the average."""
     found = places(compared)
     mean = {label: fmean(by_task.values()) for label, by_task in found.items()}
     order = sorted(mean, key=mean.__getitem__)
-    shown = [*order[:8], *(["adamw"] if "adamw" not in order[:8] else [])]
+    kin = sum(label.startswith(("hatam", "atam")) for label in order)
     told = ", ".join(f"{task} {place}" for task, place in found[ours].items())
+    ahead = {label: [task for task, place in by_task.items() if place == 1] for label, by_task in found.items()}
+    firsts = ", ".join(f"{label} on {names(ahead[label])}" for label in order if ahead[label])
+    shown = [label for label in order if label in (*order[:8], ours, "adamw")]
     means = ", ".join(f"{label} {mean[label]:.1f}" for label in shown)
-    return f"{told}, of {len(order)}; in the mean over these {len(found[ours])} tasks {means}"
+    return (
+        f"{told}, of {len(order)}, of which {kin} are forms of HATAM or ATAM. First there: {firsts}. "
+        f"Mean place on these {len(found[ours])} tasks, from the best on, not all shown: {means}"
+    )
 
 
 def both(verdict: Callable[[str], Verdict]) -> dict[str, Verdict]:
@@ -238,10 +244,10 @@ def short(steps: Sequence[Comparison], time: Sequence[Comparison], swapped: dict
     hurt = f"; where it is better, AdamW itself is worse than at equal steps on {names(ahead)}"
     lines = {
         "Tuned, against tuned AdamW": against(steps, "adamw", 0.05, ours).words,
-        "Tuned, against tuned AdamW, in SAM's time": f"{against(time, 'adamw', 0.05, ours).words}{hurt}",
+        "Tuned, against tuned AdamW, at equal time": f"{against(time, 'adamw', 0.05, ours).words}{hurt}",
         "Tuned, against tuned SAM": against(steps, "sam", 0.05, ours).words,
-        "Tuned, against tuned SAM, in SAM's time": against(time, "sam", 0.05, ours).words,
-        "Tuned, its place among all contenders by mean score at equal steps": ranks(steps, ours),
+        "Tuned, against tuned SAM, at equal time": against(time, "sam", 0.05, ours).words,
+        "Tuned, its place by mean score at equal steps, where all contenders were run": ranks(steps, ours),
         **{f"Untuned in AdamW's place, at {where}": verdict.words for where, verdict in swapped.items()},
         "Its γ": f"the search ended {best_gammas([each.task for each in steps])}",
     }

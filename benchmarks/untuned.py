@@ -10,7 +10,7 @@ its weights, no longer by its size. The default comes from it, and is judged at 
 is judged once, on seeds that nothing else uses. `hatam` of the third and the fourth round cannot be measured again:
 their records are all that is left.
 
-    python benchmarks/untuned.py              measure what has no record yet, fill in docs/log.md and README.md
+    python benchmarks/untuned.py              measure what has no record yet, fill in the pages
     python benchmarks/untuned.py --render     fill in from the records alone
 """
 
@@ -150,7 +150,7 @@ PAGES = {
     "untuned-size-usual": ("docs/log.md", lambda: judged("by size, usual")),
     "untuned-fifth": ("docs/log.md", lambda: table("fifth")),
     "untuned-fifth-usual": ("docs/log.md", lambda: table("fifth, usual")),
-    "untuned": ("README.md", judged),
+    "untuned": ("docs/results.md", judged),
     "untuned-usual": ("README.md", lambda: judged("judged, usual")),
     "untuned-torchs": ("docs/log.md", lambda: judged("judged, torch's")),
 }

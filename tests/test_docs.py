@@ -107,6 +107,13 @@ def test_task_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
         assert name.startswith("cifar") or f"| {name} |" in page
 
 
+def test_the_snippet_of_the_readme_runs() -> None:
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    exec(page.partition("```python\n")[2].partition("```")[0], names)
+    assert 0 <= names["accuracy"] <= 1
+
+
 def test_the_snippets_of_the_migration_page_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,7 +64,7 @@ class Table:
 
     def markdown(self) -> str:
         """The table in Markdown, with whatever means something there or in HTML made plain."""
-        lines = [f"**{_plain(self.title)}**", "", _line(self.columns), "|" + "---|" * len(self.columns)]
+        lines = [f"### {_plain(self.title)}", "", _line(self.columns), "|" + "---|" * len(self.columns)]
         return "\n".join([*lines, *map(_line, self.rows), "", _plain(self.caption), ""])
 
 

@@ -44,7 +44,8 @@ def results(comparison: Comparison, p_values: PValues, made_by: Sources) -> Tabl
         f"Test {comparison.metric}. Mean over n seeds with Student's 95% interval; differences to AdamW are paired by "
         "seed, with their 95% interval, Student's paired t, and Holm's correction over the tasks of this folder of "
         "records. Time/step is measured, AdamW = 1, in a study by all contenders in turns; λ_max is the "
-        "median over seeds. A run that diverged counts with its score; where it has none, n leaves it out.",
+        "median over seeds. A run that diverged counts with its score; where it has none, n leaves it out, and there "
+        "is no difference.",
         made_by,
     )
 
