@@ -94,6 +94,13 @@ BAD: list[Case] = [
     ({"state_dtype": torch.float16}, ValueError, ["state_dtype=torch.float16", "torch.bfloat16", "8bit"]),
     ({"state_dtype": "bfloat16"}, ValueError, ["state_dtype='bfloat16'", "torch.bfloat16", "8bit"]),
     ({"state_dtype": torch.bfloat16, "differentiable": True}, ValueError, ["state_dtype", "differentiable=True"]),
+    (
+        {"bf16_stochastic_round": True, "differentiable": True},
+        ValueError,
+        ["round=True", "differentiable=True"],
+    ),
+    ({"eps": 0.0, "modulator": "uniform"}, ValueError, ["eps=0.0", "'uniform'", "1e-8"]),
+    ({"eps": 0.0, "form": "raw"}, ValueError, ["eps=0.0", "'raw'", "1e-8"]),
     ({"bf16_stochastic_round": None}, TypeError, ["bf16_stochastic_round", "None", "True"]),
     ({"seed": -1}, ValueError, ["seed=-1", "[0, 2**32)"]),
     ({"seed": 2**32}, ValueError, ["seed=4294967296", "[0, 2**32)"]),

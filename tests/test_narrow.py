@@ -124,6 +124,45 @@ def test_z_hardly_walks_in_bfloat16(path: dict[str, Any], at_random: bool) -> No
         assert (p.detach().float() - start).norm() < 0.01 * norm
 
 
+@pytest.mark.parametrize("options", [{}, {"state_dtype": FLOAT}, {"bf16_stochastic_round": True}], ids=str)
+def test_z_hardly_walks_where_the_step_is_compiled(options: dict[str, Any]) -> None:
+    """The compiler keeps in float32 what is cast to bfloat16 and back; rounding has to survive that, in one graph."""
+    torch._dynamo.reset()
+    p = torch.nn.Parameter(torch.randn(2000, generator=generator(3)).to(BF16))
+    start, rng = p.detach().float(), generator(4)
+    norm = float(start.norm())
+    optimizer = HATAM([p], torch.tensor(1e-7), (0.9, 0.95), weight_decay=0, gamma=0.02 * norm, **options)
+    p.grad = torch.randn(2000, generator=rng).to(BF16)
+    optimizer.step()
+    step = torch.compile(optimizer.step)
+    assert torch._dynamo.explain(optimizer.step)().graph_count == 1
+    for _ in range(400):
+        p.grad = torch.randn(2000, generator=rng).to(BF16)
+        step()
+    assert (p.detach().float() - start).norm() > 0.01 * norm
+    with optimizer.straightened():
+        assert (p.detach().float() - start).norm() < 0.01 * norm
+
+
+@every_fused
+def test_z_does_not_drift_in_bfloat16(fused: bool) -> None:
+    """What has no gradient keeps every bit of its z, and what is displaced by 0.3 units leaves it as often as not."""
+    n = 2**18
+    p = torch.nn.Parameter((1 + torch.rand(n, generator=generator(3)) / 2).to(BF16))
+    start = p.detach().clone()
+    options = {"modulator": "uniform", "radius": "lr", "state_dtype": FLOAT, "fused": fused}
+    optimizer = HATAM([p], 1e-12, weight_decay=0.0, gamma=0.3 * 2**-7 * 1e12, bf16_stochastic_round=True, **options)
+    p.grad = torch.zeros_like(p)
+    p.grad[: n // 2] = 1
+    for _ in range(60):
+        optimizer.step()
+    with optimizer.straightened():
+        assert torch.equal(p[n // 2 :], start[n // 2 :])
+        up, down = (p > start).sum().item(), (p < start).sum().item()
+    assert up + down < 60 * n / 2 * 2**-15
+    assert abs(up - down) <= 5 * (up + down) ** 0.5
+
+
 @pytest.mark.parametrize("at_random", [False, True], ids=["nearest", "random"])
 @every_fused
 def test_a_displacement_below_half_a_unit(fused: bool, at_random: bool) -> None:

@@ -315,6 +315,29 @@ def test_a_form_changed_in_mid_training_leaves_w_where_it_is(form: str, radius: 
         assert not equal(params, w)
 
 
+@pytest.mark.parametrize("path", [{"foreach": False, "fused": False}, {"foreach": True}, {}], ids=str)
+def test_means_of_another_form_are_left_alone(path: dict[str, Any]) -> None:
+    """The uniform modulator has no use for the mean that "raw" has kept."""
+    params = parameters()
+    optimizer = HATAM(params, 0.01, form="raw", gamma=1.0, **path)
+    feed(optimizer, params, gradients(params, 2))
+    optimizer.param_groups[0].update(form="decoupled", modulator="uniform", radius="lr")
+    feed(optimizer, params, gradients(params, 2))
+    assert all(state["step"] == 4 and "displacement_mean" not in state for state in optimizer.state.values())
+
+
+@pytest.mark.parametrize("path", [{"foreach": False, "fused": False}, {"foreach": True}, {}], ids=str)
+def test_a_weight_that_is_infinite_leaves_the_scale(path: dict[str, Any]) -> None:
+    params = parameters([(6, 4)])
+    optimizer = HATAM(params, 0.01, **path)
+    feed(optimizer, params, gradients(params, 5))
+    scale = optimizer.state[params[0]]["displacement_scale"].clone()
+    with torch.no_grad():
+        params[0][0, 0] = math.inf
+    feed(optimizer, params, gradients(params, 5))
+    assert torch.equal(optimizer.state[params[0]]["displacement_scale"], scale)
+
+
 def test_what_others_keep_in_the_state_changes_nothing() -> None:
     params = parameters()
     others = twins(params)

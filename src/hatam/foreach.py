@@ -123,7 +123,7 @@ def decoupled_(params: Tensors, grads: Tensors, states: list[State], o: Options)
     hs = denominators(vs, steps, o)
     for state in states:
         set_radius_(state, o)
-        if "denom_mean" in state:
+        if "displacement_mean" in state:
             hand_over_mean_(state, o)
     remember_means_(states, hs, o)
     descend_(params, ms, hs, steps, o)

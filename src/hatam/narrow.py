@@ -17,15 +17,18 @@ from .update import Options, Stages, State, number
 
 
 def needed(param: Tensor, grad: Tensor, state: State, o: Options) -> bool:
-    """Whether anything is stored in another dtype than the parameter's, or rounded at random."""
-    if o.round_param and param.dtype == torch.bfloat16:
+    """Whether anything is stored in another dtype than the parameter's, or rounded at random.
+
+    bfloat16 also where torch.compile traces the step: it would round once at the end, which lets z walk.
+    """
+    if param.dtype == torch.bfloat16 and (o.round_param or torch.compiler.is_compiling()):
         return True
     stored = (grad, *(state[key] for key in MOMENTS if key in state))
     return any(x.dtype != param.dtype or is_quantized(x) for x in stored)
 
 
 def draws(param: Tensor, state: State, o: Options, parameter_number: int) -> dict[str, Tensor]:
-    """16 random bits per element for each tensor that is rounded at random; "param" is the parameter."""
+    """16 random bits per element for each tensor that is rounded at random; "param" is the parameter as z, "w" as w."""
     stored = {"param": param, **{key: state[key] for key in MOMENTS if key in state}}
     wanted = {key for key in stored if (o.round_param if key == "param" else o.round_state)}
     wanted = {key for key in wanted if stored[key].dtype == torch.bfloat16 and not is_quantized(stored[key])}
@@ -35,7 +38,7 @@ def draws(param: Tensor, state: State, o: Options, parameter_number: int) -> dic
         if wanted & {low, high}:
             random = rounding.draw(param, of_key)
             bits |= {low: rounding.lower(random), high: rounding.upper(random)}
-    return {key: bits[key] for key in wanted}
+    return {key: bits[key] for key in wanted} | ({"w": bits["exp_avg_sq"]} if "param" in wanted else {})
 
 
 def step(stages: Stages, param: Tensor, grad: Tensor, state: State, o: Options, parameter_number: int) -> None:
@@ -52,7 +55,7 @@ def step(stages: Stages, param: Tensor, grad: Tensor, state: State, o: Options, 
     settle(param, wide_param, random.get("param"))
     if stages.displace:
         stages.displace(wide_param, h, wide, o)
-        settle(param, wide_param, dither(param, wide, o, parameter_number))
+        settle(param, wide_param, random.get("w"))
 
 
 def undo_displacement_(param: Tensor, state: State, o: Options, parameter_number: int) -> None:

@@ -244,10 +244,9 @@ class HATAM(Optimizer):
                 return loss  # a GradScaler's skipped step: nothing moves
             found_inf = None
         self._begun = self._begun or norms.has_begun(self.param_groups, bool(self.state))
-        first, norm = 0, norms.at_first_step(self.param_groups, self._begun)
-        for group in self.param_groups:
-            numbers = [first + i for i, p in enumerate(group["params"]) if p.grad is not None]
-            first += len(group["params"])
+        norm = norms.at_first_step(self.param_groups, self._begun)
+        for first, group in options.numbered(self.param_groups):
+            numbers = [i for i, p in enumerate(group["params"], first) if p.grad is not None]
             params: list[Tensor] = []
             grads: list[Tensor] = []
             columns: dict[str, list[Tensor]] = {key: [] for key in STATE}
@@ -278,7 +277,7 @@ class HATAM(Optimizer):
 
         For validation or for saving a model in mid-training. After a step at lr = 0 it changes nothing.
         The forms "raw" and "published" have no displacement: there it never changes anything. Holds one copy of the
-        displaced parameters meanwhile.
+        displaced parameters meanwhile, and of one tensor at a time some float32 ones as it begins.
 
         Raises:
             RuntimeError: ``step()`` or ``load_state_dict()`` is called inside.

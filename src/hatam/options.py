@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any, cast
 
@@ -76,11 +76,12 @@ def check_radius_options(group: Mapping[str, Any]) -> None:
 
 
 def check_eps(group: Mapping[str, Any]) -> None:
-    """Where h divides by its own mean before any gradient has come, ε must not be 0."""
-    if group["eps"] == 0 and MODULATORS[group["modulator"]].needs_mean and FORMS[group["form"]].radius is None:
+    """Where h divides by its own mean, or e by h, before any gradient has come, ε must not be 0."""
+    needs_mean, has_radius = MODULATORS[group["modulator"]].needs_mean, FORMS[group["form"]].radius is not None
+    if group["eps"] == 0 and needs_mean != has_radius:
         raise ValueError(
-            f"eps={group['eps']!r} makes the first step of form={group['form']!r} 0 / 0: it must be in (0, inf) there; "
-            "AdamW's default is 1e-8"
+            f"eps={group['eps']!r} makes the first step of form={group['form']!r} with modulator="
+            f"{group['modulator']!r} 0 / 0: it must be in (0, inf) there; AdamW's default is 1e-8"
         )
 
 
@@ -102,6 +103,11 @@ def check_state(group: Mapping[str, Any]) -> None:
         quantized_type()  # now, so that torch.load(…, weights_only=True) knows it in a process that resumes
     if value is not None and group["differentiable"]:
         raise ValueError(f"state_dtype={value!r} and differentiable=True exclude each other; leave state_dtype at None")
+    if group["bf16_stochastic_round"] and group["differentiable"]:
+        raise ValueError(
+            "bf16_stochastic_round=True and differentiable=True exclude each other, as rounding at random has no "
+            "gradient; leave bf16_stochastic_round at False"
+        )
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed must be an integer in [0, 2**32), not {seed!r} of type {type(seed).__name__}")
     if not 0 <= seed < 2**32:
@@ -253,6 +259,14 @@ def memory(group: Mapping[str, Any]) -> float:
     """βc, with the default of the form filled in."""
     own = FORMS[group["form"]].beta_c if group["beta_c"] is None else group["beta_c"]
     return float(group["betas"][0] if own is None else own)
+
+
+def numbered(groups: Iterable[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Groups with the number of their first parameter among those of all, which random numbers depend on."""
+    first = 0
+    for group in groups:
+        yield first, group
+        first += len(group["params"])
 
 
 def complete(group: dict[str, Any]) -> None:

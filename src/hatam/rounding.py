@@ -17,7 +17,6 @@ from torch import Tensor
 
 MASK = 0xFFFFFFFF
 UPPER_HALF = -0x10000  # 0xFFFF0000 as int32
-HALF = 0x8000  # of a unit in bfloat16
 MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
 
 Key: TypeAlias = Any  # an int, or a 0-dim int32 tensor where the step is on a device
@@ -66,16 +65,26 @@ def upper(random: Tensor) -> Tensor:
     return (random >> 16).bitwise_and_(0xFFFF)
 
 
+def rounded(x: Tensor, random: Tensor | None) -> Tensor:
+    """A float32 as bfloat16 has it: at random with 16 bits, else the nearest. What is not finite stays as it is.
+
+    By its bits, for torch.compile leaves a cast to bfloat16 and back out.
+    """
+    bits = x.view(torch.int32)
+    more = (bits >> 16).bitwise_and_(1).add_(0x7FFF) if random is None else random
+    return torch.where(x.isfinite(), bits.add(more).bitwise_and_(UPPER_HALF).view(torch.float32), x)
+
+
 def round_at_random(x: Tensor, random: Tensor) -> Tensor:
-    """float32 → bfloat16 with 16 random bits; what is not finite stays as it is."""
-    raised = x.view(torch.int32).add(random).bitwise_and_(UPPER_HALF).view(torch.float32)
-    return torch.where(x.isfinite(), raised, x).to(torch.bfloat16)
+    """float32 → bfloat16 with 16 random bits."""
+    return rounded(x, random).to(torch.bfloat16)
 
 
-def middle(rounded: Tensor, random: Tensor) -> Tensor:
-    """The middle of the float32 numbers that :func:`round_at_random` rounds to a number with these bits.
+def middle(x: Tensor, random: Tensor) -> Tensor:
+    """The middle of the float32 numbers that :func:`round_at_random` rounds to x with these bits.
 
     They lie as far apart as two neighbours in bfloat16, so that only one of those, less a displacement, is among them.
+    Two are in the middle, and each is taken in half of all cases: else z drifted outward.
     """
-    found = rounded.view(torch.int32).sub(random).add_(HALF).view(torch.float32)
-    return torch.where(rounded.isfinite() & (rounded != 0), found, rounded)
+    found = x.view(torch.int32).sub(random).add_(random & 1).add_(0x7FFF).view(torch.float32)
+    return torch.where(x.isfinite() & (x != 0), found, x)

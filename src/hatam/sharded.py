@@ -105,7 +105,7 @@ class Shards:
 
     def __init__(self) -> None:
         self.pending: list[Pending] = []
-        self._sums: dict[tuple[int, ...], Sums] = {}
+        self._sums: dict[int, tuple[list[int], Sums]] = {}
 
     def run(
         self,
@@ -137,11 +137,12 @@ class Shards:
                 self.pending.append(begin(key, sums, wanted, rows(some), o))
 
     def _sums_of(self, numbers: list[int], params: list[Tensor], mesh: Any) -> Sums:
-        """The same objects at each step, by which a kernel knows that its tables still hold."""
-        key = tuple(numbers)
-        if key not in self._sums:
-            self._sums[key] = Sums.of(params, mesh)
-        return self._sums[key]
+        """The same objects as long as the parameters are, by which a kernel knows that its tables still hold."""
+        whose, sums = self._sums.get(numbers[0], ([], None))
+        if sums is None or whose != numbers:
+            sums = Sums.of(params, mesh)
+            self._sums[numbers[0]] = numbers, sums
+        return sums
 
     def settle(self) -> None:
         """Wait for the sums of the last step, and keep what they say of the whole tensors."""

@@ -68,7 +68,7 @@ def quantized_type() -> Any:
 
 def is_quantized(x: Tensor) -> bool:
     """Whether a state tensor is one of torchao's, which report the dtype that they dequantize to."""
-    return type(x).__module__.startswith("torchao.")
+    return hasattr(x, "qmap")  # which torch.compile can trace, unlike a look at the module of its type
 
 
 def copied(x: Tensor) -> Tensor:
@@ -101,8 +101,12 @@ def settle(stored: Tensor, wide: Tensor, random: Tensor | None) -> None:
     """Store what was widened, at random where bits are given, and leave in ``wide`` what a later step will read."""
     if wide is stored:
         return
-    stored.copy_(wide if random is None else rounding.round_at_random(wide.float(), random))
-    wide.copy_(widened(stored, wide.dtype))
+    if stored.dtype == torch.bfloat16 and not is_quantized(stored):
+        wide.copy_(rounding.rounded(wide.float(), random))
+        stored.copy_(wide)
+    else:
+        stored.copy_(wide)
+        wide.copy_(widened(stored, wide.dtype))
 
 
 def restore_dtypes(state: dict[str, Any], saved: dict[str, Any], param: Tensor, state_dtype: Any) -> None:

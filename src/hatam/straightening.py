@@ -15,13 +15,12 @@ from .paths import real_state
 
 
 @contextmanager
-def straightened(groups: Iterable[Mapping[str, Any]], states: Mapping[Tensor, dict[str, Any]]) -> Iterator[None]:
+def straightened(groups: Iterable[dict[str, Any]], states: Mapping[Tensor, dict[str, Any]]) -> Iterator[None]:
     """Inside, the parameters of these groups are not displaced; afterwards they are what they were, to the last bit."""
     saved: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     try:
         with torch.no_grad():
-            first = 0
-            for group in groups:
+            for first, group in options.numbered(groups):
                 o = options.resolve(group, group["lr_peak"])
                 for number, p in enumerate(group["params"], first):
                     state = states.get(p, {})
@@ -31,7 +30,6 @@ def straightened(groups: Iterable[Mapping[str, Any]], states: Mapping[Tensor, di
                         parts = {key: sharded.local(x) for key, x in state.items()}
                         narrow.undo_displacement_(real(sharded.local(p.detach())), real_state(parts), o, number)
                         radius.zero_()
-                first += len(group["params"])
         yield
     finally:
         with torch.no_grad():

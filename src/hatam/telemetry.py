@@ -183,7 +183,7 @@ def observe(param: Tensor, grad: Tensor, state: State, o: Options) -> dict[str, 
     """
     state, dtype = real_state(state), storage.arithmetic(real(param).dtype)
     w, g = real(param.detach()).to(dtype), real(grad).to(dtype)
-    g = g if isinstance(o.grad_factor, int) and o.grad_factor == 1 else g * o.grad_factor
+    g = g if not isinstance(o.grad_factor, Tensor) and o.grad_factor == 1 else g * o.grad_factor
     m, v = (storage.widened(state[key], dtype) for key in ("exp_avg", "exp_avg_sq"))
     e = storage.widened(update.averaged_gradient(state), dtype)
     step = state["step"].to(w.device, torch.float64)  # 1 − β2^t needs the digits

@@ -167,9 +167,10 @@ def next_scale(z2: Tensor, u2: Tensor, last: Tensor, o: Options) -> Tensor:
     largest. So it may shrink at once, and grow only slowly.
     """
     new = (z2 / u2.clamp(min=least_span(o))).sqrt()
+    good = (u2 < math.inf) & (new < math.inf)
     if o.growth < math.inf:
         new = torch.where(last > 0, torch.minimum(new, o.growth * last), new)
-    return torch.where(u2 == 0, 0.0, torch.where((u2 < math.inf) & (new < math.inf), new, last))
+    return torch.where(u2 == 0, 0.0, torch.where(good, new, last))
 
 
 def set_radius_(state: State, o: Options) -> None:
@@ -218,8 +219,9 @@ def displace_(param: Tensor, h: Tensor, state: State, o: Options) -> None:
     """w = z − d_t, d_t = ρ_t S_t e_t / h_t."""
     mean = state.get("denom_mean")
     set_radius_(state, o)
-    if mean is not None:
+    if "displacement_mean" in state:
         hand_over_mean_(state, o)
+    if mean is not None:
         remember_mean_(state, h, o)
     e, spread = averaged_gradient(state), o.modulator.spread(h, displacement_mean(state), o.cap)
     if o.scaled:

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#define HATAM_LAYOUT 6 /* counts the changes of this file, so that a binary of another version is noticed */
+#define HATAM_LAYOUT 7 /* counts the changes of this file and of what is rounded how, so that a binary of another version is noticed */
 
 /* Decoupled where e is m, decoupled with e of its own; both with a radius that is scaled for each tensor; the other forms. */
 enum loop { SHARED, OWN, SHARED_SCALED, OWN_SCALED, RAW, PUBLISHED };

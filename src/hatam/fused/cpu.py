@@ -19,7 +19,7 @@ from ..storage import MOMENTS, SCALARS
 from ..update import NO_GRADIENT_YET, Options, least_span
 from .batches import Batch
 
-LAYOUT = 6  # of cpu.h
+LAYOUT = 7  # of cpu.h
 LIBRARY = Path(__file__).with_name("_cpu.so")
 REMEDY = "install hatam where a C compiler is present (pip install --force-reinstall --no-binary hatam hatam)"
 LOOP = {"decoupled": 0, "raw": 4, "published": 5}  # decoupled: 1 more with e of its own, 2 more with a scaled radius

@@ -45,9 +45,10 @@ static inline float rounded(float x, uint32_t random, const int at_random) {
     return x - x == 0 ? float_of((bits + raise) & 0xffff0000U) : x + x; /* x + x: a quiet NaN, which outlives the cut */
 }
 
-/* The middle of the numbers that are rounded to x with these random bits; they lie as far apart as two neighbours. */
+/* The middle of the numbers that are rounded to x with these random bits, which lie as far apart as two neighbours: one
+ * of the two that are there, each in half of all cases. */
 static inline float middle(float x, uint32_t random) {
-    return x - x == 0 && x != 0 ? float_of(bits_of(x) - (random & 0xffffU) + 0x8000U) : x;
+    return x - x == 0 && x != 0 ? float_of(bits_of(x) - (random & 0xffffU) + 0x7fffU + (random & 1U)) : x;
 }
 
 #endif

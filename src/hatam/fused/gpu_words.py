@@ -102,8 +102,8 @@ def narrowed(x, random, AT_RANDOM: tl.constexpr):
 
 @triton.jit
 def middle(x, random):
-    """Of the numbers that are rounded to x with these random bits."""
-    found = (x.to(tl.uint32, bitcast=True) - (random & 0xFFFF) + 0x8000).to(tl.float32, bitcast=True)
+    """``middle`` of hatam/rounding.py."""
+    found = (x.to(tl.uint32, bitcast=True) - (random & 0xFFFF) + 0x7FFF + (random & 1)).to(tl.float32, bitcast=True)
     return tl.where((tl.abs(x) < float("inf")) & (x != 0), found, x)
 
 
