@@ -99,7 +99,6 @@ BAD: list[Case] = [
         ValueError,
         ["round=True", "differentiable=True"],
     ),
-    ({"eps": 0.0, "modulator": "uniform"}, ValueError, ["eps=0.0", "'uniform'", "1e-8"]),
     ({"eps": 0.0, "form": "raw"}, ValueError, ["eps=0.0", "'raw'", "1e-8"]),
     ({"bf16_stochastic_round": None}, TypeError, ["bf16_stochastic_round", "None", "True"]),
     ({"seed": -1}, ValueError, ["seed=-1", "[0, 2**32)"]),

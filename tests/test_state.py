@@ -338,6 +338,19 @@ def test_a_weight_that_is_infinite_leaves_the_scale(path: dict[str, Any]) -> Non
     assert torch.equal(optimizer.state[params[0]]["displacement_scale"], scale)
 
 
+@pytest.mark.parametrize(
+    "path", [{"capturable": True, "fused": False}, {"foreach": False}, {"foreach": True}, {}], ids=str
+)
+def test_eps_0_before_the_first_gradient(path: dict[str, Any]) -> None:
+    """Of one parameter it comes a step later than of the other."""
+    params = parameters([(6,), (6,)])
+    optimizer = HATAM(params, 0.01, eps=0.0, modulator="uniform", radius="lr", **path)
+    for step, row in enumerate(gradients(params, 3)):
+        params[0].grad, params[1].grad = row[0], row[1] if step else None
+        optimizer.step()
+    assert all(p.isfinite().all() for p in params)
+
+
 def test_what_others_keep_in_the_state_changes_nothing() -> None:
     params = parameters()
     others = twins(params)

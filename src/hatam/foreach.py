@@ -111,6 +111,8 @@ def decoupled_(params: Tensors, grads: Tensors, states: list[State], o: Options)
 
     # z = w + d_{t−1}
     es, hs = [averaged_gradient(s) for s in states], denominators(vs, numbers(states, "step", o), o)
+    if o.eps == 0:
+        torch._foreach_clamp_min_(hs, torch.finfo(hs[0].dtype).tiny)  # before the first gradient e is 0, too
     add_ratios_(params, es, spreads(states, hs, o), numbers(states, "displacement_radius", o))
     del hs
 

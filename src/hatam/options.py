@@ -76,12 +76,11 @@ def check_radius_options(group: Mapping[str, Any]) -> None:
 
 
 def check_eps(group: Mapping[str, Any]) -> None:
-    """Where h divides by its own mean, or e by h, before any gradient has come, ε must not be 0."""
-    needs_mean, has_radius = MODULATORS[group["modulator"]].needs_mean, FORMS[group["form"]].radius is not None
-    if group["eps"] == 0 and needs_mean != has_radius:
+    """Where h divides by its own mean before any gradient has come, ε must not be 0."""
+    if group["eps"] == 0 and MODULATORS[group["modulator"]].needs_mean and FORMS[group["form"]].radius is None:
         raise ValueError(
-            f"eps={group['eps']!r} makes the first step of form={group['form']!r} with modulator="
-            f"{group['modulator']!r} 0 / 0: it must be in (0, inf) there; AdamW's default is 1e-8"
+            f"eps={group['eps']!r} makes the first step of form={group['form']!r} 0 / 0: it must be in (0, inf) there; "
+            "AdamW's default is 1e-8"
         )
 
 

@@ -194,6 +194,8 @@ def corrected_gradient(grad: Tensor, exp_avg_grad: Tensor, h: Tensor, mean: Tens
 def undo_displacement_(param: Tensor, state: State, o: Options) -> None:
     """z = w + d, with d recomputed from the state that displaced w."""
     h = denominator(state["exp_avg_sq"], number(state["step"], o), o)
+    if o.eps == 0:
+        h.clamp_(min=torch.finfo(h.dtype).tiny)  # before the first gradient e is 0, too
     spread = o.modulator.spread(h, displacement_mean(state), o.cap)
     add_ratio_(param, averaged_gradient(state), spread, number(state["displacement_radius"], o))
 
