@@ -5,6 +5,7 @@ python benchmarks/targets.py
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from statistics import fmean, geometric_mean, median
@@ -15,12 +16,12 @@ import untuned
 
 from hatam.bench import report
 from hatam.bench.report import load
-from hatam.bench.report.compared import Comparison, comparisons
+from hatam.bench.report.compared import Comparison, comparisons, shared
 from hatam.bench.report.overall import costs_to_target
-from hatam.bench.report.summary import holm
+from hatam.bench.report.summary import corrected, mean_ranks
 from hatam.bench.report.tabulate import corruption_ratios
 from hatam.bench.stats import Difference
-from hatam.bench.study.plans import PLANS
+from hatam.bench.study.plans import PLANS, SEARCH
 
 STUDY = grids.ROOT / "results/full"
 FORMS = ("hatam", "hatam-relative")  # the default, and the one with its radius in units of the weights
@@ -38,16 +39,13 @@ class Verdict(NamedTuple):
         return f"{'reached' if self.holds else '**missed**'}: {self.words}"
 
 
-def pairs(compared: Sequence[Comparison], other: str, ours: str) -> dict[str, Difference]:
-    """HATAM less another by task, higher better."""
+def pairs(compared: Sequence[Comparison], other: str, ours: str) -> dict[str, Difference | None]:
+    """HATAM less another by task, higher better; None where a run was lost."""
     found = {}
     for each in compared:
         hatam, base = each.of(ours), each.of(other)
         if hatam and base:
-            ahead, behind = (hatam, base) if each.sign == 1 else (base, hatam)
-            difference = ahead.less(behind)
-            if difference is not None:
-                found[each.task] = difference
+            found[each.task] = hatam.less(base) if each.sign == 1 else base.less(hatam)
     return found
 
 
@@ -56,20 +54,26 @@ def names(tasks: Sequence[str]) -> str:
     return f"{len(tasks)} ({', '.join(tasks)})" if tasks else "none"
 
 
-def apart(compared: Sequence[Comparison], other: str, ours: str, level: float) -> tuple[list[str], list[str], int]:
-    """On which tasks it is better and worse by Holm-corrected p, of how many."""
+def apart(compared: Sequence[Comparison], other: str, ours: str, level: float) -> tuple[list[str], list[str]]:
+    """On which tasks it is better and worse by Holm-corrected p; worse where a run was lost."""
     found = pairs(compared, other, ours)
-    p = dict(zip(found, holm([d.p for d in found.values()]), strict=True))
-    better = [task for task, d in found.items() if d.mean > 0 and p[task] < level]
-    worse = [task for task, d in found.items() if d.mean < 0 and p[task] < 0.05]
-    return better, worse, len(found)
+    p = corrected(found)
+    better = [task for task, d in found.items() if d is not None and d.mean > 0 and p[task] < level]
+    worse = [task for task, d in found.items() if d is None or (d.mean < 0 and p[task] < 0.05)]
+    return better, worse
 
 
 def against(compared: Sequence[Comparison], other: str, level: float, ours: str, wanted: int = 0) -> Verdict:
     """:func:`apart` in words."""
-    better, worse, many = apart(compared, other, ours, level)
-    words = f"better (p < {level}) on {names(better)}, worse (p < 0.05) on {names(worse)}, of {many} tasks"
+    better, worse = apart(compared, other, ours, level)
+    words = f"better (p < {level}) on {names(better)}, worse (p < 0.05) on {names(worse)}, of {tested(compared, ours)}"
     return Verdict(len(better) >= wanted and not worse, words)
+
+
+def tested(compared: Sequence[Comparison], ours: str) -> str:
+    """How many tasks there are, and on how many seeds."""
+    counts = sorted({len(c.runs) for each in compared if (c := each.of(ours))})
+    return f"{len(compared)} tasks, n = {' or '.join(map(str, counts))}"
 
 
 def hurt_by_steps(steps: Sequence[Comparison], time: Sequence[Comparison], label: str) -> list[str]:
@@ -88,8 +92,8 @@ def against_sam(steps: Sequence[Comparison], time: Sequence[Comparison], ours: s
     signs = {each.task: each.sign for each in steps}
     at_steps, at_time = pairs(steps, "sam", ours), pairs(time, "sam", ours)
     margin = {task: MARGIN if signs[task] == 1 else MARGIN / 100 * means[task] for task in at_steps}
-    level = [task for task, d in at_steps.items() if d.low >= -margin[task]]
-    ahead = [task for task, d in at_time.items() if d.low > 0]
+    level = [task for task, d in at_steps.items() if d is not None and d.low >= -margin[task]]
+    ahead = [task for task, d in at_time.items() if d is not None and d.low > 0]
     words = (
         f"at equal steps no worse than the margin on {names(level)} of {len(at_steps)}, at equal time better on "
         f"{names(ahead)} of {len(at_time)}"
@@ -100,20 +104,22 @@ def against_sam(steps: Sequence[Comparison], time: Sequence[Comparison], ours: s
 def first_to_target(compared: Sequence[Comparison], ours: str) -> Verdict:
     """Who is first to AdamW's final validation score, by the median time over seeds; of HATAM this form alone.
 
-    Only where everyone was run does it decide.
+    Only where everyone was run on all seeds does it decide. Where half of nobody's runs get there, nobody is first.
     """
     firsts: dict[str, list[str]] = {}
     whole = []
     for each in compared:
-        labels = [c.label for c in each.contestants if c.label == ours or not c.label.startswith("hatam")]
+        rivals = [c for c in each.contestants if c.label == ours or not c.label.startswith("hatam")]
+        labels = [c.label for c in rivals if each.baseline and len(c.runs) == len(each.baseline.runs)]
         costs = list(zip(*costs_to_target(each, labels, timed=True), strict=True)) if ours in labels else []
         if costs:
             medians = {label: median(column) for label, column in zip(labels, costs, strict=True)}
-            firsts.setdefault(min(labels, key=medians.__getitem__), []).append(each.task)
+            first = min(labels, key=medians.__getitem__)
+            firsts.setdefault(first if medians[first] < math.inf else "nobody", []).append(each.task)
             whole += [each.task] if set(labels) >= EVERYONE else []
     ranked = sorted(firsts.items(), key=lambda item: -len(item[1]))
     told = "; ".join(f"{label} on {names(tasks)}" for label, tasks in ranked)
-    counted = {label: len({*tasks} & {*whole}) for label, tasks in firsts.items()}
+    counted = {label: len({*tasks} & {*whole}) for label, tasks in firsts.items() if label != "nobody"}
     holds = counted.pop(ours, 0) > max(counted.values(), default=0)
     return Verdict(holds, f"{told}. Everyone was run on {names(whole)}, which decide, on the others some")
 
@@ -135,11 +141,15 @@ def flatness(compared: Sequence[Comparison], ours: str) -> Verdict:
         ratios, gains = {}, pairs(compared, "adamw", ours)
         for each in compared:
             values = [c.median(sharpness(key)) for label in (ours, "adamw") if (c := each.of(label))]
-            if len(values) == 2 and each.task in gains and all(math.isfinite(x) and x > 0 for x in values):
+            if (
+                len(values) == 2
+                and gains.get(each.task) is not None
+                and all(math.isfinite(x) and x > 0 for x in values)
+            ):
                 ratios[each.task] = values[0] / values[1]
         if ratios:
             flatter = [task for task, ratio in ratios.items() if ratio < 1]
-            better = sum(gains[task].mean > 0 for task in flatter)
+            better = sum(d.mean > 0 for task in flatter if (d := gains[task]) is not None)
             mean, holds = geometric_mean(ratios.values()), holds and len(flatter) > len(ratios) / 2
             words.append(
                 f"{name} is {mean:.2g} times AdamW's in the geometric mean and below it on {names(flatter)} of "
@@ -174,15 +184,16 @@ def best_gammas(tasks: Sequence[str]) -> str:
     )
 
 
-def places(compared: Sequence[Comparison]) -> dict[str, dict[str, int]]:
-    """Each contender's place by mean score, by task; of tasks on which everyone was run."""
-    found: dict[str, dict[str, int]] = {}
+def places(compared: Sequence[Comparison]) -> dict[str, dict[str, float]]:
+    """Each contender's place by mean score, by task; of tasks on which everyone was run. A lost run is the worst."""
+    found: dict[str, dict[str, float]] = {}
     for each in compared:
-        means = {c.label: each.sign * fmean(c.scores.values()) for c in each.contestants if c.scores}
-        if means.keys() >= EVERYONE | {*FORMS}:
-            order = sorted(means, key=means.__getitem__, reverse=True)
-            for label in order:
-                found.setdefault(label, {})[each.task] = order.index(label) + 1
+        labels = [c.label for c in each.contestants]
+        if {*labels} >= EVERYONE | {*FORMS}:
+            ranks = mean_ranks([shared(each, labels)])
+            found |= {
+                label: {**found.get(label, {}), each.task: rank} for label, rank in zip(labels, ranks, strict=True)
+            }
     return found
 
 
@@ -192,7 +203,7 @@ def ranks(compared: Sequence[Comparison], ours: str) -> str:
     mean = {label: fmean(by_task.values()) for label, by_task in found.items()}
     order = sorted(mean, key=mean.__getitem__)
     kin = sum(label.startswith(("hatam", "atam")) for label in order)
-    told = ", ".join(f"{task} {place}" for task, place in found[ours].items())
+    told = ", ".join(f"{task} {place:g}" for task, place in found[ours].items())
     ahead = {label: [task for task, place in by_task.items() if place == 1] for label, by_task in found.items()}
     firsts = ", ".join(f"{label} on {names(ahead[label])}" for label in order if ahead[label])
     shown = [label for label in order if label in (*order[:8], ours, "adamw")]
@@ -230,10 +241,18 @@ def targets(steps: Sequence[Comparison], time: Sequence[Comparison], swapped: di
             lambda form: flatness(steps, form)
         ),
     }
-    return "\n".join(
+    told = [
         f"{i}. **{name}.** {'. '.join(f'{of}, {verdict}' for of, verdict in verdicts.items())}."
         for i, (name, verdicts) in enumerate(lines.items(), 1)
-    )
+    ]
+    return "\n".join([*told, "", f"Without the last stage of the search so far: {names(unfilled(steps))}."])
+
+
+def unfilled(steps: Sequence[Comparison]) -> list[str]:
+    """Tasks on which somebody was judged before the search had its last stage."""
+    cells = [json.loads(path.read_text(encoding="utf-8")) for path in STUDY.glob("cells/*/*.json")]
+    short = {cell["task"] for cell in cells if SEARCH[-1] not in cell["stages"]}
+    return [each.task for each in steps if each.task in short]
 
 
 def short(steps: Sequence[Comparison], time: Sequence[Comparison], swapped: dict[str, Verdict]) -> str:

@@ -45,6 +45,19 @@ def test_packing_again_adds_what_is_new_and_changes_nothing_else(tmp_path: Path)
     assert [record["run"]["seed"] for record in records.read_all(tmp_path)] == [0, 1]
 
 
+def test_a_damaged_record_does_not_take_the_place_of_an_archived_one(tmp_path: Path) -> None:
+    path = put(tmp_path, "adamw", 0, 70.0)
+    archive.pack(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    with pytest.raises(ValueError, match=r"0\.json is damaged .* remove it, and the archived record counts"):
+        archive.pack(tmp_path)
+    path.unlink()
+    archive.unpack(tmp_path)
+    assert path.read_bytes() == whole
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
 def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
     put(tmp_path, "adamw", 0, 70.0)
     archive.pack(tmp_path)

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -19,19 +20,21 @@ from typing import Any
 
 import pytest
 import torch
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
-from study_tiny import SPACES, TASKS, load, make_budget, make_plan, make_task
+from study_tiny import SPACES, TASKS, Spaces, load, make_budget, make_plan, make_task
 from typer.testing import CliRunner
 
 from hatam.bench import archive, records
 from hatam.bench.cli import app
 from hatam.bench.contenders import CONTENDERS, parse
 from hatam.bench.records import Run
+from hatam.bench.report.load import find
 from hatam.bench.study import timing, worker
 from hatam.bench.study.coordinator import Coordinator, collect
 from hatam.bench.study.plans import FIRST_SEED, PLANS, SEARCH, STAGES, Plan
 from hatam.bench.study.queue import RETRIES, Queue, Waiting
-from hatam.bench.study.stages import Cell, Setting, best, score, settings_of
+from hatam.bench.study.stages import Cell, Setting, best, rest, score, settings_of
 from hatam.bench.study.storage import embedded
 from hatam.bench.tasks import Data, Task, all_tasks
 from hatam.bench.training import train
@@ -81,7 +84,7 @@ def test_every_stage_runs_what_the_protocol_says(finished: Coordinator) -> None:
         assert settings == {
             **dict.fromkeys(SEARCH, 0), "search-1": 3, "search-2": 2, "select": 2, "final": 1, "sensitivity": variants
         }  # fmt: skip
-        runs = [6, 4, 0, 0, 0, 0, 2 * 3, 3, 2 * variants]
+        runs = [6, 4, 0, 0, 0, 0, 0, 2 * 3, 3, 2 * variants]
         assert [cell["stages"][stage]["runs"] for stage in STAGES] == runs
         assert cell["stages"]["search-1"]["settings"][0]["options"] == CONTENDERS[contender].options
         assert cell["stages"]["search-1"]["gradients"] == 3 * 2 * 6
@@ -103,6 +106,19 @@ def test_the_winner_is_the_best_finalist_over_all_its_seeds(finished: Coordinato
     assert lrs["select"] == by_tuning[:2]
     assert lrs["final"] == [max(lrs["select"], key=lambda lr: sum(scores[lr].values()))]
     assert all(len(scores[lr]) == 5 for lr in lrs["select"])
+
+
+def test_final_runs_of_an_earlier_winner_are_not_reported(finished: Coordinator, tmp_path: Path) -> None:
+    """They are left where a search has been made longer; without the file of its cell nobody knows the winner."""
+    folder = tmp_path / "study"
+    shutil.copytree(finished.folder, folder)
+    entries = find(folder).entries
+    record = next(r for r in records.read_all(finished.root) if r["run"]["purpose"] == "final")
+    run = Run(**{**record["run"], "options": {**record["run"]["options"], "lr": 0.123}})
+    records.write(run.path(folder / "records"), {**record, "run": vars(run)})
+    assert find(folder).entries == entries
+    (folder / f"cells/tiny/{run.contender}-steps.json").unlink()
+    assert len(find(folder).entries) == len(entries) + 1
 
 
 def test_no_seed_is_in_two_stages(finished: Coordinator) -> None:
@@ -160,13 +176,50 @@ def test_the_search_goes_on_from_the_best_by_one_option_at_a_time() -> None:
     center = settings["search-1"][0].params
     assert center == {key: parse("sam", task.name)[1][key] for key in center}
     turns = ["lr", "rho", "beta1", "weight_decay", "lr", "rho"]
-    for stage, option in zip(SEARCH, turns, strict=True):
+    for stage, option in zip(SEARCH[:-1], turns, strict=True):
         changed = [{key for key in center if setting.params[key] != center[key]} for setting in settings[stage]]
         assert all(each <= {option} for each in changed)
         center = max(center, *(setting.params for setting in settings[stage]), key=height)
-    assert sum(map(len, settings.values())) <= 1 + 6 * 4
+    assert sum(map(len, settings.values())) == plan.budget.settings == 29
     assert center["lr"] == pytest.approx(0.01, rel=0.4)
     assert (center["rho"], center["beta1"], center["weight_decay"]) == (1.0, 0.8, 0.3)
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist1d-mlp", "minilm"])
+def test_everyone_gets_as_many_settings(name: str) -> None:
+    """However many options it has, and wherever the search goes: the last stage fills up, and none is tried twice."""
+    task, plan = all_tasks()[name], PLANS["full"]
+    spaces = importlib.import_module("hatam.bench.spaces")
+    for seed, contender in enumerate(plan.contenders or ()):
+        cell, rng = Cell(task, contender, "steps", task.steps), random.Random(seed)
+        scores: dict[str, float] = {}
+
+        def results(run: Run, scores: dict[str, float] = scores, rng: random.Random = rng) -> dict[str, Any]:
+            validation = scores.setdefault(str(run.options), rng.random())
+            return {"result": {"status": "ok", "validation": validation}}
+
+        settings: dict[str, list[Setting]] = {}
+        for stage in SEARCH:
+            settings[stage] = settings_of(cell, plan, stage, spaces, results, settings.__getitem__)
+        tried = [str(setting.params) for stage in SEARCH for setting in settings[stage]]
+        assert len(tried) == len(set(tried)) == plan.budget_of(name).settings
+
+
+def test_the_last_stage_looks_beyond_what_was_tried_first() -> None:
+    """Two values past an edge at which the best lies, then choices without a try, then values in between."""
+    space = {
+        "lr": FloatDistribution(0.01, 1.0, log=True),
+        "beta1": CategoricalDistribution([0.5, 0.9, 0.95]),
+        "weight_decay": FloatDistribution(0.01, 0.3, log=True),
+    }
+    tried = [
+        {"lr": lr, "beta1": 0.9, "weight_decay": wd} for lr, wd in ((0.1, 0.1), (0.2, 0.1), (0.05, 0.1), (0.1, 0.2))
+    ]
+    here = {"lr": 0.1, "beta1": 0.9, "weight_decay": 0.2}
+    points = list(rest(space, [*space], here, tried, 4))
+    changed = [next((key, p[key]) for key in here if p[key] != here[key]) for p in points]
+    assert changed[:4] == [("weight_decay", 0.3), ("weight_decay", 0.3), ("beta1", 0.5), ("beta1", 0.95)]
+    assert [key for key, _ in changed[4:7]] == ["lr", "lr", "weight_decay"]
 
 
 def test_same_time_gives_the_cheaper_contender_more_steps(tmp_path: Path) -> None:
@@ -224,9 +277,40 @@ def test_a_comparison_can_come_first(tmp_path: Path) -> None:
     for comparison in ("steps", "time"):
         study = Coordinator(plan, tmp_path, queue, TINY, SPACES, None, [comparison])
         assert list(study.time()) == ["tiny"]
-        assert {cell.comparison for cell in study.cells} == {comparison}
+        shared = [("sam", "steps")]  # which needs as long in both
+        assert [(c.contender, c.comparison) for c in study.cells] == [("adamw", comparison), *shared]
     with pytest.raises(ValueError, match="unknown comparison of the plan 'epochs'"):
         Coordinator(plan, tmp_path, queue, TINY, SPACES, None, ["epochs"])
+
+
+def test_some_tasks_can_come_first_and_others_join_later(tmp_path: Path) -> None:
+    queue = Queue(embedded(tmp_path), "tiny")
+    make_study(tmp_path)
+    plan = make_plan(tasks=("tiny", "slow"), contenders=("adamw", "hatam", "lion"))
+    study = Coordinator(plan, tmp_path, queue, TASKS, SPACES, at=["slow"])
+    assert list(study.time()) == ["slow"]
+    assert [cell.name for cell in study.cells] == ["slow/adamw/steps", "slow/hatam/steps", "slow/lion/steps"]
+    assert json.loads((tmp_path / "plan.json").read_text())["contenders"] == ["adamw", "hatam", "lion"]
+    with pytest.raises(ValueError, match=r"begun with tasks=\['tiny', 'slow'\], and now it is \['tiny'\]"):
+        make_study(tmp_path)
+    with pytest.raises(ValueError, match="unknown task of the plan 'quick'"):
+        Coordinator(plan, tmp_path, queue, TASKS, SPACES, at=["quick"])
+
+
+def test_a_queue_of_other_runs_is_refused(tmp_path: Path) -> None:
+    """As where ranges have changed since it was filled: its jobs would pass for those that are wanted."""
+    study = make_study(tmp_path)
+    study.step()
+
+    class Wider(Spaces):
+        @staticmethod
+        def space(contender: str, task: str) -> dict[str, BaseDistribution]:
+            return {"lr": FloatDistribution(0.02, 1.0, log=True)}
+
+    other = Coordinator(study.plan, tmp_path, study.queue, TINY, Wider("hatam.bench.spaces"))
+    list(other.time())
+    with pytest.raises(ValueError, match=r"other runs for search-1/tiny/adamw/steps.*remove queue\.sqlite3"):
+        other.step()
 
 
 def test_some_contenders_can_come_first(tmp_path: Path) -> None:
@@ -409,7 +493,7 @@ def test_a_study_keeps_the_plan_it_began_with(tmp_path: Path) -> None:
         ({"comparisons": ("tim",)}, "unknown comparison 'tim'. Did you mean 'time'"),
         ({"budget": make_budget(finalists=9)}, "finalists=9"),
         ({"budget": make_budget(trials=3)}, "trials=3"),
-        ({"budget": make_budget(rounds=7)}, "rounds=7"),
+        ({"budget": make_budget(rounds=8)}, "rounds=8"),
         ({"budgets": {"tinny": make_budget()}}, "unknown task 'tinny'. Did you mean 'tiny'"),
     ],
 )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import json
 import lzma
 import os
 import tarfile
@@ -22,7 +23,7 @@ def pack(root: Path) -> int:
     """Bring every archive below a folder of records up to date; loose records stay. Returns how many are archived.
 
     Raises:
-        ValueError: an archive is damaged.
+        ValueError: an archive is damaged, or a loose record that would take the place of an archived one.
     """
     count = 0
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
@@ -30,9 +31,19 @@ def pack(root: Path) -> int:
         packed = dict(_members(archive)) if archive.exists() else {}
         loose = {path.relative_to(root).as_posix(): path.read_bytes() for path in folder.rglob("*.json")}
         count += len(packed | loose)
+        for name, content in loose.items() - packed.items():
+            if name in packed:
+                _check(root / name, content)
         if not loose.items() <= packed.items():
             _write(archive, packed | loose)
     return count
+
+
+def _check(path: Path, content: bytes) -> None:
+    try:
+        json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it, and the archived record counts") from error
 
 
 def unpack(root: Path) -> None:
@@ -46,7 +57,8 @@ def unpack(root: Path) -> None:
             path = root / name
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
+                with whole(path) as file:
+                    file.write(content)
 
 
 def files(root: Path) -> Iterator[tuple[Path, bytes | ValueError]]:
@@ -87,6 +99,7 @@ def _write(archive: Path, contents: dict[str, bytes]) -> None:
 def whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write, so that a reader, or the next run, sees all of it or nothing."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
+    os.chmod(temporary, 0o644)  # else nobody but its owner could read it
     try:
         with os.fdopen(handle, "wb") as file:
             yield file

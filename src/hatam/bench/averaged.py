@@ -72,7 +72,7 @@ class ScheduleFreeTrainer(Trainer):
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        with restoring(self.model.parameters()):
+        with restoring(p for group in self.optimizer.param_groups for p in group["params"]):
             self.optimizer.eval()
             try:
                 yield

@@ -61,9 +61,14 @@ mars = with_optimizer(partial(MARS, fused=True))
 lion = with_optimizer(Lion)
 hatam = with_optimizer(HATAM, HATAMTrainer)
 sam = with_optimizer(SAM_ON_ADAMW, SAMTrainer)
-asam = with_optimizer(partial(ASAM, base_optimizer=torch.optim.AdamW, fused=True), SAMTrainer)
 k_sam = with_optimizer(SAM_ON_ADAMW, KSAMTrainer, own=("k_fraction",))
 msam = with_optimizer(partial(MSAM, fused=True), MSAMTrainer)
+
+
+def asam(model: nn.Module, loss: Loss, options: Options) -> Trainer:
+    """ASAM, which treats weights and biases differently and so needs their names."""
+    made = ASAM(model.named_parameters(), torch.optim.AdamW, fused=True, **torch_arguments(options))
+    return SAMTrainer(model, loss, made)
 
 
 def sgd(model: nn.Module, loss: Loss, options: Options) -> Trainer:

@@ -189,7 +189,6 @@ CONTENDERS: dict[str, Contender] = {
             SEED_DOCUMENT,
             builders.hatam,
             hatam_options("decoupled", radius="lr", modulator_cap=3.0),
-            by_task={"mnist1d-mlp-plain": {"gamma": 7.0}, "mnist1d-conv": {"gamma": 2.0}},
         ),
         Contender(
             "hatam-relative",

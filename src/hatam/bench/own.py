@@ -160,6 +160,9 @@ class _Parameters:
     def parameters(self) -> list[Any]:
         return self.params
 
+    def named_parameters(self) -> list[tuple[str, Any]]:
+        return [(str(i), p) for i, p in enumerate(self.params)]
+
 
 def _no_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     raise NotImplementedError("the loss is train_fn's own")

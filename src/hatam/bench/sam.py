@@ -49,12 +49,13 @@ class KSAMTrainer(SAMTrainer):
 class ASAM(SAM):
     """Adaptive SAM (arXiv 2102.11600): the gradient is taken at w + ρ T² g / ‖T g‖, the norm over all parameters.
 
-    T = |w| + η for matrices and kernels, 1 for vectors, which are biases and the gains of norms: the element-wise
-    operator of the paper without normalized biases, as in its authors' code. The package's own ``adaptive=True`` is not
-    that: it has no η, and T = |w| for biases too, so that a bias that begins at 0 is never perturbed.
+    T = |w| + η for what is called a weight, the gains of norms too, 1 for the rest: the paper's element-wise operator
+    without normalized biases, as in its authors' code. Without names it is 1 for vectors. The package's own
+    ``adaptive=True`` is not that: it has no η, and T = |w| for biases too, so that a bias that begins at 0 is never
+    perturbed.
 
     Args:
-        params: as for the base optimizer.
+        params: as for the base optimizer, with their names or without.
         base_optimizer: class of the optimizer that takes the step.
         rho: radius of the perturbation, >= 0; 0 is the base optimizer.
         eta: η, >= 0; the paper's is 0.01.
@@ -87,15 +88,22 @@ class ASAM(SAM):
     @torch.no_grad()
     def first_step(self, zero_grad: bool = False) -> None:
         """To the perturbed weights; :meth:`second_step` returns and lets the base optimizer step."""
-        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        scales = [p.abs() + self.eta if p.ndim > 1 else torch.ones_like(p) for p in params]
-        scaled = [t * p.grad for t, p in zip(scales, params, strict=True)]
+        named = [(name, p) for group in self.param_groups for name, p in _named(group) if p.grad is not None]
+        params = [p for _, p in named]
+        scales = [p.abs() + self.eta if "weight" in name else torch.ones_like(p) for name, p in named]
+        scaled = [t * p.grad for t, p in zip(scales, params, strict=True) if p.grad is not None]
         norm = torch.stack([x.norm() for x in scaled]).norm() + self.perturb_eps
         for p, t, x in zip(params, scales, scaled, strict=True):
             self.state[p]["old_p"] = p.clone()
             p.add_(t * x * (self.param_groups[0]["rho"] / norm))
         if zero_grad:
             self.zero_grad()
+
+
+def _named(group: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of a group with their names; a matrix that has none is a weight."""
+    params = group["params"]
+    return zip(group.get("param_names") or ["weight" if p.ndim > 1 else "" for p in params], params, strict=True)
 
 
 class MSAM(torch.optim.AdamW):

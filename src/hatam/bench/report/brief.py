@@ -9,7 +9,7 @@ from ..stats import p_text
 from ..tasks import all_tasks
 from . import load
 from .compared import Comparison, Contestant, comparisons
-from .summary import holm
+from .summary import corrected
 
 
 def brief(root: Path, labels: Sequence[str] = ("adamw", "sam", "hatam")) -> str:
@@ -37,12 +37,12 @@ def _rows(compared: Iterable[Comparison], labels: Sequence[str]) -> Iterable[Seq
     """Of each task; the p-values of a column are corrected over its tasks."""
     whole = [(each, found) for each in compared if (found := _chosen(each, labels))]
     whole.sort(key=lambda item: list(all_tasks()).index(item[0].task))
-    differences = [[last.less(other) for other in others] for _, (*others, last) in whole]
-    p_values = [holm([1.0 if d is None else d.p for d in column]) for column in zip(*differences, strict=True)]
-    for i, (each, chosen) in enumerate(whole):
+    columns = [{each.task: c[-1].less(c[i]) for each, c in whole} for i in range(len(labels) - 1)]
+    p_values = [corrected(column) for column in columns]
+    for each, chosen in whole:
         cells = [_score(each, c) for c in chosen]
-        for d, p in zip(differences[i], p_values, strict=True):
-            cells += [each.format_difference(d), "" if d is None else p_text(p[i])]
+        for d, p in ((column[each.task], p[each.task]) for column, p in zip(columns, p_values, strict=True)):
+            cells += [each.format_difference(d), "" if d is None else p_text(p)]
         yield (f"{each.task} {'↑' if each.sign == 1 else '↓'}, {len(chosen[0].runs)}", *cells)
 
 

@@ -48,6 +48,9 @@ class Entry:
     timed: bool = False
 
 
+Key = tuple[str, str, str]  # group, task, contender
+
+
 @dataclass
 class Found:
     """What a folder holds.
@@ -85,12 +88,15 @@ def text(value: Any) -> str:
 def find(root: Path) -> Found:
     """Every record of a run below a folder; nothing in it can make this fail.
 
+    In a study, of a contender that has been judged on a task only the final runs of its winner: others are left from a
+    search that was shorter.
+
     Raises:
         ValueError: there is no such folder.
     """
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder; give the folder of the records, or make some with 'hatam compare'")
-    found, times = Found(), dict[tuple[str, str, str], float]()
+    found, times, judged = Found(), dict[Key, float](), dict[Key, set[str]]()
     for path, content in archive.files(root):
         relative = path.relative_to(root)
         try:
@@ -102,16 +108,34 @@ def find(root: Path) -> Found:
             else:
                 found.others += 1
                 times |= _times(relative, record)
+                for key, names in _judged(relative, record).items():
+                    judged.setdefault(key, set()).update(names)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
             found.damaged.append((text(relative.as_posix()), text(what.replace(str(root), root.name))))
+    found.entries = [e for e in found.entries if e.purpose != "final" or _stands(e, judged)]
     for i, e in enumerate(found.entries):
         if (key := (e.group, e.task, e.contender)) in times:
             found.entries[i] = replace(e, step_s=times[key], timed=True)
     return found
 
 
-def _times(path: Path, record: Any) -> dict[tuple[str, str, str], float]:
+def _judged(path: Path, record: Any) -> dict[Key, set[str]]:
+    """The records of the final stage from a study's cells/TASK/CONTENDER-COMPARISON.json."""
+    if path.parent.parent.name != "cells" or not isinstance(record, dict) or "stages" not in record:
+        return {}
+    study = path.parent.parent.parent
+    settings = record["stages"]["final"]["settings"]
+    names = {text((study / name).as_posix()) for setting in settings for name in setting["records"]}
+    return {(text((study / "records").as_posix()), text(record["task"]), text(record["contender"])): names}
+
+
+def _stands(e: Entry, judged: dict[Key, set[str]]) -> bool:
+    names = judged.get((e.group, e.task, e.contender))
+    return names is None or f"{e.folder}/{e.seed}.json" in names
+
+
+def _times(path: Path, record: Any) -> dict[Key, float]:
     """Seconds of a step by group, task and contender from a study's timing/TASK.json, where all took turns."""
     if path.parent.name != "timing" or not isinstance(record, dict) or not isinstance(record.get("step_s"), dict):
         return {}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+
+from ..stats import Difference
 
 Floats = NDArray[np.float64]
 RESAMPLES = 2000
@@ -24,6 +26,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     corrected = np.empty_like(p)
     corrected[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
     return [float(x) for x in corrected]
+
+
+def corrected(differences: Mapping[str, Difference | None]) -> dict[str, float]:
+    """:func:`holm` of differences by their names. One that could not be told, as a run was lost, counts as p = 1."""
+    p_values = holm([1.0 if d is None else d.p for d in differences.values()])
+    return dict(zip(differences, p_values, strict=True))
 
 
 def resampled(statistic: Callable[[list[Floats]], Floats], tables: Sequence[Floats]) -> tuple[Floats, Floats]:

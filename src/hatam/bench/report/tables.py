@@ -88,6 +88,8 @@ def _order(label: str) -> tuple[int, str]:
 def _row(label: str, runs: list[Record], baseline: list[Record]) -> Row:
     scores, others = _scores(runs), _scores(baseline)
     base_times = _step_times(baseline)
+    sharpness = (number(r["result"].get("hessian_lambda_max")) for r in runs)
+    finite = [x for x in sharpness if math.isfinite(x)]
     ratios = [time / base_times[seed] for seed, time in _step_times(runs).items() if seed in base_times]
     return Row(
         label=label,
@@ -95,7 +97,7 @@ def _row(label: str, runs: list[Record], baseline: list[Record]) -> Row:
         difference=paired(scores, others) if label != BASELINE else None,
         gradients_per_step=median(r["gradients_per_step"] for r in runs),
         relative_time=median(ratios) if ratios else None,
-        lambda_max=median(number(r["result"].get("hessian_lambda_max")) for r in runs),
+        lambda_max=median(finite) if finite else math.nan,
         diverged=sum(r["result"]["status"] == "diverged" for r in runs),
         records=runs,
     )

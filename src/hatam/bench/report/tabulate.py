@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..stats import p_text
+from ..stats import Difference, p_text
+from . import summary
 from .compared import Comparison, Contestant
 from .load import Entry
 from .parts import Sources, Table, slug, sources
-from .summary import Floats, holm, resampled
+from .summary import Floats, resampled
 
 MEASURED = ("gradients/step", "time/step", "λ_max", "diverged")
 RESULT_COLUMNS = ("contender", "n", "mean", "95% interval", "− AdamW", "p", "p, Holm", *MEASURED)
@@ -22,15 +23,15 @@ PValues = dict[tuple[str, ...], float]
 
 def corrected(compared: Sequence[Comparison]) -> PValues:
     """Holm's p by comparison and label: the tests of a label over the tasks of one folder and budget are a family."""
-    families: dict[tuple[str, ...], dict[str, float]] = {}
+    families: dict[tuple[str, ...], dict[str, Difference | None]] = {}
     for comparison in compared:
-        for contestant in comparison.contestants:
-            if (difference := comparison.difference(contestant)) is not None:
-                families.setdefault((*comparison.key, contestant.label), {})[comparison.task] = difference.p
+        for c in comparison.contestants:
+            if comparison.baseline not in (None, c):
+                families.setdefault((*comparison.key, c.label), {})[comparison.task] = comparison.difference(c)
     return {
         (*key, task, label): p
         for (*key, label), family in families.items()
-        for task, p in zip(family, holm(list(family.values())), strict=True)
+        for task, p in summary.corrected(family).items()
     }
 
 

@@ -41,6 +41,7 @@ STORAGE = typer.Option(
 BATCH = typer.Option(min=1, help="Jobs that a worker takes at a time.")
 JOBS = typer.Option(min=0, help="Processes on this machine. Default: the cores.")
 ONLY = typer.Option(help="Lead only these contenders of the plan now; give it again for each. Default: all.")
+TASK = typer.Option(help="Lead only these tasks of the plan now; give it again for each. Default: all.")
 COMPARISON = typer.Option(help='Lead only "steps", or only "time", now. Default: both.')
 HEARTBEAT = typer.Option(min=1, help="Seconds between two signs of life of a worker; the same for all of a study.")
 
@@ -56,6 +57,7 @@ def run(
     heartbeat: Annotated[int, HEARTBEAT] = 30,
     contender: Annotated[list[str] | None, ONLY] = None,
     comparison: Annotated[list[str] | None, COMPARISON] = None,
+    task: Annotated[list[str] | None, TASK] = None,
     retry_failed: Annotated[bool, typer.Option(help="Try jobs again that failed for good.")] = False,
 ) -> None:
     """Do a study, from its plan to its last record. The same command goes on where it was interrupted.
@@ -73,11 +75,11 @@ def run(
     archive.unpack(folder / "records")
     queue = Queue(url, name, waiting)
     spaces = cast(Spaces, importlib.import_module("hatam.bench.spaces"))
-    study = Coordinator(chosen, folder, queue, all_tasks(), spaces, contender, comparison)
+    study = Coordinator(chosen, folder, queue, all_tasks(), spaces, contender, comparison, task)
     if retry_failed:
         queue.try_again()
-    for task in study.time():
-        console.print(f"step times: {task}", highlight=False)
+    for timed in study.time():
+        console.print(f"step times: {timed}", highlight=False)
     count = _count(jobs)
     finished = study.step()  # so that what is recorded already is known
     _predict(study, count)

@@ -30,6 +30,10 @@ OPEN = 32
 """The most cells that have jobs in the queue at a time: enough for many workers, few enough to look at often."""
 
 
+GROWING = ("contenders", "tasks")
+"""What may join a study that has begun."""
+
+
 class Failure(NamedTuple):
     """A job that failed for good."""
 
@@ -49,6 +53,7 @@ class Coordinator:
         spaces: where to tune.
         only: the plan's contenders to lead now, the others another time; None means all.
         comparisons: the plan's comparisons to lead now; None means all.
+        at: the plan's tasks to lead now; None means all.
 
     Raises:
         ValueError: the folder holds a study with another plan, or a damaged file; or what to lead is not in the plan.
@@ -63,12 +68,14 @@ class Coordinator:
         spaces: Spaces,
         only: Collection[str] | None = None,
         comparisons: Collection[str] | None = None,
+        at: Collection[str] | None = None,
     ) -> None:
         self.plan, self.folder, self.queue, self.spaces = plan, folder, queue, spaces
         self.only = [known(name, plan.contenders or (), "contender of the plan") for name in only or ()] or None
         self.comparisons = [known(name, plan.comparisons, "comparison of the plan") for name in comparisons or ()]
         self.root = folder / "records"
-        self.tasks = {name: tasks[name] for name in plan.tasks or ()}
+        chosen = [known(name, plan.tasks or (), "task of the plan") for name in at or ()] or plan.tasks or ()
+        self.tasks = {name: tasks[name] for name in chosen}
         self.failures: list[Failure] = []
         self._settings: dict[tuple[str, str], list[Setting]] = {}
         self._results: dict[Path, Record] = {}
@@ -97,8 +104,9 @@ class Coordinator:
         for contender in self.only or self.plan.contenders or ():
             steps = {"steps": task.steps, "time": steps_in_time(task, contender, self.timing[task.name])}
             wanted = [name for name in self.plan.comparisons if name == "steps" or steps["time"] != steps["steps"]]
+            both = steps["time"] == steps["steps"]
             for comparison in wanted or ["steps"]:
-                if comparison in (self.comparisons or (comparison,)):
+                if both or comparison in (self.comparisons or (comparison,)):
                     yield Cell(task, contender, comparison, steps[comparison])
 
     def seconds(self, cell: Cell) -> float:
@@ -227,13 +235,14 @@ class Coordinator:
 
 
 def _same_plan(plan: Plan, path: Path) -> None:
-    """A study keeps the plan with which it began."""
+    """A study keeps the plan with which it began, but for contenders and tasks that join it later."""
     new = plan.as_json()
     if not path.exists():
         records.write(path, new)
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key in new if old[key] != records.jsonable(new[key])]
+        differing = [key for key in new if old[key] != records.jsonable(new[key])]
+        changed = [key for key in differing if key not in GROWING or not {*old[key]} <= {*new[key]}]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); remove it and run again") from error
     if changed:
@@ -242,6 +251,8 @@ def _same_plan(plan: Plan, path: Path) -> None:
             f"the study in {path.parent} was begun with {key}={old[key]!r}, and now it is {new[key]!r}; "
             "give the new one another --name"
         )
+    if differing:
+        records.write(path, new)
 
 
 def collect(queue: Queue, root: Path) -> int:

@@ -9,9 +9,9 @@ from typing import Any
 from ..contenders import CONTENDERS, known
 from ..tasks import Task
 
-SEARCH = tuple(f"search-{i}" for i in range(1, 7))
+SEARCH = tuple(f"search-{i}" for i in range(1, 8))
 """The stages that look for settings, one option at a time: on the same seeds, at the task's steps, and once for both
-comparisons."""
+comparisons. A budget's last one fills up to the number of settings that everyone gets."""
 
 STAGES = (*SEARCH, "select", "final", "sensitivity")
 FIRST_SEED = {"search": 1000, "select": 2000, "final": 9000, "sensitivity": 4000}
@@ -28,7 +28,7 @@ class Budget:
 
     Attributes:
         trials: how many values of an option each stage of the search tries at most; the first tries the defaults too.
-        rounds: how many stages of the search there are, at most 6.
+        rounds: how many stages of the search there are, at most 7; the last fills up to ``settings``.
         finalists: the best of all, which stage "select" looks at again.
         seeds: of the search and each stage after it; 0 leaves the stage "sensitivity" out.
     """
@@ -39,6 +39,11 @@ class Budget:
     seeds: Mapping[str, int] = field(
         default_factory=lambda: {"search": 2, "select": 6, "final": 20, "sensitivity": 2}, hash=False
     )
+
+    @property
+    def settings(self) -> int:
+        """How many settings of a contender are tried on a task, whatever it has to tune."""
+        return 1 + self.trials * self.rounds
 
     def check(self, where: str) -> None:
         """Raise a ``ValueError`` for a number out of range; ``where`` names the budget."""
@@ -135,7 +140,7 @@ def _by_name(plans: Iterable[Plan]) -> dict[str, Plan]:
     return {plan.name: plan for plan in plans}
 
 
-SLOW = Budget(2, 6, 2, {"search": 1, "select": 2, "final": 8, "sensitivity": 0})
+SLOW = Budget(2, len(SEARCH), 2, {"search": 1, "select": 2, "final": 8, "sensitivity": 0})
 """For tasks on which a run takes long. Their seeds differ less than their settings."""
 
 PLANS = _by_name(

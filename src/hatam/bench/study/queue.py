@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import wraps
 from typing import Any, NamedTuple, TypeVar
@@ -162,17 +162,25 @@ class Queue:
         return [name[len(prefix) :] for name in names if name.startswith(prefix) and name != f"{prefix}notes"]
 
     @patient
-    def put(self, stage: str, jobs: Iterable[tuple[Job, list[Record], float | None]]) -> None:
+    def put(self, stage: str, jobs: Sequence[tuple[Job, list[Record], float | None]]) -> None:
         """Fill a stage: jobs with the records there are of them and, where they are done, their value.
 
         What is in the queue already stays as it is, so that an interrupted call can be given again.
+
+        Raises:
+            ValueError: what is there are other runs.
         """
         study = self._study(stage)
-        there = {trial.user_attrs["job"] for trial in study.get_trials(deepcopy=False)}
-        for index, (job, records, value) in enumerate(jobs):
+        there = {t.user_attrs["job"]: t.user_attrs["runs"] for t in study.get_trials(deepcopy=False)}
+        wanted = [[jsonable(asdict(run)) for run in job.runs] for job, _, _ in jobs]
+        if any(job >= len(wanted) or unpack(runs) != wanted[job] for job, runs in there.items()):
+            raise ValueError(
+                f"the queue has other runs for {stage}: ranges or defaults have changed since it was filled; remove "
+                "queue.sqlite3 in the study's folder, or give the study another --name"
+            )
+        for index, ((job, records, value), runs) in enumerate(zip(jobs, wanted, strict=True)):
             if index not in there:
                 kept = {f"record-{record['run']['seed']}": pack(record) for record in records}
-                runs = [jsonable(asdict(run)) for run in job.runs]
                 study.add_trial(
                     optuna.create_trial(
                         state=TrialState.WAITING if value is None else TrialState.COMPLETE,

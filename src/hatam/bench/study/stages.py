@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, NamedTuple, Protocol, cast
@@ -88,10 +88,15 @@ def neighbours(distribution: BaseDistribution, value: Any, count: int, visit: in
         others = [choice for choice in distribution.choices if choice != value]
         return others[:count] if visit == 0 else others[count:]
     bounds = cast(FloatDistribution, distribution)
-    factor = (2.0, 1.5)[min(visit, 1)] if count > 2 else (3.0, 1.7)[min(visit, 1)]
+    factor = neighbour_factor(count, visit)
     powers = [sign * power for sign in (-1, 1) for power in range(1, count // 2 + 1)]
     found = [min(max(value * factor**power, bounds.low), bounds.high) for power in powers]
     return [x for x in dict.fromkeys(found) if x != value]
+
+
+def neighbour_factor(count: int, visit: int) -> float:
+    """The step from a value to its neighbours."""
+    return ((2.0, 1.5) if count > 2 else (3.0, 1.7))[min(visit, 1)]
 
 
 def score(record: Record, task: Task) -> float:
@@ -167,7 +172,7 @@ def _search(
     earlier: Callable[[str], list[Setting]],
 ) -> list[dict[str, Any]]:
     """Other values of one option where the search is: lr first, then what the contender alone has, β1, weight decay,
-    and from the beginning. It starts from the defaults and is at the best setting so far.
+    and from the beginning. It starts from the defaults and is at the best setting so far. The last stage fills up.
     """
     space = spaces.space(cell.contender, cell.task.name)
     usual = spaces.complete(cell.contender, cell.task.name, {})
@@ -179,12 +184,46 @@ def _search(
     points = [] if tried else [here]
     options = sorted(space, key=lambda key: ORDER.index(key) if key in ORDER else 1)
     options = [key for key in options if neighbours(space[key], here[key], 2, 0)]
+    known, budget = [setting.params for setting in tried], plan.budget_of(cell.task.name)
+    if known and turn == budget.rounds - 1:
+        for point in rest(space, options, here, known, budget.trials):
+            if point not in (*known, *points) and len(known) + len(points) < budget.settings:
+                points.append(point)
+        return points
     if options:
         option, visit = options[turn % len(options)], turn // len(options)
-        values = neighbours(space[option], here[option], plan.budget_of(cell.task.name).trials, visit)
+        values = neighbours(space[option], here[option], budget.trials, visit)
         points += [{**here, option: value} for value in values]
-    known = [setting.params for setting in tried]
     return [point for point in points if point not in known]
+
+
+def rest(
+    space: Mapping[str, BaseDistribution],
+    options: Sequence[str],
+    here: dict[str, Any],
+    tried: Sequence[Mapping[str, Any]],
+    count: int,
+) -> Iterator[dict[str, Any]]:
+    """What is left to look at around the best setting, the most promising first.
+
+    That is beyond the values of an option that were tried where the best is the least or the largest of them; then
+    choices that were never tried; then values that are nearer by. Some may be known.
+    """
+    ranges = {key: d for key in options if isinstance(d := space[key], FloatDistribution)}
+    factor = neighbour_factor(count, 0)
+    for power in (1, 2):
+        for key, d in ranges.items():
+            values = [setting[key] for setting in tried]
+            for edge, sign in ((min(values), -1), (max(values), 1)):
+                if here[key] == edge:
+                    yield {**here, key: min(max(edge * factor ** (sign * power), d.low), d.high)}
+    for key in options:
+        for choice in getattr(space[key], "choices", ()):
+            if all(setting[key] != choice for setting in tried):
+                yield {**here, key: choice}
+    for nearer in (1.25, 1.6, 1.1):
+        for key, d in ranges.items():
+            yield from ({**here, key: x} for x in (here[key] / nearer, here[key] * nearer) if d.low <= x <= d.high)
 
 
 def best(

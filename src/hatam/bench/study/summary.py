@@ -51,7 +51,7 @@ def remembered(folder: Path, contenders: Collection[str]) -> dict[Path, Record]:
         try:
             cell = json.loads(path.read_text(encoding="utf-8"))
             if cell["contender"] in contenders:
-                for stage in set(STAGES) - {"final"}:
+                for stage in cell["stages"].keys() - {"final"}:
                     for setting in cell["stages"][stage]["settings"]:
                         found |= {folder / name: _run(setting, i) for i, name in enumerate(setting["records"])}
         except (ValueError, KeyError, TypeError) as error:
