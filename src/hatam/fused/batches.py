@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..storage import MOMENTS
+from ..storage import MOMENTS, SCALARS
 
 Columns = dict[str, list[Tensor]]
 Numbers = dict[str, "array[int]"]
@@ -89,6 +89,14 @@ def by_kind(columns: Columns) -> dict[Any, list[int]]:
     for i, row in enumerate(zip(*columns.values(), strict=True)):
         batches.setdefault((params[i].device, *map(kind, row)), []).append(i)
     return batches
+
+
+def alike(dtypes: dict[str, torch.dtype]) -> bool:
+    """Whether dtypes, by their names in the state, "param" and "grad", go together as every kernel needs it."""
+    scalars = {dtypes[key] for key in SCALARS if key in dtypes}
+    pairs = ((dtypes["grad"], dtypes["param"]), (dtypes.get("exp_avg_grad", dtypes["exp_avg"]), dtypes["exp_avg"]))
+    known = {dtypes["step"], *scalars} <= {torch.float32, torch.float64}
+    return known and len(scalars) <= 1 and all(one == other for one, other in pairs)
 
 
 def dense(param: Tensor, moments: Iterable[Tensor]) -> bool:

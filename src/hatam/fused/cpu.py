@@ -17,7 +17,7 @@ import torch
 
 from ..storage import MOMENTS, SCALARS
 from ..update import NO_GRADIENT_YET, Options, least_span
-from .batches import Batch
+from .batches import Batch, alike
 
 LAYOUT = 7  # of cpu.h
 LIBRARY = Path(__file__).with_name("_cpu.so")
@@ -86,10 +86,8 @@ def torch_threads() -> ctypes.c_void_p:
 
 def takes(dtypes: dict[str, torch.dtype], o: Options) -> bool:
     """Whether there is a loop for tensors of these dtypes, by their names in the state, "param" and "grad"."""
-    alike = dtypes["grad"] == dtypes["param"] and dtypes.get("exp_avg_grad", dtypes["exp_avg"]) == dtypes["exp_avg"]
-    scalars = {dtypes[key] for key in SCALARS if key in dtypes}
-    known = {dtypes["step"], *scalars} <= {torch.float32, torch.float64} and set(dtypes.values()) <= DTYPE.keys()
-    return alike and known and len(scalars) <= 1 and bool(library().hatam_takes(ctypes.byref(_options(dtypes, o))))
+    known = alike(dtypes) and set(dtypes.values()) <= DTYPE.keys()
+    return known and bool(library().hatam_takes(ctypes.byref(_options(dtypes, o))))
 
 
 def step(batch: Batch, o: Options) -> None:

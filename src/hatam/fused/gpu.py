@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..storage import MOMENTS, SCALARS
 from ..update import NO_GRADIENT_YET, Options, Scalar, least_span
-from .batches import Batch
+from .batches import Batch, alike
 
 CHUNK = 2048  # elements per program: 8 for each of 256 threads
 WARPS = 8
@@ -80,10 +80,7 @@ def kernels() -> Any:
 
 def takes(dtypes: dict[str, torch.dtype], o: Options) -> bool:
     """Whether the kernel is for tensors of these dtypes, by their names in the state, "param" and "grad"."""
-    alike = dtypes["grad"] == dtypes["param"] and dtypes.get("exp_avg_grad", dtypes["exp_avg"]) == dtypes["exp_avg"]
-    scalars = {dtypes[key] for key in SCALARS if key in dtypes}
-    known = {dtypes["step"], *scalars} <= {torch.float32, torch.float64} and len(scalars) <= 1
-    return alike and known and (dtypes["param"], dtypes["exp_avg"], dtypes["exp_avg_sq"]) in COMBINATIONS
+    return alike(dtypes) and (dtypes["param"], dtypes["exp_avg"], dtypes["exp_avg_sq"]) in COMBINATIONS
 
 
 def step(batch: Batch, o: Options) -> None:
