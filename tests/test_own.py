@@ -125,6 +125,23 @@ def test_what_fails_is_named_and_the_others_go_on(tmp_path: Path, capsys: pytest
     assert sorted(path.name for path in tmp_path.rglob("*.json")) == ["0.json", "2.json", "3.json"]
 
 
+@pytest.mark.parametrize("name", ["schedule-free", "msam", "hatam"])
+def test_parameter_groups(name: str, tmp_path: Path) -> None:
+    """Where evaluation is at other weights than training, too."""
+
+    def score(make_optimizer, seed: int) -> float:
+        p = torch.nn.Parameter(torch.ones(2))
+        optimizer = make_optimizer([{"params": [p]}])
+        for _ in range(3):
+            p.grad = torch.ones(2)
+            optimizer.step()
+        with evaluating(optimizer):
+            return p.detach().sum().item()
+
+    (row,) = compare(score, [name], seeds=1, folder=tmp_path).rows
+    assert row.score.mean < 2
+
+
 def test_processes_give_what_one_gives(tmp_path: Path) -> None:
     alone = compare(train, ["adamw", ("own", HATAM)], seeds=2, folder=tmp_path / "1", options={"lr": 0.1})
     together = compare(train, ["adamw", ("own", HATAM)], seeds=2, folder=tmp_path / "2", options={"lr": 0.1}, jobs=2)
