@@ -53,6 +53,18 @@ def on_cpu_tensors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     fused.at_hand.cache_clear()
 
 
+@pytest.fixture(autouse=True)
+def scratch_that_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New memory holds numbers of which the interpreter complains where they are narrowed, and not by chance alone."""
+    empty = torch.empty
+
+    def filled(*args: Any, **kwargs: Any) -> Tensor:
+        x = empty(*args, **kwargs)
+        return x.fill_(1e300) if x.dtype == torch.float64 else x
+
+    monkeypatch.setattr(torch, "empty", filled)
+
+
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tensors each call of the kernel took."""

@@ -123,7 +123,8 @@ def finish(
     """Keep mean(h) of one tensor and, for a scaled radius, RMS(z) / RMS(S e / h)."""
     row = table + tl.program_id(0) * words.COLUMNS
     numel, first = column(row, words.NUMEL), column(row, words.FIRST)
-    chunks, moves = (numel + CHUNK - 1) // CHUNK, skipped(found_inf) == 0
+    moves = skipped(found_inf) == 0
+    chunks = tl.where(moves, (numel + CHUNK - 1) // CHUNK, 0)  # a skipped step has left no sums to read
     parts = column(row, words.SHARD_SUMS)  # where a part of a tensor leaves its sums, for others make the whole of them
     is_part, is_whole = moves & (parts != 0), moves & (parts == 0)
     parts = parts.to(tl.pointer_type(tl.float64))
