@@ -23,7 +23,7 @@ $(VENV)/dev: pyproject.toml constraints.txt | $(VENV)/bench
 	$(PIP) -e '.[dev]'
 	@touch $@
 
-demo: $(VENV)/bench ## compare HATAM and its nearest peers on MNIST-1D over 5 seeds; ends with a table and a plot
+demo: $(VENV)/bench ## compare HATAM and its nearest peers on MNIST-1D over 5 seeds; ends with a table and plots
 	$(BIN)/hatam compare --task mnist1d-mlp-plain $(CONTENDERS) --seeds 5 --records runs/demo
 
 test: lint types unit ## everything CI checks

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from report_records import put
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -84,18 +85,19 @@ def test_the_records_are_those_of_single_runs_but_for_the_time(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("contender", "without"), [("hatam", (1, 1)), ("adamw", (1, 1)), ("hatam", (0, 1))])
-def test_a_table_takes_no_times_from_runs_done_together(contender: str, without: tuple[int, int]) -> None:
+def test_a_table_takes_no_times_from_runs_done_together(
+    tmp_path: Path, contender: str, without: tuple[int, int]
+) -> None:
     """``without``: of the contender's two seeds, which have no time."""
 
-    def record(label: str, seed: int) -> dict[str, Any]:
-        seconds = None if label == contender and without[seed] else (1.0 if label == "adamw" else 3.0 + seed)
-        result = {"status": "ok", "test": 1.0, "hessian_lambda_max": 1.0}
-        run = {"label": label, "seed": seed, "task": "t"}
-        return {"run": run, "result": result, "time": {"step_median_s": seconds}, "gradients_per_step": 1.0}
-
-    adamw, hatam = report.rows(record(label, seed) for label in ("adamw", "hatam") for seed in (0, 1))
-    assert hatam.relative_time == (3.0 if without == (0, 1) else None)
-    assert adamw.relative_time == (None if contender == "adamw" else 1.0)
+    for label in ("adamw", "hatam"):
+        for seed in (0, 1):
+            seconds = None if label == contender and without[seed] else (1.0 if label == "adamw" else 3.0 + seed)
+            put(tmp_path, label, seed, 1.0, time={"step_median_s": seconds})
+    (compared,), _ = report.comparisons(report.find(tmp_path).entries)
+    adamw, hatam = (report.cells(compared, c)[report.COLUMNS.index("time/step")] for c in compared.contestants)
+    assert hatam == ("3.00" if without == (0, 1) else "–")
+    assert adamw == ("–" if contender == "adamw" else "1.00")
 
 
 def test_a_run_that_diverges_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:

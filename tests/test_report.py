@@ -118,6 +118,24 @@ def test_numbers_of_the_results(tmp_path: Path) -> None:
     assert row["p"] == row["p, Holm"] == "0.074"
 
 
+def test_the_short_table_goes_into_a_document(tmp_path: Path) -> None:
+    """A task that was run for two numbers of steps has two; a damaged record is named."""
+    for seed in (0, 1):
+        for label, steps in (("adamw", 100), ("sam", 100), ("adamw", 300)):
+            put(tmp_path / "runs", label, seed, 70.0 + seed, steps=steps, time={"step_median_s": 0.01})
+    put(tmp_path / "runs", "k-sam", 0, 1.0).write_text("{")
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- mnist1d-mlp:start -->\n<!-- mnist1d-mlp:end -->\nafter")
+    arguments = ["table", str(tmp_path / "runs"), "--update", str(page), "--plots", str(tmp_path / "plots")]
+    assert "damaged and left out: mnist1d-mlp/k-sam" in CliRunner().invoke(app, arguments).output
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n<!--")
+    assert text.endswith("-->\nafter")
+    assert re.findall(r"mnist1d-mlp \((.*)\)", text) == ["equal steps", "own steps"]
+    assert "| adamw | 2 | 70.50 ± 6.35 |  |  | 1.00 | 1.00 | " in text
+    assert len(list((tmp_path / "plots").glob("*.png"))) == 4
+
+
 def test_records_with_nothing_but_the_needful(tmp_path: Path) -> None:
     for seed in range(2):
         for label in ("adamw", "sam"):

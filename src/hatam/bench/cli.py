@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,8 @@ from . import records, report, runner
 from .contenders import CONTENDERS, parse
 from .landscape import landscape
 from .records import Run
+from .report.compared import Comparison
+from .report.load import Entry, Found
 from .study.cli import app as study
 from .tasks import Task, all_tasks, find, source
 from .theory.cli import theory
@@ -81,16 +84,21 @@ def compare(
     todo = runner.missing(runs, records_)
     failed = _run_with_progress(chosen, todo, records_, jobs or os.cpu_count() or 1, batch)
     failures = {id(run) for run, _ in failed}
-    read = [(run, records.read(run.path(records_))) for run in runs if id(run) not in failures]
-    table = report.rows({**record, "run": {**record["run"], "label": run.label}} for run, record in read)
-    if table:
-        _show(chosen, table)
-        for path in report.draw(task, table, out or records_):
+    entries = [_entry(run, records_) for run in runs if id(run) not in failures]
+    for compared in report.comparisons(entries)[0]:
+        _show(chosen, compared)
+        for path in report.draw(compared, out or records_):
             console.print(f"plot: {path}", soft_wrap=True, highlight=False)
     for run, error in failed:
         console.print(f"failed: {run.label}, seed {run.seed}: {error}", markup=False, soft_wrap=True)
     if failed:
         raise typer.Exit(1)
+
+
+def _entry(run: Run, root: Path) -> Entry:
+    """A run as its record tells it, by the name that was asked for."""
+    path = run.path(root)
+    return replace(report.entry(path.relative_to(root), records.read(path)), label=run.label)
 
 
 def _refuse_twice(runs: Sequence[Run], root: Path) -> None:
@@ -117,14 +125,18 @@ def table(
 
     Example: hatam table runs/demo
     """
-    for task, rows in report.by_task(records.read_all(records_)).items():
-        text = report.markdown(rows)
-        if update is None:
-            console.print(f"{task}\n\n{text}\n", soft_wrap=True, highlight=False, markup=False)
-        elif f"<!-- {task}:start -->" in update.read_text(encoding="utf-8"):
-            report.fill_in(update, task, text)
+    found = report.find(records_)
+    _say_damaged(found)
+    texts: dict[str, list[str]] = {}  # by task, which may have been run in several folders or for several times
+    for compared in report.comparisons(found.entries)[0]:
+        texts.setdefault(compared.task, []).append(f"{compared.title}\n\n{report.markdown(compared)}")
         if plots is not None:
-            report.draw(task, rows, plots)
+            report.draw(compared, plots)
+    for task, parts in texts.items():
+        if update is None:
+            console.print("\n\n".join(parts), "\n", soft_wrap=True, highlight=False, markup=False)
+        elif f"<!-- {task}:start -->" in update.read_text(encoding="utf-8"):
+            report.fill_in(update, task, "\n\n".join(parts))
 
 
 @app.command("report")
@@ -137,10 +149,14 @@ def report_(
     Example: hatam report results --out runs/report
     """
     found = report.write(records_, out)
-    for path, what in found.damaged:
-        console.print(f"damaged and left out: {path}: {what}", markup=False, highlight=False, soft_wrap=True)
+    _say_damaged(found)
     counted = f"{len(found.entries)} records of runs, {found.others} other JSON files left out"
     console.print(f"report: {out / 'index.html'} ({counted})", markup=False, highlight=False, soft_wrap=True)
+
+
+def _say_damaged(found: Found) -> None:
+    for path, what in found.damaged:
+        console.print(f"damaged and left out: {path}: {what}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -199,10 +215,10 @@ def _run_with_progress(task: Task, runs: list[Run], root: Path, jobs: int, batch
             raise typer.Exit(130) from None
 
 
-def _show(task: Task, rows: list[report.Row]) -> None:
+def _show(task: Task, compared: Comparison) -> None:
     shown = Table(title=f"{task.name}: {task.metric_name}, mean ± 95% interval; differences paired by seed")
     for index, column in enumerate(report.COLUMNS):
         shown.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
-    for row in rows:
-        shown.add_row(*row.cells())
+    for contestant in compared.contestants:
+        shown.add_row(*report.cells(compared, contestant))
     Console(width=max(console.width, 120)).print(shown)

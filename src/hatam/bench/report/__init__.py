@@ -1,12 +1,14 @@
 """The report: records to tables, figures and one page. It reads records and never trains."""
 
 from .brief import brief
+from .compared import comparisons
+from .documents import fill_in, replace_between
+from .load import entry, find
 from .page import write
-from .plot import draw
 from .sections import in_markdown
-from .tables import BASELINE, COLUMNS, Record, Row, by_task, fill_in, markdown, replace_between, rows
+from .tables import COLUMNS, cells, draw, markdown
 
 __all__ = [
-    "BASELINE", "COLUMNS", "Record", "Row", "brief", "by_task", "draw", "fill_in", "in_markdown", "markdown",
-    "replace_between", "rows", "write",
+    "COLUMNS", "brief", "cells", "comparisons", "draw", "entry", "fill_in", "find", "in_markdown", "markdown",
+    "replace_between", "write",
 ]  # fmt: skip

@@ -47,8 +47,7 @@ def _rows(compared: Iterable[Comparison], labels: Sequence[str]) -> Iterable[Seq
 
 
 def _score(comparison: Comparison, c: Contestant) -> str:
-    show = comparison.format
-    score = "" if c.score is None else f"{show(c.score.mean)} ± {show(c.score.half_width)}"
+    score = comparison.format_score(c.score)
     return f"{score} ({c.diverged} diverged)".strip() if c.diverged else score
 
 

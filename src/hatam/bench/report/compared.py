@@ -17,7 +17,8 @@ from ..tasks import Task, all_tasks
 from .load import Entry
 from .parts import slug
 from .summary import Floats
-from .tables import BASELINE, digits_of
+
+BASELINE = "adamw"
 
 
 @dataclass(frozen=True)
@@ -124,12 +125,15 @@ class Comparison:
         return median(ratios) if ratios else math.nan
 
     def format(self, value: float, sign: str = "") -> str:
-        """A score with the digits that its size deserves.
+        """A score with the digits that it deserves: two of an accuracy in %, four of a loss. NaN is a dash."""
+        accuracy = any(abs(x) >= 10 for c in self.contestants for x in c.scores.values())
+        return f"{value:{sign}.{2 if accuracy else 4}f}" if math.isfinite(value) else "–"
 
-        An interval that does not exist is a dash.
-        """
-        digits = digits_of(x for c in self.contestants for x in c.scores.values())
-        return f"{value:{sign}.{digits}f}" if math.isfinite(value) else "–"
+    def format_score(self, score: Estimate | None) -> str:
+        """A mean with its interval; nothing where there is none."""
+        if score is None:
+            return ""
+        return self.format(score.mean) + (f" ± {self.format(score.half_width)}" if score.n > 1 else "")
 
     def format_difference(self, d: Difference | None) -> str:
         """A difference with its interval; nothing where there is none."""

@@ -100,7 +100,7 @@ def _points(
         axes.margins(x=0.08, y=0.08)
         axes.set(xlabel=x_label, ylabel=f"test {_metric(comparison)}")
         name_points(axes, [(x, score.mean, looks[label]) for x, score, label in points])
-        alt = "; ".join(f"{label}: {_score(comparison, score)} at {plain(x)}" for x, score, label in points)
+        alt = "; ".join(f"{label}: {comparison.format_score(score)} at {plain(x)}" for x, score, label in points)
         alt = f"{title} on {comparison.title}; score, and {unit}. {alt}."
         return finish(figure, name, f"{title}: {comparison.title}", caption, alt, made_by)
 
@@ -183,7 +183,7 @@ def _drawn(
         firsts = {label: min(line) for label, line in lines.items()}
         alt = "; ".join(
             f"{label}: {comparison.format(line[firsts[label]].mean)} at {plain(firsts[label])}, "
-            f"{_score(comparison, line[ends[label]])} at {plain(ends[label])}"
+            f"{comparison.format_score(line[ends[label]])} at {plain(ends[label])}"
             for label, line in lines.items()
         )
         alt = f"{title} on {comparison.title}, first and last {x_label}. {alt}."
@@ -209,8 +209,3 @@ def counts(comparison: Comparison) -> str:
 
 def _metric(comparison: Comparison) -> str:
     return "score" if comparison.known is None else comparison.known.metric_name
-
-
-def _score(comparison: Comparison, score: Estimate) -> str:
-    interval = "" if score.n < 2 else f" ± {comparison.format(score.half_width)}"
-    return comparison.format(score.mean) + interval

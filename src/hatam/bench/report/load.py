@@ -104,7 +104,7 @@ def find(root: Path) -> Found:
                 raise content
             record = json.loads(content)
             if _is_run(relative, record):
-                found.entries.append(_entry(relative, record))
+                found.entries.append(entry(relative, record))
             else:
                 found.others += 1
                 times |= _times(relative, record)
@@ -149,7 +149,13 @@ def _is_run(path: Path, record: Any) -> bool:
     return placed or (isinstance(record, dict) and isinstance(record.get("run"), dict))
 
 
-def _entry(path: Path, record: dict[str, Any]) -> Entry:
+def entry(path: Path, record: dict[str, Any]) -> Entry:
+    """The run of a record; its path is relative to the folder of the records.
+
+    Raises:
+        ValueError: something in the record is not what it must be.
+        KeyError: something is not there.
+    """
     if record["schema"] != SCHEMA:
         raise ValueError(f"schema {record['schema']!r} is not {SCHEMA}")
     run, result, time = record["run"], record["result"], record.get("time") or {}

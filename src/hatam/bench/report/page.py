@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from .load import Found, find
 from .sections import build, summary
+from .tables import save
 
 HERE = Path(__file__).parent
 
@@ -31,12 +32,10 @@ def write(root: Path, out: Path) -> Found:
     found = find(root)
     name = root.name if root.is_absolute() else root.as_posix()
     sections = build(found, name)
-    for folder in ("figures", "tables"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
+    (out / "tables").mkdir(parents=True, exist_ok=True)
     for section in sections:
         for figure in section.figures:
-            (out / "figures" / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
-            (out / "figures" / f"{figure.name}.png").write_bytes(figure.png)
+            save(figure, out / "figures")
         for table in section.tables:
             (out / "tables" / f"{table.name}.md").write_text(table.markdown(), encoding="utf-8")
     environment = Environment(
