@@ -581,13 +581,13 @@ def test_interrupted_and_given_again_it_repeats_no_run(tmp_path: Path, how: sign
     while len(count(tmp_path)) < 3 and first.poll() is None:
         time.sleep(0.05)
     os.kill(first.pid, how)
-    output, errors = first.communicate(timeout=60)
+    output, errors = first.communicate(timeout=130)
     assert first.returncode == 130, errors
     assert "the same command goes on" in output
     before = count(tmp_path)
     assert 3 <= len(before) < 15
     second = start(tmp_path, *options)
-    output, errors = second.communicate(timeout=120)
+    output, errors = second.communicate(timeout=130)
     assert second.returncode == 0, errors
     assert "cost in thousands of gradients" in output
     after = count(tmp_path)

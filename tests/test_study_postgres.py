@@ -53,7 +53,7 @@ class Server:
         command = [str(BINARIES[-1].with_name(program)), "-D", str(self.folder / "data"), *arguments]
         log = self.folder / "commands"
         with log.open("a") as out:
-            done = subprocess.run(command, stdout=out, stderr=out, cwd=self.folder, check=False, timeout=60, **user)
+            done = subprocess.run(command, stdout=out, stderr=out, cwd=self.folder, check=False, timeout=120, **user)
         assert done.returncode == 0, log.read_text()
 
 
@@ -122,7 +122,7 @@ def test_four_workers_one_killed_and_the_server_restarted(server: Server, tmp_pa
     finally:
         for process in started:
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=100)
         study.queue.close()
     assert not study.failures
     runs = [
