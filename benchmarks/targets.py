@@ -22,6 +22,7 @@ from hatam.bench.report.summary import corrected, mean_ranks
 from hatam.bench.report.tabulate import corruption_ratios
 from hatam.bench.stats import Difference
 from hatam.bench.study.plans import PLANS, SEARCH
+from hatam.bench.tasks import all_tasks
 
 STUDY = grids.ROOT / "results/full"
 FORMS = ("hatam", "hatam-relative")  # the default, and the one with its radius in units of the weights
@@ -72,8 +73,13 @@ def against(compared: Sequence[Comparison], other: str, level: float, ours: str,
 
 def tested(compared: Sequence[Comparison], ours: str) -> str:
     """How many tasks there are, and on how many seeds."""
+    return f"{len(compared)} tasks, {seeds(compared, ours)}"
+
+
+def seeds(compared: Sequence[Comparison], ours: str) -> str:
+    """On how many seeds, in words."""
     counts = sorted({len(c.runs) for each in compared if (c := each.of(ours))})
-    return f"{len(compared)} tasks, n = {' or '.join(map(str, counts))}"
+    return f"n = {' or '.join(map(str, counts))}"
 
 
 def hurt_by_steps(steps: Sequence[Comparison], time: Sequence[Comparison], label: str) -> list[str]:
@@ -110,7 +116,7 @@ def first_to_target(compared: Sequence[Comparison], ours: str) -> Verdict:
     whole = []
     for each in compared:
         rivals = [c for c in each.contestants if c.label == ours or not c.label.startswith("hatam")]
-        labels = [c.label for c in rivals if each.baseline and len(c.runs) == len(each.baseline.runs)]
+        labels = [c.label for c in rivals if len(c.runs) == len(each.baseline.runs)]
         costs = list(zip(*costs_to_target(each, labels, timed=True), strict=True)) if ours in labels else []
         if costs:
             medians = {label: median(column) for label, column in zip(labels, costs, strict=True)}
@@ -163,25 +169,14 @@ def sharpness(key: str) -> Callable[[load.Entry], float]:
     return lambda run: run.sharpness.get(key, math.nan)
 
 
-def swapped_in() -> dict[str, Verdict]:
+def swapped_in() -> dict[str, list[Comparison]]:
     """The default in AdamW's place, by the options that AdamW had there."""
     rounds = {
         "AdamW's usual betas": "judged, usual",
-        "torch's β2 and the same lr": "judged, torch's",
-        "the options that were tuned for AdamW": "judged",
+        "torch's β2": "judged, torch's",
+        "AdamW's tuned options": "judged",
     }
-    found = {where: comparisons(load.find(untuned.ROUNDS[name].folder).entries)[0] for where, name in rounds.items()}
-    return {where: against(each, "adamw", 0.05, untuned.DEFAULT, 6) for where, each in found.items()}
-
-
-def best_gammas(tasks: Sequence[str]) -> str:
-    """Where the search for the default form's γ ended."""
-    best = {task: options["gamma"] for task in tasks if (options := grids.tuned(task, FORMS[0]))}
-    large, small = ([task for task, gamma in best.items() if (gamma >= 1) == wanted] for wanted in (True, False))
-    return (
-        f"at {min(best[t] for t in large):.3g} to {max(best[t] for t in large):.3g} on {names(large)}, at "
-        f"{min(best[t] for t in small):.2g} to {max(best[t] for t in small):.2g} on {names(small)}"
-    )
+    return {where: comparisons(load.find(untuned.ROUNDS[name].folder).entries)[0] for where, name in rounds.items()}
 
 
 def places(compared: Sequence[Comparison]) -> dict[str, dict[str, float]]:
@@ -198,19 +193,19 @@ def places(compared: Sequence[Comparison]) -> dict[str, dict[str, float]]:
 
 
 def ranks(compared: Sequence[Comparison], ours: str) -> str:
-    """Where a contender comes on each task, who is first there, and who on the average."""
+    """Who is first on the tasks on which everyone was run, and who on the average."""
     found = places(compared)
     mean = {label: fmean(by_task.values()) for label, by_task in found.items()}
     order = sorted(mean, key=mean.__getitem__)
     kin = sum(label.startswith(("hatam", "atam")) for label in order)
-    told = ", ".join(f"{task} {place:g}" for task, place in found[ours].items())
     ahead = {label: [task for task, place in by_task.items() if place == 1] for label, by_task in found.items()}
     firsts = ", ".join(f"{label} on {names(ahead[label])}" for label in order if ahead[label])
     shown = [label for label in order if label in (*order[:8], ours, "adamw")]
     means = ", ".join(f"{label} {mean[label]:.1f}" for label in shown)
     return (
-        f"{told}, of {len(order)}, of which {kin} are forms of HATAM or ATAM. First there: {firsts}. "
-        f"Mean place on these {len(found[ours])} tasks, from the best on, not all shown: {means}"
+        f"Places are by mean score at equal steps among {len(order)} contenders, of which {kin} are forms of HATAM or "
+        f"ATAM, on the {len(found[ours])} tasks that all of them ran. First: {firsts}. Mean place, from the best on, "
+        f"not all shown: {means}."
     )
 
 
@@ -219,14 +214,14 @@ def both(verdict: Callable[[str], Verdict]) -> dict[str, Verdict]:
     return {f"`{form}`": verdict(form) for form in FORMS}
 
 
-def targets(steps: Sequence[Comparison], time: Sequence[Comparison], swapped: dict[str, Verdict]) -> str:
+def targets(steps: Sequence[Comparison], time: Sequence[Comparison], swapped: dict[str, list[Comparison]]) -> str:
     """A numbered list: what was to be reached, and what was."""
     lines = {
         "Tuned against tuned AdamW, at equal steps: better (p < 0.01) on at least 7, worse on none": both(
             lambda form: against(steps, "adamw", 0.01, form, 7)
         ),
         "Untuned in AdamW's place: better on at least 6, worse on none": {
-            f"At {where}": verdict for where, verdict in swapped.items()
+            f"At {where}": against(each, "adamw", 0.05, untuned.DEFAULT, 6) for where, each in swapped.items()
         },
         "Against SAM: no worse than the margin on at least 7 at equal steps, better on at least 7 at equal time": both(
             lambda form: against_sam(steps, time, form)
@@ -255,22 +250,36 @@ def unfilled(steps: Sequence[Comparison]) -> list[str]:
     return [each.task for each in steps if each.task in short]
 
 
-def short(steps: Sequence[Comparison], time: Sequence[Comparison], swapped: dict[str, Verdict]) -> str:
-    """What README says of them, for the default form alone."""
+def marks(compared: Sequence[Comparison], other: str, ours: str) -> dict[str, str]:
+    """By task, whether HATAM is better (+) or worse (−) than another, or neither."""
+    better, worse = apart(compared, other, ours, 0.05)
+    return {each.task: "+" if each.task in better else "−" if each.task in worse else "·" for each in compared}
+
+
+def short(steps: Sequence[Comparison], time: Sequence[Comparison], swapped: dict[str, list[Comparison]]) -> str:
+    """What README says of them, for the default form alone: a row for each task, and what no column can say."""
     ours = FORMS[0]
+    columns = {
+        "AdamW": marks(steps, "adamw", ours),
+        "AdamW, equal time": marks(time, "adamw", ours),
+        "SAM": marks(steps, "sam", ours),
+        "SAM, equal time": marks(time, "sam", ours),
+        **{f"untuned, {where}": marks(each, "adamw", untuned.DEFAULT) for where, each in swapped.items()},
+        "place": {task: f"{place:g}" for task, place in places(steps).get(ours, {}).items()},
+        "γ": {each.task: f"{o['gamma']:.2g}" for each in steps if (o := grids.tuned(each.task, ours))},
+    }
+    tasks = [task for task in all_tasks() if task in columns["AdamW"]]
+    rows = {task: [column.get(task, "") for column in columns.values()] for task in tasks}
     overfits = hurt_by_steps(steps, time, "adamw")
     ahead = [task for task in apart(time, "adamw", ours, 0.05)[0] if task in overfits]
-    hurt = f"; where it is better, AdamW itself is worse than at equal steps on {names(ahead)}"
-    lines = {
-        "Tuned, against tuned AdamW": against(steps, "adamw", 0.05, ours).words,
-        "Tuned, against tuned AdamW, at equal time": f"{against(time, 'adamw', 0.05, ours).words}{hurt}",
-        "Tuned, against tuned SAM": against(steps, "sam", 0.05, ours).words,
-        "Tuned, against tuned SAM, at equal time": against(time, "sam", 0.05, ours).words,
-        "Tuned, its place by mean score at equal steps, where all contenders were run": ranks(steps, ours),
-        **{f"Untuned in AdamW's place, at {where}": verdict.words for where, verdict in swapped.items()},
-        "Its γ": f"the search ended {best_gammas([each.task for each in steps])}",
-    }
-    return "\n".join(f"- {name}: {words}." for name, words in lines.items())
+    others = [f"at {where} {seeds(each, untuned.DEFAULT)}" for where, each in swapped.items()]
+    told = [
+        f"Tuned {seeds(steps, ours)} seeds, depending on the task; untuned, {', '.join(others)}.",
+        f"At equal time AdamW itself is worse than at equal steps on {names(ahead)} of the tasks on which HATAM is "
+        "better there.",
+        ranks(steps, ours),
+    ]
+    return "\n".join([grids.table("task", list(columns), rows), "", *(f"- {each}" for each in told)])
 
 
 def pages() -> dict[tuple[str, str], str]:
