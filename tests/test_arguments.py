@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections import UserList
 from collections.abc import Callable
@@ -256,3 +257,28 @@ def test_every_option_is_valid_in_a_group(options: dict[str, Any]) -> None:
     assert params[1].isfinite().all()
     for name, value in options.items():
         assert optimizer.param_groups[1][name] == value
+
+
+def test_a_call_written_for_adamw_goes_on_working() -> None:
+    """Positional arguments in AdamW's order; amsgrad where it says no."""
+    ours, theirs = (list(inspect.signature(each).parameters) for each in (HATAM, torch.optim.AdamW))
+    assert ours[: theirs.index("amsgrad") + 1] == theirs[: theirs.index("amsgrad") + 1]
+    params = parameters(((4,),))
+    (group,) = HATAM(params, 1e-3, (0.8, 0.9), 1e-7, 0.1, False).param_groups
+    assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.8, 0.9), 1e-7, 0.1)
+    with pytest.raises(ValueError, match="amsgrad=True is not supported: it must be False"):
+        HATAM(params, amsgrad=True)
+
+
+@pytest.mark.parametrize(("gamma", "error"), [(-1.0, ValueError), (NAN, ValueError), ("1", TypeError)])
+def test_a_gamma_changed_in_mid_training_is_looked_at_before_anything_moves(gamma: Any, error: type[Exception]) -> None:
+    params = parameters(((4,), (4,)))
+    optimizer = HATAM([{"params": params[:1]}, {"params": params[1:]}], 0.01)
+    feed(optimizer, params, gradients(params, 1))
+    before = [bits(p) for p in params]
+    optimizer.param_groups[1]["gamma"] = gamma
+    with pytest.raises(error, match=r"gamma.* in \[0, inf\)"):
+        feed(optimizer, params, gradients(params, 1))
+    assert [bits(p) for p in params] == before
+    optimizer.param_groups[1]["gamma"] = 2
+    feed(optimizer, params, gradients(params, 1))

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from hatam.bench import records, report, runner, schedules
 from hatam.bench.cli import app, make_run
 from hatam.bench.contenders import CONTENDERS, parse
+from hatam.bench.report import summary
 from hatam.bench.stats import estimate, paired
 from hatam.bench.tasks import Data, Split, Task, all_tasks
 from hatam.bench.trainers import Gradient, Losses
@@ -203,7 +204,11 @@ def test_statistics_against_known_values() -> None:
     assert math.isnan(estimate([1.0]).low)
     assert paired({1: 1.0}, {1: 0.0}) is None
     assert paired({1: 1.0, 2: 1.0, 9: 5.0}, {1: 1.0, 2: 1.0}).p == 1.0
-    assert paired({1: 2.0, 2: 2.0}, {1: 1.0, 2: 1.0}).mean == 1.0
+    same = paired({1: 2.0, 2: 2.0}, {1: 1.0, 2: 1.0})  # which tells nothing of their spread
+    assert same.mean == 1.0
+    assert math.isnan(same.p)
+    assert math.isnan(same.low)
+    assert summary.corrected({"a": same, "b": None}) == {"a": 1.0, "b": 1.0}
     for lost in (math.nan, math.inf):  # not the difference of those alone that survived
         assert paired({1: 2.0, 2: 2.0, 3: lost}, {1: 1.0, 2: 1.0, 3: 1.0}) is None
         assert paired({1: 2.0, 2: 2.0, 3: 1.0}, {1: 1.0, 2: 1.0, 3: lost}) is None
@@ -309,6 +314,14 @@ def test_a_comparison_with_divergence_and_with_everyone(tmp_path: Path) -> None:
     assert "[" not in row
     assert (tmp_path / "nan" / "curves-diabetes.png").exists()
     assert compare_command(tmp_path / "all", seeds="1").exit_code == 0
+
+
+def test_what_a_contender_refuses_is_said_once_and_before_training(tmp_path: Path) -> None:
+    error = compare_command(tmp_path, "adamw", "hatam:gamma=-1.0", "adamw:lr=-1.0").exception
+    assert str(error).startswith("contender 'hatam:gamma=-1.0': gamma=-1.0 is out of range")
+    assert not list(tmp_path.iterdir())
+    compare_command(tmp_path, "adamw")
+    assert "2 of 2 runs have records already" in compare_command(tmp_path, "adamw").output
 
 
 def one_number(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

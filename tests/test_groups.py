@@ -64,6 +64,8 @@ def test_a_pattern_that_matches_nobody_is_named(bad: str) -> None:
         hatam.param_groups(Net(), names=[bad])
     with pytest.raises(ValueError, match="no parameter that requires a gradient"):
         hatam.param_groups(nn.Linear(2, 2).requires_grad_(False))
+    with pytest.raises(TypeError, match="not of type generator; pass the model itself"):
+        hatam.param_groups(nn.Linear(2, 2).parameters())
 
 
 def test_described_before_and_after() -> None:
@@ -72,6 +74,7 @@ def test_described_before_and_after() -> None:
     assert text.startswith("weight_decay=0.3: 2 tensors, 20 parameters\n    scale (4,)\n    body.weight (4, 4)\n")
     optimizer = HATAM(groups, 0.01)
     assert hatam.describe(optimizer.param_groups) == text
+    assert hatam.describe(optimizer) == text
     assert "    number 0 (2, 2)" in hatam.describe(HATAM([torch.ones(2, 2, requires_grad=True)]).param_groups)
 
 

@@ -70,7 +70,7 @@ def test_the_example_of_a_task_runs(tmp_path: Path) -> None:
     assert "sam:rho=0.05" in shown
     written = records.read_all(tmp_path / "runs" / "tasks-digits.py-TASK")
     assert [(r["run"]["task"], r["result"]["status"]) for r in written] == [("tasks/digits.py:TASK", "ok")] * 2
-    assert (tmp_path / "runs" / "tasks-digits.py-TASK.png").exists()
+    assert list((tmp_path / "runs").glob("curves-tasks-digits-py-task-*.png"))
 
 
 def test_rows_are_those_of_the_returned_scores(tmp_path: Path) -> None:
@@ -87,7 +87,9 @@ def test_rows_are_those_of_the_returned_scores(tmp_path: Path) -> None:
     assert first.relative_time == 1
 
 
-def test_a_comparison_resumes_and_a_changed_function_is_run_again(tmp_path: Path) -> None:
+def test_a_comparison_resumes_and_a_changed_function_is_run_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     calls: list[int] = []
 
     def score(make_optimizer, seed: int) -> float:
@@ -95,8 +97,10 @@ def test_a_comparison_resumes_and_a_changed_function_is_run_again(tmp_path: Path
         return seed + 0.5
 
     compare(score, ["adamw"], seeds=2, folder=tmp_path)
+    assert "records" not in capsys.readouterr().out
     result = compare(score, ["adamw:lr=0.03"], seeds=3, folder=tmp_path)  # the same by another name, and one more
     assert calls == [0, 1, 2]
+    assert f"2 of 3 runs have records in {tmp_path / 'score'} already" in capsys.readouterr().out
     assert result.rows[0].label == "adamw:lr=0.03"
     assert result.rows[0].scores == {0: 0.5, 1: 1.5, 2: 2.5}
 
@@ -215,12 +219,18 @@ def test_processes_need_what_they_can_import(tmp_path: Path) -> None:
         ("adamw", "must be a list of contenders"),
         (["adamw", "adamw"], "a name twice"),
         (["hatm"], "Did you mean 'hatam'"),
+        (["adamw", torch.optim.NAdam], r"NAdam.* must be a name .* or a pair \(name, factory\)"),
     ],
 )
 def test_contenders_that_cannot_be_compared_are_refused(tmp_path: Path, contenders: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         compare(train, contenders, folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_seeds_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="seeds=0 is none"):
+        compare(train, ["adamw"], 0, folder=tmp_path)
 
 
 @pytest.mark.parametrize("contender", ["hatam:gamma=0.5", "msam", ("own", lambda params: HATAM(params, gamma=0.5))])
@@ -255,6 +265,7 @@ def test_options_are_a_grid_and_a_contenders_own_count_more() -> None:
     ("name", "message"),
     [
         ("mnist1d-mpl", "Did you mean 'mnist1d-mlp'"),
+        ("nowhere/task.py", "write nowhere/task.py:TASK"),
         ("nowhere/task.py:TASK", "there is no file 'nowhere/task.py'"),
         ("no_such_module:TASK", "there is no module 'no_such_module'"),
         ("hatam.bench.tasks.mnist1d:TASK", "Did you mean 'TASKS'"),

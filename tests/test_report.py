@@ -131,7 +131,7 @@ def test_the_short_table_goes_into_a_document(tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert text.startswith("before\n<!--")
     assert text.endswith("-->\nafter")
-    assert re.findall(r"mnist1d-mlp \((.*)\)", text) == ["equal steps", "own steps"]
+    assert re.findall(r"mnist1d-mlp \((.*)\)", text) == ["100 steps", "300 steps"]
     assert "| adamw | 2 | 70.50 ± 6.35 |  |  | 1.00 | 1.00 | " in text
     assert len(list((tmp_path / "plots").glob("*.png"))) == 4
 
@@ -229,14 +229,25 @@ def test_comparisons_in_two_folders_are_two(tmp_path: Path, task: str) -> None:
     assert [[c.label for c in each.contestants] for each in comparisons_of(tmp_path)] == [["hatam"], ["hatam"]]
 
 
-def test_equal_steps_and_equal_time_are_two_comparisons(tmp_path: Path) -> None:
+def test_runs_of_several_lengths_are_several_comparisons(tmp_path: Path) -> None:
     for label, steps in (("adamw", 100), ("adamw", 200), ("sam", 100), ("hatam", 100), ("hatam", 190)):
         put(tmp_path, label, 0, 70.0, steps=steps)
     steps = {each.budget: {c.label: c.runs[0].steps for c in each.contestants} for each in comparisons_of(tmp_path)}
     assert steps == {
-        "equal steps": {"adamw": 100, "sam": 100, "hatam": 100},
-        "own steps": {"adamw": 200, "sam": 100, "hatam": 190},
+        "100 steps": {"adamw": 100, "sam": 100, "hatam": 100},
+        "190 steps": {"hatam": 190},
+        "200 steps": {"adamw": 200},
     }
+
+
+def test_without_adamw_the_first_is_the_baseline(tmp_path: Path) -> None:
+    for seed in range(3):
+        put(tmp_path, "hatam:gamma=3", seed, 72.0 + seed / 9)
+        put(tmp_path, "adamw:lr=0.1", seed, 70.0)
+    (comparison,) = comparisons_of(tmp_path)
+    assert report.columns(comparison)[3] == "− adamw:lr=0.1"
+    assert [report.cells(comparison, c)[3] for c in comparison.contestants] == ["", "+2.11 [+1.84, +2.39]"]
+    assert table_of(tmp_path)["hatam:gamma=3"]["− adamw:lr=0.1"] == "+2.11 [+1.84, +2.39]"
 
 
 def test_the_command_makes_these_records(tmp_path: Path) -> None:

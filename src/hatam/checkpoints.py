@@ -63,6 +63,20 @@ def check_parts(state_dict: object, defaults: Mapping[str, Any]) -> None:
             _check_number("start_norm", group["start_norm"], "a parameter group")
 
 
+def check_counts(saved: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a checkpoint that divides the parameters otherwise.
+
+    Raises:
+        ValueError: it has another number of groups, or of parameters in one of them.
+    """
+    theirs, own = ([len(group["params"]) for group in each] for each in (saved, groups))
+    if theirs != own:
+        raise ValueError(
+            f"the checkpoint has parameter groups of {theirs} tensors, the optimizer of {own}: a different number of "
+            "parameter groups, or of parameters in them; make the optimizer's groups as those of the checkpoint"
+        )
+
+
 def _check_state(found: Mapping[str, Any], p: Tensor, name: str) -> None:
     if AMSGRAD in found:
         raise ValueError(
@@ -114,6 +128,7 @@ def loading(optimizer: Any) -> Iterator[None]:
 
     def look(_: object, changed: dict[str, Any]) -> dict[str, Any]:  # at what the user's hooks made of it
         check_parts(changed, optimizer.defaults)
+        check_counts(changed["param_groups"], optimizer.param_groups)
         gamma = optimizer.defaults.get("gamma")
         both = zip(optimizer.param_groups, changed["param_groups"], strict=False)
         groups = [kept_options(group, saved, gamma) for group, saved in both]

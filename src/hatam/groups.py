@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.optim import Optimizer
 
 NO_DECAY_TYPES: tuple[type[nn.Module], ...] = (
     _NormBase,  # BatchNorm and InstanceNorm
@@ -45,6 +46,7 @@ def param_groups(
         groups for any optimizer of torch, the parameters with their names; a group without parameters is left out.
 
     Raises:
+        TypeError: ``model`` is no module.
         ValueError: the model has no parameter that requires a gradient, or a pattern matches none of its parameters.
 
     Example:
@@ -61,6 +63,8 @@ def param_groups(
             2.bias (2,)
         >>> optimizer = hatam.HATAM(groups, lr=1e-3)
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, not of type {type(model).__name__}; pass the model itself")
     found = {name: (module, p) for name, module, p in _owned(model) if p.requires_grad}
     if not found:
         raise ValueError("model has no parameter that requires a gradient; unfreeze some before making groups")
@@ -91,10 +95,10 @@ def _owned(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
                 yield (f"{prefix}.{name}" if prefix else name), module, p
 
 
-def describe(groups: Sequence[Mapping[str, Any]]) -> str:
-    """Who is in which group, for a log: of :func:`param_groups` or of an optimizer's ``param_groups``."""
+def describe(groups: Sequence[Mapping[str, Any]] | Optimizer) -> str:
+    """Who is in which group, for a log: of :func:`param_groups`, or of an optimizer."""
     lines = []
-    for group in groups:
+    for group in groups.param_groups if isinstance(groups, Optimizer) else groups:
         named = [p if isinstance(p, tuple) else (f"number {i}", p) for i, p in enumerate(group["params"])]
         if "param_names" in group:  # an optimizer has taken them
             named = list(zip(group["param_names"], group["params"], strict=True))

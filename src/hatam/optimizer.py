@@ -57,6 +57,7 @@ class HATAM(Optimizer):
         betas: rates of m and v, each in [0, 1).
         eps: added to the denominator, >= 0.
         weight_decay: decoupled weight decay, >= 0.
+        amsgrad: False; it is there for calls that were written for AdamW.
         gamma: strength of the correction, >= 0; 0 is AdamW, bit for bit. In the decoupled form it is the radius of
             the displacement, in the unit that ``radius`` says. None means for "absolute" 0.5, or 0.35 where
             1 − βc² > 4 (1 − β2), as at the default betas; 0.005 for "relative", or else 1.
@@ -110,6 +111,7 @@ class HATAM(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        amsgrad: bool = False,
         *,
         gamma: float | None = None,
         beta_c: float | None = None,
@@ -151,6 +153,7 @@ class HATAM(Optimizer):
             "start_norm": None,
         }
         options.check(defaults)
+        options.check_amsgrad(amsgrad)
         self._divisions: dict[int, Division] = {}
         self._shards, self._is_cut = sharded.Shards(), False
         self._begun = False  # whether a step at an lr above 0 is known to have been
@@ -236,7 +239,7 @@ class HATAM(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        options.check_gradients(self.param_groups)
+        options.check_step(self.param_groups)
         amp = {key: getattr(self, key) for key in ("grad_scale", "found_inf") if hasattr(self, key)}
         found_inf = amp.get("found_inf")
         if found_inf is not None and not fused.skips_by_itself(self.param_groups):

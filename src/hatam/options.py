@@ -39,7 +39,7 @@ def check(group: Mapping[str, Any]) -> None:
     check_number("eps", group["eps"], 0.0, math.inf, open_end=True, remedy="AdamW's default is 1e-8")
     check_number("weight_decay", group["weight_decay"], 0.0, math.inf, open_end=True, remedy="0 turns it off")
     if group["gamma"] is not None:
-        check_number("gamma", group["gamma"], 0.0, math.inf, open_end=True, remedy="0 is AdamW")
+        check_gamma(group["gamma"])
     check_choice("form", group["form"], FORMS)
     if group["radius"] is not None:
         check_choice("radius", group["radius"], RADII)
@@ -54,6 +54,18 @@ def check(group: Mapping[str, Any]) -> None:
     check_eps(group)
     check_paths(group)
     check_state(group)
+
+
+def check_gamma(gamma: object) -> None:
+    """The strength, which may also change from step to step."""
+    check_number("gamma", gamma, 0.0, math.inf, open_end=True, remedy="0 is AdamW")
+
+
+def check_amsgrad(amsgrad: object) -> None:
+    """AdamW's argument is taken, so that a call that spells it out goes on working, but not its variant."""
+    check_flag("amsgrad", amsgrad)
+    if amsgrad:
+        raise ValueError("amsgrad=True is not supported: it must be False, as HATAM has no AMSGrad; leave it out")
 
 
 def check_radius_options(group: Mapping[str, Any]) -> None:
@@ -202,9 +214,12 @@ def name_of(group: Mapping[str, Any], i: int, j: int) -> str:
     return group["param_names"][j] if "param_names" in group else f"number {j} of group {i}"
 
 
-def check_gradients(groups: list[dict[str, Any]]) -> None:
-    """Sparse gradients are refused before anything has moved."""
+def check_step(groups: list[dict[str, Any]]) -> None:
+    """A γ out of range and sparse gradients are refused before anything has moved."""
     for i, group in enumerate(groups):
+        gamma = group["gamma"]
+        if type(gamma) is not float or not 0.0 <= gamma < math.inf:
+            check_gamma(gamma)
         for j, p in enumerate(group["params"]):
             if p.grad is not None and p.grad.is_sparse:
                 raise RuntimeError(

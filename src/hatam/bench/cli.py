@@ -22,6 +22,7 @@ from .report.load import Entry, Found
 from .study.cli import app as study
 from .tasks import Task, all_tasks, find, source
 from .theory.cli import theory
+from .training import prepare
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -82,6 +83,9 @@ def compare(
     ]
     _refuse_twice([run for run in runs if run.seed == first_seed], records_)
     todo = runner.missing(runs, records_)
+    if len(todo) < len(runs):
+        console.print(f"{len(runs) - len(todo)} of {len(runs)} runs have records already", highlight=False)
+    _refuse_unusable(chosen, todo)
     failed = _run_with_progress(chosen, todo, records_, jobs or os.cpu_count() or 1, batch)
     failures = {id(run) for run, _ in failed}
     entries = [_entry(run, records_) for run in runs if id(run) not in failures]
@@ -113,6 +117,15 @@ def _refuse_twice(runs: Sequence[Run], root: Path) -> None:
         found[path] = run.label
 
 
+def _refuse_unusable(task: Task, runs: Sequence[Run]) -> None:
+    """What a contender does not accept is said once, before anything is trained."""
+    for run in {run.label: run for run in runs}.values():
+        try:
+            prepare(task, run)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"contender {run.label!r}: {error}") from error
+
+
 @app.command()
 def table(
     records_: Annotated[Path, typer.Argument(metavar="RECORDS", help="Folder of the records.")],
@@ -141,12 +154,12 @@ def table(
 
 @app.command("report")
 def report_(
-    records_: Annotated[Path, typer.Argument(metavar="RECORDS", help="Folder of the records.")] = Path("results"),
+    records_: Annotated[Path, typer.Argument(metavar="RECORDS", help="Folder of the records.")] = Path("runs"),
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("runs/report"),
 ) -> None:
     """Render records into one page, index.html, with its figures and tables as files beside it.
 
-    Example: hatam report results --out runs/report
+    Example: hatam report results/full --out runs/report
     """
     found = report.write(records_, out)
     _say_damaged(found)
@@ -217,7 +230,7 @@ def _run_with_progress(task: Task, runs: list[Run], root: Path, jobs: int, batch
 
 def _show(task: Task, compared: Comparison) -> None:
     shown = Table(title=f"{task.name}: {task.metric_name}, mean ± 95% interval; differences paired by seed")
-    for index, column in enumerate(report.COLUMNS):
+    for index, column in enumerate(report.columns(compared)):
         shown.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for contestant in compared.contestants:
         shown.add_row(*report.cells(compared, contestant))

@@ -60,7 +60,7 @@ def compare(
     Every run is recorded in ``folder`` as it ends. A run that has a record there is not done again, unless ``train_fn``
     or the contender's own factory has changed: their text, and the numbers, words and functions that are bound to them.
     What they call, and what is inside lists, tensors and other objects, is not looked at, so after a change there give
-    another ``name`` or folder.
+    another ``name`` or folder. How many runs had records is printed.
     A run that raises is reported, and the others go on. A score that is NaN or infinite counts as diverged.
 
     Args:
@@ -101,6 +101,9 @@ def compare(
     root = Path(folder)
     if isinstance(contenders, str):
         raise ValueError(f"contenders={contenders!r} must be a list of contenders; put it in brackets")
+    chosen = list(range(seeds) if isinstance(seeds, int) else seeds)
+    if not chosen:
+        raise ValueError(f"seeds={seeds!r} is none: it must be how many, from 1, or a list of them")
     task = name or str(getattr(getattr(train_fn, "func", train_fn), "__name__", type(train_fn).__name__))
     contestants = [made for contender in contenders for made in _contestants(contender, options or {})]
     labels = [contestant.label for contestant in contestants]
@@ -111,11 +114,14 @@ def compare(
             make_optimizer(contestant, [torch.nn.Parameter(torch.zeros(1))])
     runs = [
         Run(task, c.label, c.name, c.options, seed, 0, 0, 0.0, source=_source(train_fn, c.factory))
-        for seed in (range(seeds) if isinstance(seeds, int) else seeds)
+        for seed in chosen
         for c in contestants
     ]
     work = partial(_train, train_fn, {c.label: c for c in contestants})
-    failures = _run(runner.missing(runs, root), root, jobs, work)
+    todo = runner.missing(runs, root)
+    if len(todo) < len(runs):
+        print(f"{len(runs) - len(todo)} of {len(runs)} runs have records in {root / records.file_name(task)} already")
+    failures = _run(todo, root, jobs, work)
     failed = {id(run) for run, _ in failures}
     read = [(run, records.read(run.path(root))) for run in runs if id(run) not in failed]
     result = Result(tabulate(read, labels), [(run.label, run.seed, text) for run, text in failures])
@@ -170,7 +176,12 @@ def _no_loss(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def _contestants(contender: str | tuple[str, OwnFactory], options: Mapping[str, Any]) -> list[Contestant]:
     """A contender at every point of the grid that the options span."""
-    spec, factory = (contender, None) if isinstance(contender, str) else contender
+    try:
+        spec, factory = (contender, None) if isinstance(contender, str) else contender
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"contenders: {contender!r} must be a name that 'hatam contenders' lists, or a pair (name, factory)"
+        ) from None
     name, _, text = spec.partition(":")
     changes = [change for change in text.split(",") if change]
     own = {change.partition("=")[0].strip() for change in changes}

@@ -42,11 +42,12 @@ class Row:
     def cells(self) -> tuple[str, ...]:
         """The row as text."""
         d = self.difference
+        interval = "" if d is None or math.isnan(d.low) else f" [{d.low:+.3g}, {d.high:+.3g}]"
         return (
             self.label + (f" ({self.diverged} diverged)" if self.diverged else ""),
             str(self.score.n),
             f"{self.score.mean:.4g}" + (f" ± {self.score.half_width:.2g}" if self.score.n > 1 else ""),
-            "" if d is None else f"{d.mean:+.3g} [{d.low:+.3g}, {d.high:+.3g}]",
+            "" if d is None else f"{d.mean:+.3g}{interval}",
             "" if d is None else p_text(d.p),
             "" if math.isnan(self.relative_time) else f"{self.relative_time:.2f}",
         )

@@ -50,7 +50,8 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Differ
     """``values − baseline`` by seed, tested with Student's paired t.
 
     None where fewer than two seeds are shared, or where one of either side has no finite score: a difference of those
-    alone that survived would flatter.
+    alone that survived would flatter. Interval and p are NaN where all differences are the same and not 0, as two
+    seeds of an accuracy may be: that tells nothing of their spread.
 
     Example:
         >>> difference = paired({1: 2.0, 2: 4.0, 3: 3.0}, {1: 1.0, 2: 2.0, 3: 2.0})
@@ -62,8 +63,8 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Differ
     if len(seeds) < 2 or not np.isfinite([*values.values(), *baseline.values()]).all():
         return None
     if np.ptp(differences) == 0:
-        mean = differences[0]
-        return Difference(mean, mean, mean, 1.0 if mean == 0 else 0.0, len(seeds))
+        mean, nan = float(differences[0]), float("nan")
+        return Difference(mean, *((mean, mean, 1.0) if mean == 0 else (nan, nan, nan)), n=len(seeds))
     test = stats.ttest_1samp(differences, 0.0)
     low, high = test.confidence_interval()
     return Difference(float(np.mean(differences)), float(low), float(high), float(test.pvalue), len(seeds))
@@ -73,7 +74,9 @@ def p_text(p: float) -> str:
     """A p-value as tables show it.
 
     Example:
-        >>> p_text(0.0004), p_text(0.05)
-        ('<0.001', '0.050')
+        >>> p_text(0.0004), p_text(0.05), p_text(float("nan"))
+        ('<0.001', '0.050', '–')
     """
+    if np.isnan(p):
+        return "–"
     return "<0.001" if p < 0.001 else f"{p:.3f}"

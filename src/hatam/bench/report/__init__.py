@@ -6,9 +6,9 @@ from .documents import fill_in, replace_between
 from .load import entry, find
 from .page import write
 from .sections import in_markdown
-from .tables import COLUMNS, cells, draw, markdown
+from .tables import cells, columns, draw, markdown
 
 __all__ = [
-    "COLUMNS", "brief", "cells", "comparisons", "draw", "entry", "fill_in", "find", "in_markdown", "markdown",
+    "brief", "cells", "columns", "comparisons", "draw", "entry", "fill_in", "find", "in_markdown", "markdown",
     "replace_between", "write",
 ]  # fmt: skip

@@ -18,8 +18,6 @@ from .load import Entry
 from .parts import slug
 from .summary import Floats
 
-BASELINE = "adamw"
-
 
 @dataclass(frozen=True)
 class Contestant:
@@ -60,7 +58,8 @@ class Contestant:
 class Comparison:
     """The contestants on one task in one folder of records.
 
-    ``budget`` is "" or, where runs of several lengths lie there, "equal steps" or "own steps", in a study "equal time".
+    ``budget`` is "" or, where runs of several lengths lie there, their number of steps; in a study "equal steps" or
+    "equal time".
     """
 
     group: str
@@ -103,22 +102,26 @@ class Comparison:
         """A name for files and ids."""
         return slug(*words, self.group.removesuffix("records").rstrip("/"), self.budget.replace(" ", "-"), self.task)
 
-    @cached_property
-    def baseline(self) -> Contestant | None:
-        return self.of(BASELINE)
+    @property
+    def baseline(self) -> Contestant:
+        """Whom the others are compared with: AdamW, or the first where that did not run."""
+        return self.contestants[0]
+
+    @property
+    def base_name(self) -> str:
+        """The baseline in words."""
+        return "AdamW" if self.baseline.label == "adamw" else self.baseline.label
 
     def of(self, label: str) -> Contestant | None:
         """The contestant with a label, None where it did not run."""
         return next((c for c in self.contestants if c.label == label), None)
 
     def difference(self, contestant: Contestant) -> Difference | None:
-        """Its score less AdamW's by seed; None for AdamW itself and where there is no pair."""
-        return None if self.baseline in (None, contestant) else contestant.less(self.baseline)
+        """Its score less the baseline's by seed; None for that itself and where there is no pair."""
+        return None if contestant is self.baseline else contestant.less(self.baseline)
 
     def relative_time(self, contestant: Contestant) -> float:
-        """Median over shared seeds of its time per step over AdamW's; NaN where either was not measured."""
-        if self.baseline is None:
-            return math.nan
+        """Median over shared seeds of its time per step over the baseline's; NaN where either was not measured."""
         base = self.baseline.by_seed(lambda run: run.step_s)
         own = contestant.by_seed(lambda run: run.step_s)
         ratios = [own[seed] / base[seed] for seed in own.keys() & base.keys() if base[seed] > 0]
@@ -136,10 +139,11 @@ class Comparison:
         return self.format(score.mean) + (f" ± {self.format(score.half_width)}" if score.n > 1 else "")
 
     def format_difference(self, d: Difference | None) -> str:
-        """A difference with its interval; nothing where there is none."""
-        return (
-            "" if d is None else f"{self.format(d.mean, '+')} [{self.format(d.low, '+')}, {self.format(d.high, '+')}]"
-        )
+        """A difference with its interval, where it has one; nothing where there is none."""
+        if d is None:
+            return ""
+        interval = f" [{self.format(d.low, '+')}, {self.format(d.high, '+')}]" if math.isfinite(d.low) else ""
+        return self.format(d.mean, "+") + interval
 
 
 def comparisons(entries: Iterable[Entry]) -> tuple[list[Comparison], list[str]]:
@@ -164,26 +168,29 @@ def comparisons(entries: Iterable[Entry]) -> tuple[list[Comparison], list[str]]:
 
 
 def _budgets(runs: list[Entry]) -> dict[str, list[Entry]]:
-    """One comparison, or two where some label has runs of several lengths: at equal steps, and at other ones.
+    """One comparison for each number of steps; in a study one at equal steps, and one at equal time where that ran.
 
-    The second takes the runs of a label at the common number of steps where it has no others. In a study of equal time
-    it must have that pace: who has only been run at equal steps so far is left out.
+    The second takes the runs of a label at the common number of steps where it has no others and they have that pace:
+    who has only been run at equal steps so far is left out.
     """
+    if not runs[0].timed:
+        every = sorted({run.steps for run in runs})
+        return {
+            f"{steps:,} steps" if len(every) > 1 else "": [run for run in runs if run.steps == steps] for steps in every
+        }
     lengths: dict[str, set[int]] = defaultdict(set)
     for run in runs:
         lengths[run.label].add(run.steps)
     if all(len(each) == 1 for each in lengths.values()):
         return {"": runs}
     common, _ = min(Counter(steps for each in lengths.values() for steps in each).items(), key=lambda x: (-x[1], x[0]))
-    timed = runs[0].timed
     pace = median(run.steps * run.step_s for run in runs if run.steps != common)
     return {
         "equal steps": [run for run in runs if run.steps == common],
-        "equal time" if timed else "own steps": [
+        "equal time": [
             run
             for run in runs
-            if run.steps != common
-            or (lengths[run.label] == {common} and (not timed or abs(pace / run.step_s - common) <= 1))
+            if run.steps != common or (lengths[run.label] == {common} and abs(pace / run.step_s - common) <= 1)
         ],
     }
 

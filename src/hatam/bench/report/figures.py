@@ -38,7 +38,8 @@ def finish(canvas: Canvas, name: str, title: str, caption: str, alt: str, made_b
 def cost(comparison: Comparison, looks: Looks, made_by: Sources) -> Figure | None:
     """Score against the measured time of a step, or against gradients per step where no time was measured."""
     x_of: Callable[[Contestant], float] = comparison.relative_time
-    x_label, unit = "measured time per step, AdamW = 1", "times AdamW's time per step"
+    base = comparison.base_name
+    x_label, unit = f"measured time per step, {base} = 1", f"times {base}'s time per step"
     if not any(math.isfinite(x_of(c)) for c in comparison.contestants):
         x_label, unit = "gradients per step (time was not measured)", "gradients per step"
         x_of = _gradients

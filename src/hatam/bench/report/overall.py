@@ -52,13 +52,13 @@ def ranks(compared: Sequence[Comparison], looks: Looks, made_by: Sources) -> Fig
 
 
 def profiles(compared: Sequence[Comparison], looks: Looks, made_by: Sources) -> Figure | None:
-    """Performance profile of the cost to reach AdamW's median final validation score."""
+    """Performance profile of the cost to reach the baseline's median final validation score."""
     labels = everywhere(compared)
     timed = all(math.isfinite(run.step_s) for c in compared for each in c.contestants for run in each.runs)
     costs = [column for comparison in compared for column in costs_to_target(comparison, labels, timed)]
     if len(labels) < 2 or not costs:
         return None
-    table = np.array(costs).T
+    table, base = np.array(costs).T, " or ".join(sorted({each.base_name for each in compared}))
     shares = profile(table, RATIOS)
     name = slug("profile", *compared[0].key)
     unit = "time" if timed else "gradients"
@@ -74,7 +74,7 @@ def profiles(compared: Sequence[Comparison], looks: Looks, made_by: Sources) -> 
         axes.minorticks_off()
         name_points(axes, [(RATIOS[-1], line[-1], looks[label]) for label, line in zip(labels, shares, strict=True)])
         caption = (
-            f"Each of n = {len(costs)} problems is a task and a seed; its target is AdamW's median final validation "
+            f"Each of n = {len(costs)} problems is a task and a seed; its target is {base}'s median final validation "
         )
         caption += f"score on the task. Cost is {'measured time of the steps' if timed else 'gradients taken'} until a "
         caption += "curve, which has some 20 points, first reaches the target; a run that never does counts as failed. "
@@ -90,9 +90,7 @@ def profiles(compared: Sequence[Comparison], looks: Looks, made_by: Sources) -> 
 
 
 def costs_to_target(comparison: Comparison, labels: list[str], timed: bool) -> list[list[float]]:
-    """For each seed that all labels ran: every label's cost to AdamW's median final validation score."""
-    if comparison.baseline is None:
-        return []
+    """For each seed that all labels ran: every label's cost to the baseline's median final validation score."""
     target = comparison.baseline.median(lambda run: run.validation) * comparison.sign
     runs = {c.label: {run.seed: run for run in c.runs} for c in comparison.contestants if c.label in labels}
     if not runs or not math.isfinite(target):

@@ -30,7 +30,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def corrected(differences: Mapping[str, Difference | None]) -> dict[str, float]:
     """:func:`holm` of differences by their names. One that could not be told, as a run was lost, counts as p = 1."""
-    p_values = holm([1.0 if d is None else d.p for d in differences.values()])
+    p_values = holm([1.0 if d is None or np.isnan(d.p) else d.p for d in differences.values()])
     return dict(zip(differences, p_values, strict=True))
 
 

@@ -11,11 +11,14 @@ from .parts import Figure, sources
 from .style import looks
 from .tabulate import fixed
 
-COLUMNS = ("contender", "n", "test", "− AdamW", "p", "gradients/step", "time/step", "λ_max")
+
+def columns(comparison: Comparison) -> tuple[str, ...]:
+    """The header of the table."""
+    return ("contender", "n", "test", f"− {comparison.base_name}", "p", "gradients/step", "time/step", "λ_max")
 
 
 def cells(comparison: Comparison, c: Contestant) -> tuple[str, ...]:
-    """A contestant's row as text, in the order of ``COLUMNS``."""
+    """A contestant's row as text, in the order of :func:`columns`."""
     difference = comparison.difference(c)
     return (
         c.label + (f" ({c.diverged} diverged)" if c.diverged else ""),
@@ -31,7 +34,8 @@ def cells(comparison: Comparison, c: Contestant) -> tuple[str, ...]:
 
 def markdown(comparison: Comparison) -> str:
     """The table in Markdown."""
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *(cells(comparison, c) for c in comparison.contestants)]
+    head = columns(comparison)
+    lines = [head, ("---",) * len(head), *(cells(comparison, c) for c in comparison.contestants)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

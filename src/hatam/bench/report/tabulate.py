@@ -15,9 +15,6 @@ from .parts import Sources, Table, slug, sources
 from .summary import Floats, resampled
 
 MEASURED = ("gradients/step", "time/step", "λ_max", "diverged")
-RESULT_COLUMNS = ("contender", "n", "mean", "95% interval", "− AdamW", "p", "p, Holm", *MEASURED)
-
-
 PValues = dict[tuple[str, ...], float]
 
 
@@ -26,7 +23,7 @@ def corrected(compared: Sequence[Comparison]) -> PValues:
     families: dict[tuple[str, ...], dict[str, Difference | None]] = {}
     for comparison in compared:
         for c in comparison.contestants:
-            if comparison.baseline not in (None, c):
+            if c is not comparison.baseline:
                 families.setdefault((*comparison.key, c.label), {})[comparison.task] = comparison.difference(c)
     return {
         (*key, task, label): p
@@ -37,14 +34,15 @@ def corrected(compared: Sequence[Comparison]) -> PValues:
 
 def results(comparison: Comparison, p_values: PValues, made_by: Sources) -> Table:
     """What each contender reached and cost on a task."""
+    base = comparison.base_name
     return Table(
         comparison.slug("results"),
         f"Results on {comparison.title}",
-        RESULT_COLUMNS,
+        ("contender", "n", "mean", "95% interval", f"− {base}", "p", "p, Holm", *MEASURED),
         tuple(_result(comparison, c, p_values) for c in comparison.contestants),
-        f"Test {comparison.metric}. Mean over n seeds with Student's 95% interval; differences to AdamW are paired by "
+        f"Test {comparison.metric}. Mean over n seeds with Student's 95% interval; differences to {base} are paired by "
         "seed, with their 95% interval, Student's paired t, and Holm's correction over the tasks of this folder of "
-        "records. Time/step is measured, AdamW = 1, in a study by all contenders in turns; λ_max is the "
+        f"records. Time/step is measured, {base} = 1, in a study by all contenders in turns; λ_max is the "
         "median over seeds. A run that diverged counts with its score; where it has none, n leaves it out, and there "
         "is no difference.",
         made_by,
@@ -69,10 +67,10 @@ def _result(comparison: Comparison, c: Contestant, p_values: PValues) -> tuple[s
 
 
 def corruption(comparison: Comparison, made_by: Sources) -> Table | None:
-    """Mean corruption error relative to AdamW; None without shifts, or where errors cannot be told from the scores."""
-    base = comparison.baseline
-    shifts = sorted({name for c in comparison.contestants for run in c.runs for name in run.shifts})
-    if base is None or not shifts:
+    """Mean corruption error relative to the baseline; None without shifts; a dash where scores tell no errors."""
+    base, name = comparison.baseline, comparison.base_name
+    shifts = sorted({shift for c in comparison.contestants for run in c.runs for shift in run.shifts})
+    if not shifts:
         return None
     rows = []
     for c in comparison.contestants:
@@ -89,9 +87,9 @@ def corruption(comparison: Comparison, made_by: Sources) -> Table | None:
         f"Mean corruption error on {comparison.title}",
         ("contender", "mean", "95% interval", *shifts),
         tuple(rows),
-        "Error summed over the severities of a shift, as a percentage of AdamW's on the same seeds; the mean is over "
-        "shifts (mCE, arXiv 1903.12261): below 100 is better than AdamW. The error is 100 − score, or the score itself "
-        f"where lower is better. Intervals: percentile bootstrap over {_seeds(comparison)} paired seeds.",
+        f"Error summed over the severities of a shift, as a percentage of {name}'s on the same seeds; the mean is over "
+        f"shifts (mCE, arXiv 1903.12261): below 100 is better than {name}. The error is 100 − score, or the score "
+        f"itself where lower is better. Intervals: percentile bootstrap over {_seeds(comparison)} paired seeds.",
         made_by,
     )
 
@@ -100,7 +98,7 @@ def corruption_ratios(comparison: Comparison) -> dict[str, float]:
     """The means of :func:`corruption`'s table by label; empty where it has none."""
     base = comparison.baseline
     shifts = sorted({name for c in comparison.contestants for run in c.runs for name in run.shifts})
-    found = {c.label: _errors(comparison, c, base, shifts) for c in comparison.contestants} if base and shifts else {}
+    found = {c.label: _errors(comparison, c, base, shifts) for c in comparison.contestants} if shifts else {}
     return {label: float(_ratios([p[:, None]]).mean()) for label, p in found.items() if p is not None}
 
 
@@ -110,7 +108,7 @@ def _seeds(comparison: Comparison) -> str:
 
 
 def _errors(comparison: Comparison, c: Contestant, base: Contestant, shifts: list[str]) -> Floats | None:
-    """Summed errors of a contestant and of AdamW, ``(2 × shifts, seeds)``, on the seeds and severities of both."""
+    """Summed errors of a contestant and the baseline, ``(2 × shifts, seeds)``, on the seeds and severities of both."""
     own, other = ({run.seed: run for run in each.runs} for each in (c, base))
     seeds = [seed for seed in sorted(own.keys() & other.keys()) if own[seed].shifts.keys() >= set(shifts)]
     seeds = [seed for seed in seeds if all(_same(own[seed], other[seed], name) for name in shifts)]

@@ -119,6 +119,8 @@ def find(name: str) -> Task:
     from ..contenders import known
 
     place, colon, attribute = name.rpartition(":")
+    if not colon and name.endswith(".py"):
+        raise ValueError(f"task {name!r} lacks the name of the task in that file: write {name}:TASK")
     if not colon:
         return all_tasks()[known(name, all_tasks(), "task")]
     module = _module(place)
