@@ -70,7 +70,9 @@ def test_untuned(monkeypatch: pytest.MonkeyPatch) -> None:
     assert script.DEFAULT == "hatam:gamma=None"
 
 
-@pytest.mark.parametrize("name", ["ablation", "norms", "radius", "rules", "schedules", "steady", "straightened", "untuned"])
+@pytest.mark.parametrize(
+    "name", ["ablation", "norms", "radius", "rules", "schedules", "steady", "straightened", "untuned"]
+)
 def test_log_tables(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     page = (ROOT / "docs/log.md").read_text(encoding="utf-8")
