@@ -17,6 +17,7 @@ from unittest import mock
 
 import grids
 import torch
+from ablation import tasks
 
 from hatam.bench import records
 from hatam.bench.batched import train_many
@@ -26,10 +27,6 @@ from hatam.bench.tasks import find
 from hatam.bench.trainers import Trainer
 
 RECORDS = grids.ROOT / "results/schedules"
-TASKS = (
-    "digits", "digits-noise", "mnist1d-mlp", "mnist1d-mlp-plain", "mnist1d-mlp-noise", "mnist1d-conv",
-    "mnist1d-conv-noise", "diabetes", "breast-cancer",
-)  # fmt: skip
 FIRST_SEED, SEEDS = 6900, 12  # no stage of the study has these
 LAST = 0.2  # of the steps
 
@@ -53,7 +50,7 @@ ROWS = {
 def measure() -> None:
     """Do the runs that have no record yet, those of a row and task together."""
     torch.set_num_threads(1)
-    for name in TASKS:
+    for name in tasks():
         for contender, schedule in ROWS.values():
             path = RECORDS / name / f"{contender}-{schedule}.json"
             if path.exists():
@@ -76,13 +73,13 @@ def measure() -> None:
 def table() -> str:
     """A row for each contender and schedule; + and − beside the same contender's cosine."""
     rows: dict[str, list[str]] = {words: [] for words in ROWS}
-    for name in TASKS:
+    for name in tasks():
         for words, (contender, schedule) in ROWS.items():
             values, cosines = _scores(name, contender, schedule), _scores(name, contender, "cosine")
             rows[words].append(
                 grids.compared(values, cosines, name) if schedule != "cosine" else grids.cell(values.values())
             )
-    return grids.table("contender, schedule", TASKS, rows)
+    return grids.table("contender, schedule", tasks(), rows)
 
 
 def _scores(task: str, contender: str, schedule: str) -> dict[int, float]:

@@ -130,9 +130,8 @@ def loading(optimizer: Any) -> Iterator[None]:
         check_parts(changed, optimizer.defaults)
         check_counts(changed["param_groups"], optimizer.param_groups)
         gamma = optimizer.defaults.get("gamma")
-        both = zip(optimizer.param_groups, changed["param_groups"], strict=False)
-        groups = [kept_options(group, saved, gamma) for group, saved in both]
-        loaded.append({**changed, "param_groups": groups + changed["param_groups"][len(groups) :]})
+        both = zip(optimizer.param_groups, changed["param_groups"], strict=True)
+        loaded.append({**changed, "param_groups": [kept_options(group, saved, gamma) for group, saved in both]})
         return loaded[-1]
 
     def put_back(_: object) -> None:

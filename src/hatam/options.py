@@ -218,7 +218,7 @@ def check_step(groups: list[dict[str, Any]]) -> None:
     """A γ out of range and sparse gradients are refused before anything has moved."""
     for i, group in enumerate(groups):
         gamma = group["gamma"]
-        if type(gamma) is not float or not 0.0 <= gamma < math.inf:
+        if type(gamma) is not float or not 0.0 <= gamma < math.inf:  # which costs nothing where it is right
             check_gamma(gamma)
         for j, p in enumerate(group["params"]):
             if p.grad is not None and p.grad.is_sparse:
