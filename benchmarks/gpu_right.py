@@ -102,6 +102,7 @@ def agrees_with_the_reference(device: str, storage: str, kind: str, modulator: s
     optimizer = HATAM(params, LR, fused=True, modulator=modulator, **options, **KINDS[kind])
     group, form = optimizer.param_groups[0], FORMS[KINDS[kind]["form"]]
     beta_c = group["beta_c"] if group["beta_c"] is not None else form.beta_c
+    start = norms.of_groups(optimizer.param_groups, norms.size(optimizer.param_groups))
     oracles = [
         Reference(
             p.cpu(),
@@ -110,7 +111,9 @@ def agrees_with_the_reference(device: str, storage: str, kind: str, modulator: s
             cap=form.cap,
             uniform=modulator == "uniform",
             gamma=group["gamma"],
-            norm=norms.of_groups(optimizer.param_groups) if group["radius"] == "absolute" else None,
+            norm=start.norm if start and group["radius"] == "absolute" else None,
+            numel=start.numel if start else 0,
+            radius_cap=group["radius_cap"] or math.inf,
         )
         for p in params
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -94,11 +95,14 @@ def is_scaled(options: dict[str, Any]) -> bool:
     return options.get("form", "decoupled") == "decoupled" and options.get("radius") != "lr"
 
 
-def norm_of(optimizer: HATAM) -> float | None:
+def unit_of(optimizer: HATAM) -> dict[str, Any]:
     """What the displacement of the optimizer's first group is in units of, in the reference's words."""
+    group = optimizer.param_groups[0]
     params = [p.detach() for group in optimizer.param_groups for p in group["params"]]
     whole = sum(float(p.abs().double().square().sum()) for p in params) ** 0.5
-    return {"relative": 0.0, "absolute": whole or 1e-300}.get(optimizer.param_groups[0]["radius"])
+    norm = {"relative": 0.0, "absolute": whole or 1e-300}.get(group["radius"])
+    cap = math.inf if group["radius_cap"] is None else group["radius_cap"]
+    return {"norm": norm, "radius_cap": cap, "numel": sum(p.numel() * (1 + p.is_complex()) for p in params)}
 
 
 def through_a_file(state_dict: dict[str, Any]) -> dict[str, Any]:

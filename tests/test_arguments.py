@@ -26,10 +26,11 @@ NUMBERS = {
     "gamma": ("[0, inf)", [NAN, -1.0, INF, -INF]),
     "beta_c": ("[0, 1)", [NAN, -0.1, 1.0, 1.5, INF]),
     "modulator_cap": ("(0, inf]", [NAN, -1.0, 0.0, -INF]),
+    "radius_cap": ("(0, inf]", [NAN, -1.0, 0.0, -INF]),
     "fade": ("(0, 1]", [NAN, -0.1, 0.0, 1.1, INF]),
 }
 NOT_NUMBERS = ["1", True, np.array([1.0]), [0.1], 1j]  # True is 1 to Python, but never meant as a number
-MAY_BE_NONE = {"gamma", "beta_c", "modulator_cap", "fade"}
+MAY_BE_NONE = {"gamma", "beta_c", "modulator_cap", "radius_cap", "fade"}
 
 Case = tuple[dict[str, Any], type[Exception], list[str]]
 
@@ -83,6 +84,8 @@ BAD: list[Case] = [
     ({"modulator": 1}, TypeError, ["modulator", "1", "string"]),
     ({"form": "raw", "fade": 0.5}, ValueError, ["fade=0.5", "form='raw'", "None"]),
     ({"form": "published", "fade": 0.1}, ValueError, ["fade=0.1", "form='published'", "None"]),
+    ({"form": "raw", "radius_cap": 0.1}, ValueError, ["radius_cap=0.1", "form='raw'", "None"]),
+    ({"radius": "lr", "radius_cap": 0.1}, ValueError, ["radius_cap=0.1", "radius='lr'", "radius='absolute'"]),
     ({"modulator": "uniform", "modulator_cap": 3.0}, ValueError, ["modulator_cap=3.0", "'uniform'", "None"]),
     *[
         ({name: value}, TypeError, [name, repr(value), "True"])
@@ -231,6 +234,7 @@ def test_sparse_gradient(named: bool, name: str, foreach: bool) -> None:
         {"form": "raw"},
         {"form": "published"},
         {"fade": 1.0},
+        {"radius_cap": 0.1},
         {"maximize": True},
         {"foreach": True},
         {"foreach": False},

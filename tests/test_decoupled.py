@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import cosine, equal, every_path, feed, generator, gradients, norm_of, parameters, relative_error, twins
+from conftest import cosine, equal, every_path, feed, generator, gradients, parameters, relative_error, twins, unit_of
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.optim import AdamW
@@ -237,7 +237,7 @@ def test_one_cycle_agrees_with_the_reference(beta_c: float | None, modulator: st
         param,
         cap=1.0,
         gamma=optimizer.param_groups[0]["gamma"],
-        norm=norm_of(optimizer),
+        **unit_of(optimizer),
         uniform=modulator == "uniform",
         beta_c=0.9,
     )
@@ -332,7 +332,7 @@ def test_a_norm_is_measured_by_the_weights_at_the_start() -> None:
     params = [torch.nn.Parameter(torch.full((4,), 3.0)), torch.nn.Parameter(torch.full((4,), 4.0 + 3.0j)), frozen]
     optimizer = HATAM([{"params": params[:1]}, {"params": params[1:]}])
     assert [group["start_norm"] for group in optimizer.param_groups] == pytest.approx([6.0, 20.0])
-    assert of_groups(optimizer.param_groups) == pytest.approx(436**0.5)
+    assert of_groups(optimizer.param_groups, 305) == pytest.approx((436**0.5, 305))
     saved = AdamW(params[:1]).state_dict()
     with torch.no_grad():
         params[0].mul_(2)
@@ -378,7 +378,7 @@ def test_a_norm_is_measured_where_it_is_asked_for() -> None:
     optimizer.add_param_group({"params": torch.nn.LazyLinear(3).parameters(), "gamma": 0.5})
     assert optimizer.param_groups[1]["start_norm"] is None
     optimizer.step()
-    assert of_groups(optimizer.param_groups) == pytest.approx(10.0, rel=1e-2)
+    assert of_groups(optimizer.param_groups, 1) == pytest.approx((10.0, 1), rel=1e-2)
 
 
 class Unmeasurable(torch.Tensor):
@@ -498,6 +498,43 @@ def test_a_norm_begins_small_and_grows_slowly(foreach: bool) -> None:
     grown = [after / before for before, after in itertools.pairwise(scales[115:])]
     assert max(grown) == pytest.approx(1.003, rel=1e-5)
     assert min(grown) > 1
+
+
+@every_path
+@pytest.mark.parametrize("in_groups", [False, True])
+def test_a_low_lr_caps_the_radius_by_default(in_groups: bool, foreach: bool) -> None:
+    """2% of the peak lr times the steps in the root mean square; not where γ is given, or lr allows all of it."""
+    for lr, gamma, expected in ((1e-4, None, 0.02 * 1e-4 * 100), (1e-4, 0.5, 0.5 / 50), (0.1, None, 0.5 / 50)):
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(n)) for n in (500, 2000)]
+        groups = [{"params": [p]} for p in params] if in_groups else params
+        optimizer = HATAM(groups, lr, betas=(0.9, 0.95), gamma=gamma, foreach=foreach)
+        for _ in range(100):
+            feed(optimizer, params, [[torch.randn_like(p) for p in params]])
+        displaced = torch.cat([p.detach().clone() for p in params])
+        with optimizer.straightened():
+            d = torch.cat([p.detach() for p in params]) - displaced
+        start = math.sqrt(sum(group["start_norm"] ** 2 for group in optimizer.param_groups))
+        grown = float((d + displaced).norm()) / start
+        assert float(d.square().mean().sqrt()) == pytest.approx(expected * grown, rel=0.1)
+
+
+def test_the_cap_by_default_goes_with_gamma_by_default() -> None:
+    """In groups, and in checkpoints: one of AdamW takes the default, one that names γ alone has no cap, as it had."""
+    params = [torch.nn.Parameter(torch.randn(5)) for _ in range(3)]
+    groups = [{"params": params[:1]}, {"params": params[1:2], "gamma": 0.35}, {"params": params[2:], "radius": "lr"}]
+    optimizer = HATAM(groups)
+    assert [group["radius_cap"] for group in optimizer.param_groups] == [0.02, math.inf, math.inf]
+    assert HATAM(params, radius_cap=0.1, gamma=0.5).param_groups[0]["radius_cap"] == 0.1
+    for given, gamma, cap in (({}, 0.5, 0.02), ({"gamma": 0.4}, 0.4, math.inf), ({"radius_cap": 0.1}, 0.5, 0.1)):
+        optimizer = HATAM(params, **given)
+        optimizer.load_state_dict(AdamW(params, betas=(0.9, 0.95)).state_dict())
+        assert (optimizer.param_groups[0]["gamma"], optimizer.param_groups[0]["radius_cap"]) == (gamma, cap)
+    saved = HATAM(params, gamma=0.35).state_dict()
+    del saved["param_groups"][0]["radius_cap"]
+    optimizer = HATAM(params)
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["radius_cap"] == math.inf
 
 
 def test_a_gradient_that_fades_away_does_not_blow_up_the_next() -> None:

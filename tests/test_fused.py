@@ -23,7 +23,7 @@ from conftest import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_reference import a_cap, a_fade, a_shape, compare, references, settings_of_a_run
+from test_reference import a_cap, a_fade, a_radius_cap, a_shape, compare, references, settings_of_a_run
 from torch import Tensor
 
 from hatam import HATAM, narrow
@@ -59,6 +59,7 @@ every_storage = pytest.mark.parametrize(("dtype", "storage"), STORAGE.values(), 
     eps=st.sampled_from([1e-3, 1e-8, 1e-20, 1e-100]),
     cap=a_cap,
     fade=a_fade,
+    radius_cap=a_radius_cap,
     lr=st.floats(1e-4, 0.1),
     seed=st.integers(0, 10**6),
 )
@@ -69,6 +70,7 @@ def test_agrees_with_the_reference(
     eps: float,
     cap: float | None,
     fade: float | None,
+    radius_cap: float | None,
     lr: float,
     seed: int,
 ) -> None:
@@ -78,6 +80,8 @@ def test_agrees_with_the_reference(
         extra["modulator_cap"] = cap
     if options["form"] == "decoupled":
         extra["fade"] = fade
+    if options["form"] == "decoupled" and options.get("radius", "absolute") == "absolute":
+        extra["radius_cap"] = radius_cap
     params = parameters([shape, (3,)], torch.float64, seed)
     optimizer = HATAM(params, lr, **{**run, **options, **extra}, fused=True)
     with kernel_calls() as calls:

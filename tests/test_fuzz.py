@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import VARIANTS, bits, feed, gradients, norm_of, parameters, state_bits, through_a_file
+from conftest import VARIANTS, bits, feed, gradients, parameters, state_bits, through_a_file, unit_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -27,7 +27,8 @@ WORDS = st.sampled_from(
 FLAGS = st.sampled_from([True, False, None, 0, 1, "yes", torch.float32, torch.bfloat16, torch.int64])
 OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(
-        ("lr", "betas", "eps", "weight_decay", "gamma", "beta_c", "modulator_cap", "fade", "seed"), NUMBERS
+        ("lr", "betas", "eps", "weight_decay", "gamma", "beta_c", "modulator_cap", "radius_cap", "fade", "seed"),
+        NUMBERS,
     ),
     **dict.fromkeys(("form", "modulator", "radius"), WORDS),
     **dict.fromkeys(
@@ -148,7 +149,7 @@ def test_step_against_the_reference(options: dict[str, Any], kind: dict[str, Any
         gamma=group["gamma"],
         cap={"decoupled": 1.0, "raw": 3.0, "published": math.inf}[group["form"]],
         uniform=group["modulator"] == "uniform",
-        norm=norm_of(optimizer),
+        **unit_of(optimizer),
     )
     for g in grads:
         param.grad = g

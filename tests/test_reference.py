@@ -16,10 +16,10 @@ from conftest import (
     every_variant,
     feed,
     gradients,
-    norm_of,
     parameters,
     relative_error,
     twins,
+    unit_of,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,6 +43,7 @@ settings_of_a_run = st.fixed_dictionaries(
 a_shape = st.sampled_from([(), (1,), (9,), (4, 5), (2, 3, 4)])
 a_cap = st.sampled_from([None, 0.5, 2.0, math.inf])
 a_fade = st.sampled_from([None, 0.5, 1.0])
+a_radius_cap = st.sampled_from([None, 1e-3, 0.1])
 
 
 def references(params: list[torch.nn.Parameter], optimizer: HATAM) -> list[Reference]:
@@ -63,7 +64,7 @@ def references(params: list[torch.nn.Parameter], optimizer: HATAM) -> list[Refer
             cap=form.cap if group["modulator_cap"] is None else group["modulator_cap"],
             fade=0.1 if group["fade"] is None else group["fade"],
             uniform=group["modulator"] == "uniform",
-            norm=norm_of(optimizer),
+            **unit_of(optimizer),
         )
         for p in params
     ]
@@ -95,7 +96,13 @@ def compare(
 @every_path
 @every_variant
 @given(
-    shape=a_shape, run=settings_of_a_run, cap=a_cap, fade=a_fade, lr=st.floats(1e-4, 0.1), seed=st.integers(0, 10**6)
+    shape=a_shape,
+    run=settings_of_a_run,
+    cap=a_cap,
+    fade=a_fade,
+    radius_cap=a_radius_cap,
+    lr=st.floats(1e-4, 0.1),
+    seed=st.integers(0, 10**6),
 )
 def test_agrees_with_the_reference(
     options: dict[str, Any],
@@ -104,6 +111,7 @@ def test_agrees_with_the_reference(
     run: dict[str, Any],
     cap: float | None,
     fade: float | None,
+    radius_cap: float | None,
     lr: float,
     seed: int,
 ) -> None:
@@ -113,6 +121,8 @@ def test_agrees_with_the_reference(
         extra["modulator_cap"] = cap
     if options["form"] == "decoupled":
         extra["fade"] = fade
+    if options["form"] == "decoupled" and options.get("radius", "absolute") == "absolute":
+        extra["radius_cap"] = radius_cap
     params = parameters([shape, (3,)], torch.float64, seed)
     optimizer = HATAM(params, lr, **options, **run, **extra, foreach=foreach)
     compare(optimizer, params, references(params, optimizer), gradients(params, 30, seed + 1), cosine(30, lr, 5))

@@ -111,12 +111,13 @@ def _check_number(key: str, value: Any, owner: str) -> None:
     options.check_number(f"{key!r} of {owner}", value, 0.0, math.inf, open_end=True, remedy=remedy)
 
 
-def kept_options(group: Mapping[str, Any], saved: Mapping[str, Any], gamma: float | None) -> dict[str, Any]:
+def kept_options(group: Mapping[str, Any], saved: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """A saved group, and what it lacks of the options that the group was given; measured numbers begin anew.
 
-    Where the optimizer was given no ``gamma``, one by default is not kept: the saved betas may make it another.
+    A ``gamma`` and a ``radius_cap`` by default are not kept: saved betas, or a saved gamma, may make them others.
     """
-    by_default = {"gamma"} if gamma is None and group["gamma"] == options.default_gamma(group) else set()
+    usual = {"gamma": options.default_gamma(group), "radius_cap": options.default_radius_cap(group)}
+    by_default = {key for key, value in usual.items() if defaults.get(key) is None and group[key] == value}
     kept = group.keys() - {"params", "param_names", "lr_peak", "start_norm"} - by_default
     return {**{key: group[key] for key in kept}, **saved}
 
@@ -129,9 +130,8 @@ def loading(optimizer: Any) -> Iterator[None]:
     def look(_: object, changed: dict[str, Any]) -> dict[str, Any]:  # at what the user's hooks made of it
         check_parts(changed, optimizer.defaults)
         check_counts(changed["param_groups"], optimizer.param_groups)
-        gamma = optimizer.defaults.get("gamma")
         both = zip(optimizer.param_groups, changed["param_groups"], strict=True)
-        loaded.append({**changed, "param_groups": [kept_options(group, saved, gamma) for group, saved in both]})
+        loaded.append({**changed, "param_groups": [kept_options(*each, optimizer.defaults) for each in both]})
         return loaded[-1]
 
     def put_back(_: object) -> None:

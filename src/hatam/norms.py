@@ -15,12 +15,13 @@ from torch.nn.parameter import is_lazy
 
 from . import options, sharded
 from .fused.batches import PLAIN, picked
+from .radii import Start
 
 NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128}
 
 
-def at_first_step(groups: Sequence[dict[str, Any]], known: bool) -> float | None:
-    """The norm over all groups, measured anew unless it is ``known``: by then weights have come that were not there.
+def at_first_step(groups: Sequence[dict[str, Any]], known: bool, numel: int) -> Start | None:
+    """The start of all groups, measured anew unless it is ``known``: by then weights have come that were not there.
 
     All processes come here alike, with all groups. A group that has come since, or that no norm was asked of so far, is
     measured where it is; what a lazy module has yet to make counts for nothing from then on.
@@ -29,7 +30,7 @@ def at_first_step(groups: Sequence[dict[str, Any]], known: bool) -> float | None
         for group in groups:
             if not known or group["start_norm"] is None:
                 group["start_norm"] = of_params([p for p in group["params"] if not is_lazy(p)])
-    return of_groups(groups)
+    return of_groups(groups, numel)
 
 
 def has_begun(groups: Iterable[Mapping[str, Any]], has_state: bool) -> bool:
@@ -40,10 +41,15 @@ def has_begun(groups: Iterable[Mapping[str, Any]], has_state: bool) -> bool:
     return has_state and any((peak.item() if isinstance(peak, Tensor) else peak) > 0 for peak in peaks)
 
 
-def of_groups(groups: Iterable[Mapping[str, Any]]) -> float | None:
-    """The norm over the parameter groups of an optimizer; None where one of them has not been measured yet."""
+def of_groups(groups: Iterable[Mapping[str, Any]], numel: int) -> Start | None:
+    """Norm and size of all parameter groups of an optimizer; None where one of them has not been measured yet."""
     norms = [group["start_norm"] for group in groups]
-    return None if None in norms else float(sum(x * x for x in norms) ** 0.5)
+    return None if None in norms else Start(float(sum(x * x for x in norms) ** 0.5), numel)
+
+
+def size(groups: Iterable[Mapping[str, Any]]) -> int:
+    """How many real numbers there are in all groups; of sharded parameters, in the whole of them."""
+    return sum(p.numel() * (1 + p.is_complex()) for group in groups for p in group["params"] if not is_lazy(p))
 
 
 def of_group(group: Mapping[str, Any]) -> float | None:

@@ -42,7 +42,7 @@ class HATAM(Optimizer):
     with :math:`\rho_t` such that each tensor is displaced by the share :math:`\gamma / \lVert w_0 \rVert` of its
     weights, at most a quarter: beside the first weights :math:`w_0` the whole displacement has the Euclidean norm
     :math:`\gamma`, as SAM's perturbation has its ρ. It begins small, and once lr has fallen to ``fade`` of its peak, it
-    runs out with lr.
+    runs out with lr. Unless γ is given, it is also capped by how far AdamW may have gone (``radius_cap``).
 
     Taking gradients there is straightening the trajectory by :math:`c_t = \mathrm{EMA}(g_t - g_{t-1})` in other
     coordinates. After a step at lr = 0, w is z and there is nothing to switch; before that
@@ -69,6 +69,9 @@ class HATAM(Optimizer):
             step, in every tensor by its weights, with which it grows; "relative", so that the root mean square of d is
             γ times that of each tensor's weights; or "lr", so that ρ is in units of the peak lr; see
             :mod:`hatam.radii`. None means "absolute". Decoupled only.
+        radius_cap: largest root mean square of d over all parameters, as a share of the peak lr times the steps so far,
+            which AdamW cannot have gone beyond; in (0, inf]. None means 0.02 where ``gamma`` is None, which a low lr
+            makes the smaller of the two, and else inf, no cap. ``radius="absolute"`` only.
         fade: share of the peak lr below which the radius runs out with lr, in (0, 1]. None means 0.1. Decoupled only.
         maximize: maximize the objective.
         foreach: use the multi-tensor path. None chooses as torch does.
@@ -119,6 +122,7 @@ class HATAM(Optimizer):
         modulator_cap: float | None = None,
         form: str = "decoupled",
         radius: str | None = None,
+        radius_cap: float | None = None,
         fade: float | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
@@ -140,6 +144,7 @@ class HATAM(Optimizer):
             "modulator_cap": modulator_cap,
             "form": form,
             "radius": radius,
+            "radius_cap": radius_cap,
             "fade": fade,
             "maximize": maximize,
             "foreach": foreach,
@@ -153,6 +158,7 @@ class HATAM(Optimizer):
             "start_norm": None,
         }
         options.check(defaults)
+        options.check_radius_cap(defaults)
         options.check_amsgrad(amsgrad)
         self._divisions: dict[int, Division] = {}
         self._shards, self._is_cut = sharded.Shards(), False
@@ -162,6 +168,7 @@ class HATAM(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group in mid-training; its options are checked first, so a refused group leaves nothing behind."""
         options.check({**self.defaults, **param_group})
+        options.check_radius_cap({**self.defaults, **param_group})
         params = param_group["params"]
         if not isinstance(params, (Tensor, set)):
             param_group["params"] = list(params)
@@ -177,6 +184,7 @@ class HATAM(Optimizer):
             del self.param_groups[-1]
             raise
         self._is_cut = self._is_cut or sharded.any_cut(self.param_groups[-1]["params"])
+        self._numel = norms.size(self.param_groups)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Fill in what an AdamW checkpoint lacks; its state gets HATAM's entries at the next step."""
@@ -184,7 +192,7 @@ class HATAM(Optimizer):
         super().__setstate__(state)
         self._divisions, self._shards = {}, sharded.Shards()  # which hold on to the tensors of the last step
         self._is_cut = any(sharded.any_cut(group["params"]) for group in self.param_groups)
-        self._begun = False
+        self._begun, self._numel = False, norms.size(self.param_groups)
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
@@ -247,7 +255,9 @@ class HATAM(Optimizer):
                 return loss  # a GradScaler's skipped step: nothing moves
             found_inf = None
         self._begun = self._begun or norms.has_begun(self.param_groups, bool(self.state))
-        norm = norms.at_first_step(self.param_groups, self._begun)
+        if not self._begun:
+            self._numel = norms.size(self.param_groups)
+        start = norms.at_first_step(self.param_groups, self._begun, self._numel)
         for first, group in options.numbered(self.param_groups):
             numbers = [i for i, p in enumerate(group["params"], first) if p.grad is not None]
             params: list[Tensor] = []
@@ -259,7 +269,7 @@ class HATAM(Optimizer):
             kept = {key: column for key, column in columns.items() if column}
             is_adamw = len(kept) == len(ADAMW_STATE)
             peak = group["lr_peak"] if is_adamw else paths.raise_peak(group, found_inf)
-            o = options.resolve(group, peak, amp.get("grad_scale"), found_inf, norm)
+            o = options.resolve(group, peak, amp.get("grad_scale"), found_inf, start)
             run = paths.run_adamw if is_adamw else paths.run_form
             more: dict[str, Any] = amp if is_adamw else {"divisions": self._divisions}
             if self._is_cut:

@@ -15,7 +15,7 @@ from torch.optim.optimizer import ParamsT
 from . import fused
 from .forms import FORMS
 from .modulators import MODULATORS
-from .radii import GROWTH, RADII, share
+from .radii import GROWTH, RADII, Start, share
 from .storage import STATE_DTYPES, quantized_type
 from .update import Options, Scalar
 
@@ -79,12 +79,24 @@ def check_radius_options(group: Mapping[str, Any]) -> None:
             )
     if group["fade"] is not None:
         check_number("fade", group["fade"], 0.0, 1.0, open_start=True, remedy="1 lets the radius follow lr")
-    for name in ("fade", "radius"):
+    if group["radius_cap"] is not None:
+        check_number("radius_cap", group["radius_cap"], 0.0, math.inf, open_start=True, remedy="math.inf: no cap")
+    for name in ("fade", "radius", "radius_cap"):
         if group[name] is not None and FORMS[group["form"]].radius is None:
             raise ValueError(
                 f"{name}={group[name]!r} is not used by form={group['form']!r}, which has no radius; leave {name} at "
                 "None or use form='decoupled'"
             )
+
+
+def check_radius_cap(group: Mapping[str, Any]) -> None:
+    """Whether the unit of a new group's radius uses its cap; in mid-training the unit may become another."""
+    unit = FORMS[group["form"]].radius if group["radius"] is None else group["radius"]
+    if group["radius_cap"] not in (None, math.inf) and not RADII[str(unit)].is_norm:
+        raise ValueError(
+            f"radius_cap={group['radius_cap']!r} is not used by radius={unit!r}, which has no cap; leave radius_cap at "
+            "None or use radius='absolute'"
+        )
 
 
 def check_eps(group: Mapping[str, Any]) -> None:
@@ -233,9 +245,9 @@ def resolve(
     lr_peak: Scalar,
     grad_scale: Scalar = None,
     found_inf: Tensor | None = None,
-    norm: float | None = None,
+    start: Start | None = None,
 ) -> Options:
-    """The options of a group for one step, with the defaults of its form filled in; ``norm`` is that of all w_0."""
+    """The options of a group for one step, with the defaults of its form filled in; ``start`` is of all groups."""
     form = FORMS[group["form"]]
     is_norm = needs_norm(group)
     lr, lr_peak = zero_dim(group["lr"]), zero_dim(lr_peak)
@@ -250,7 +262,7 @@ def resolve(
         beta_c=memory(group),
         modulator=MODULATORS[group["modulator"]],
         cap=form.cap if group["modulator_cap"] is None else group["modulator_cap"],
-        radius=0.0 if form.radius is None else radius(group, lr, lr_peak, norm),
+        radius=0.0 if form.radius is None else radius(group, lr, lr_peak, start),
         scaled=form.radius is not None and needs_scale(group),
         grad_factor=(-1 if group["maximize"] else 1) / (1 if grad_scale is None else grad_scale),
         capturable=group["capturable"],
@@ -261,6 +273,7 @@ def resolve(
         found_inf=found_inf,
         growth=GROWTH if is_norm else math.inf,
         ramp=beta2 if is_norm else 0.0,
+        pace=pace(group, lr_peak, start) if is_norm else math.inf,
     )
 
 
@@ -284,9 +297,11 @@ def numbered(groups: Iterable[dict[str, Any]]) -> Iterator[tuple[int, dict[str, 
 
 
 def complete(group: dict[str, Any]) -> None:
-    """Fill in the radius and the strength that the user left to form and radius."""
+    """Fill in the radius, its cap and the strength that the user left to form and radius."""
     if group["radius"] is None:
         group["radius"] = FORMS[group["form"]].radius
+    if group["radius_cap"] is None and group["radius"] is not None:
+        group["radius_cap"] = default_radius_cap(group) if group["gamma"] is None else math.inf
     if group["gamma"] is None:
         group["gamma"] = default_gamma(group)
 
@@ -295,6 +310,11 @@ def default_gamma(group: Mapping[str, Any]) -> float:
     """The strength unless the user gives one."""
     unit = group["radius"]
     return DEFAULT_GAMMA if unit is None else RADII[unit].default(memory(group), group["betas"][1])
+
+
+def default_radius_cap(group: Mapping[str, Any]) -> float | None:
+    """The cap of the radius, where there is one, unless the user gives it or the strength."""
+    return None if group["radius"] is None else RADII[group["radius"]].cap
 
 
 def needs_scale(group: Mapping[str, Any]) -> bool:
@@ -307,7 +327,7 @@ def needs_norm(group: Mapping[str, Any]) -> bool:
     return group["gamma"] != 0 and group["radius"] is not None and RADII[group["radius"]].is_norm
 
 
-def radius(group: Mapping[str, Any], lr: Scalar, lr_peak: Scalar, norm: float | None) -> Scalar:
+def radius(group: Mapping[str, Any], lr: Scalar, lr_peak: Scalar, start: Start | None) -> Scalar:
     """ρ_t = γ · min(lr_peak, lr_t / fade): held until lr has fallen to ``fade`` of its peak, then fading with it.
 
     In units that need a scale, γ · min(1, lr_t / (fade · lr_peak)), which each tensor's scale is still to multiply; γ
@@ -315,13 +335,23 @@ def radius(group: Mapping[str, Any], lr: Scalar, lr_peak: Scalar, norm: float | 
     """
     fade = DEFAULT_FADE if group["fade"] is None else group["fade"]
     if needs_scale(group):
-        size: float = share(group["gamma"], norm) if needs_norm(group) else group["gamma"]
+        size: float = share(group["gamma"], start) if needs_norm(group) else group["gamma"]
         return size * faded(lr, lr_peak, fade)
     if isinstance(lr_peak, Tensor) and not (isinstance(lr, Tensor) and lr.device == lr_peak.device):
         return group["gamma"] * lr_peak.clamp(max=float(lr) / fade)  # on the peak's device, without waiting for it
     if isinstance(lr, Tensor):
         return group["gamma"] * torch.minimum(torch.as_tensor(lr_peak), torch.as_tensor(lr / fade))
     return group["gamma"] * min(lr_peak, lr / fade)
+
+
+def pace(group: Mapping[str, Any], lr_peak: Scalar, start: Start | None) -> Scalar:
+    """The share of the radius that each step allows: beside the first weights the root mean square of d over all
+    parameters is at most ``radius_cap`` of lr_peak · t, the furthest that t steps of Adam take a coordinate.
+    """
+    full = share(group["gamma"], start)
+    if start is None or group["radius_cap"] == math.inf or full * start.norm == 0:
+        return math.inf
+    return group["radius_cap"] * lr_peak * (start.numel**0.5 / (full * start.norm))
 
 
 def faded(lr: Scalar, lr_peak: Scalar, fade: float) -> Scalar:

@@ -23,6 +23,8 @@ class Reference:
         gamma, beta1, beta2, beta_c, eps, weight_decay, cap, fade, uniform: as in :class:`hatam.HATAM`, all explicit.
         norm: what γ is in units of: None the peak lr (radius="lr"), 0 the weights (radius="relative"), or
             radius="absolute" with this ‖w_0‖ of all the optimizer's parameters.
+        radius_cap: with such a norm, as in :class:`hatam.HATAM`.
+        numel: of all the optimizer's parameters.
 
     Example:
         >>> import torch
@@ -45,6 +47,8 @@ class Reference:
     fade: float = 0.1
     uniform: bool = False
     norm: float | None = None
+    radius_cap: float = math.inf
+    numel: int = 1
     t: int = 0
     lr_peak: float = 0.0
 
@@ -90,8 +94,7 @@ class Reference:
         self.lr_peak = max(self.lr_peak, lr)
         if self.norm is not None:
             held = min(1.0, lr / (self.fade * self.lr_peak)) if self.lr_peak > 0 else 0.0
-            share = min(self.gamma / self.norm, 0.25) * math.sqrt(1 - self.beta2**self.t) if self.norm else self.gamma
-            rho = share * held * self.scale
+            rho = (self.share_of_norm(self.norm) if self.norm else self.gamma) * held * self.scale
         else:
             rho = self.gamma * min(self.lr_peak, lr / self.fade)
         known = self.mean_h > (1 + 1e-6) * self.eps  # else no gradient has come yet
@@ -102,6 +105,11 @@ class Reference:
         self.d = rho * self.S * self.e / h
         self.w = self.z - self.d
         self.mean_h = h.mean()
+
+    def share_of_norm(self, norm: float) -> float:
+        """γ beside the norm of the weights, and no more than the cap lets the root mean square of d be."""
+        furthest = self.radius_cap * self.lr_peak * self.t * math.sqrt(self.numel)
+        return min(self.gamma / norm, 0.25, furthest / norm) * math.sqrt(1 - self.beta2**self.t)
 
     def scale_of(self, rms_u: Tensor) -> float:
         """What makes S e / h as large as the weights; for a norm it grows by 0.3% a step at most."""

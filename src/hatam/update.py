@@ -63,6 +63,7 @@ class Options(NamedTuple):
     seed: int
     growth: float = math.inf  # the factor by which the scale may grow in a step
     ramp: float = 0.0  # β2 where the radius begins small, as √(1 − β2^t)
+    pace: Scalar = math.inf  # the share of the radius that each step so far allows
     found_inf: Tensor | None = None  # of a GradScaler, where the host has not read it: not 0, nothing moves
 
 
@@ -177,11 +178,17 @@ def set_radius_(state: State, o: Options) -> None:
     """The radius of this step's displacement, which undoing it will need."""
     radius = o.radius * kept(state["displacement_scale"]) if o.scaled else o.radius
     if o.ramp:
-        radius = radius * (1 - o.ramp ** number(state["step"], o)) ** 0.5
+        step = number(state["step"], o)
+        radius = radius * (1 - o.ramp**step) ** 0.5 * at_most_one(o.pace * step)
     if isinstance(radius, Tensor):
         state["displacement_radius"].copy_(radius)
     else:
         state["displacement_radius"].fill_(radius)
+
+
+def at_most_one(x: Scalar) -> Scalar:
+    """min(1, x)."""
+    return x.clamp(max=1.0) if isinstance(x, Tensor) else min(1.0, x)
 
 
 def corrected_gradient(grad: Tensor, exp_avg_grad: Tensor, h: Tensor, mean: Tensor | None, o: Options) -> Tensor:

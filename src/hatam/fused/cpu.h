@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#define HATAM_LAYOUT 7 /* counts the changes of this file and of what is rounded how, so that a binary of another version is noticed */
+#define HATAM_LAYOUT 8 /* counts the changes of this file and of what is rounded how, so that a binary of another version is noticed */
 
 /* Decoupled where e is m, decoupled with e of its own; both with a radius that is scaled for each tensor; the other forms. */
 enum loop { SHARED, OWN, SHARED_SCALED, OWN_SCALED, RAW, PUBLISHED };
@@ -28,6 +28,7 @@ typedef struct {
     double least_span;      /* the least mean of (S e / h)^2 that counts */
     double growth;          /* the factor by which a scale may grow in a step */
     double ramp;            /* beta2 where the radius begins small, as sqrt(1 - beta2^t), else 0 */
+    double pace;            /* the share of the radius that each step so far allows */
     int32_t loop, uniform;
     int32_t param_dtype, exp_avg_dtype, exp_avg_sq_dtype; /* the gradient's is the parameter's, e's is m's */
     int32_t step_dtype, scalar_dtype;

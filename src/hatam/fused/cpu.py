@@ -19,7 +19,7 @@ from ..storage import MOMENTS, SCALARS
 from ..update import NO_GRADIENT_YET, Options, least_span
 from .batches import Batch, alike
 
-LAYOUT = 7  # of cpu.h
+LAYOUT = 8  # of cpu.h
 LIBRARY = Path(__file__).with_name("_cpu.so")
 REMEDY = "install hatam where a C compiler is present (pip install --force-reinstall --no-binary hatam hatam)"
 LOOP = {"decoupled": 0, "raw": 4, "published": 5}  # decoupled: 1 more with e of its own, 2 more with a scaled radius
@@ -38,7 +38,7 @@ class _Options(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_double) for name in ("lr", "beta1", "beta2", "eps", "weight_decay", "gamma", "beta_c")),
         *((name, ctypes.c_double) for name in ("cap", "radius", "grad_factor", "no_gradient_yet", "least_span")),
-        *((name, ctypes.c_double) for name in ("growth", "ramp")),
+        *((name, ctypes.c_double) for name in ("growth", "ramp", "pace")),
         *((name, ctypes.c_int32) for name in ("loop", "uniform", "param_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")),
         *((name, ctypes.c_int32) for name in ("step_dtype", "scalar_dtype", "round_param", "round_state")),
         ("seed", ctypes.c_uint32),
@@ -118,6 +118,7 @@ def _options(dtypes: dict[str, torch.dtype], o: Options) -> _Options:
         least_span=least_span(o),
         growth=o.growth,
         ramp=o.ramp,
+        pace=float(o.pace),
         loop=LOOP[o.form] + (o.form == "decoupled" and "exp_avg_grad" in dtypes) + 2 * o.scaled,
         uniform=not o.modulator.needs_mean,
         **{f"{key}_dtype": DTYPE[dtypes[key]] for key in ("param", "exp_avg", "exp_avg_sq", "step")},

@@ -227,7 +227,7 @@ def loop(dtypes: dict[str, torch.dtype], o: Options) -> dict[str, Any]:
 def options(o: Options, device: torch.device) -> dict[str, Any]:
     """The options as arguments: those that live on the device by their tensors, for reading them would wait."""
     given: dict[str, Any] = {}
-    for name in ("lr", "radius", "grad_factor"):
+    for name in ("lr", "radius", "pace", "grad_factor"):
         value: Scalar = getattr(o, name)
         stays = isinstance(value, Tensor) and value.device.type == device.type
         given[name] = 0.0 if stays else float(value)

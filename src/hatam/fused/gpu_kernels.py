@@ -23,8 +23,8 @@ __all__ = ["finish", "nothing", "prepare", "tl", "update", "words"]
 
 @triton.jit(do_not_specialize=["tensors", "seed"])
 def prepare(
-    table, constants, keys, tensors, seed, found_inf, lr_at, radius_at, grad_factor_at,
-    lr: tl.float64, radius: tl.float64, grad_factor: tl.float64, beta1: tl.float64, beta2: tl.float64,
+    table, constants, keys, tensors, seed, found_inf, lr_at, radius_at, pace_at, grad_factor_at,
+    lr: tl.float64, radius: tl.float64, pace: tl.float64, grad_factor: tl.float64, beta1: tl.float64, beta2: tl.float64,
     log_beta1: tl.float64, log_beta2: tl.float64, eps: tl.float64, weight_decay: tl.float64, gamma: tl.float64,
     beta_c: tl.float64, cap: tl.float64, no_gradient_yet: tl.float64,
     DECOUPLED: tl.constexpr, UNIFORM: tl.constexpr, SCALED: tl.constexpr, RAMPED: tl.constexpr,
@@ -62,6 +62,7 @@ def prepare(
         radius, no_gradient_yet = number_or_at(radius, radius_at), wide(no_gradient_yet)
         if RAMPED:
             radius = radius * tl.sqrt(one_minus_power(log_beta2, step))
+            radius = radius * tl.minimum(number_or_at(pace, pace_at) * step, 1.0)
         prepare_displacement(row, k, radius, wide(cap), no_gradient_yet, inside, moves, UNIFORM, SCALED, SCALAR_TYPE)
     else:
         gain = wide(gamma) * (1 - wide(beta_c))
