@@ -530,6 +530,10 @@ def test_the_cap_by_default_goes_with_gamma_by_default() -> None:
         optimizer = HATAM(params, **given)
         optimizer.load_state_dict(AdamW(params, betas=(0.9, 0.95)).state_dict())
         assert (optimizer.param_groups[0]["gamma"], optimizer.param_groups[0]["radius_cap"]) == (gamma, cap)
+    optimizer = HATAM(params, form="raw")  # which has none, until the group takes another form
+    optimizer.param_groups[0].update(form="decoupled", radius="absolute", gamma=0.5)
+    feed(optimizer, params, gradients(params, 3))
+    assert optimizer.param_groups[0]["radius_cap"] is None
     saved = HATAM(params, gamma=0.35).state_dict()
     del saved["param_groups"][0]["radius_cap"]
     optimizer = HATAM(params)

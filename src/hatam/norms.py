@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from . import options, sharded
+from . import sharded
 from .fused.batches import PLAIN, picked
-from .radii import Start
+from .radii import Start, needs_norm
 
 NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128}
 
@@ -26,7 +26,7 @@ def at_first_step(groups: Sequence[dict[str, Any]], known: bool, numel: int) -> 
     All processes come here alike, with all groups. A group that has come since, or that no norm was asked of so far, is
     measured where it is; what a lazy module has yet to make counts for nothing from then on.
     """
-    if any(map(options.needs_norm, groups)):
+    if any(map(needs_norm, groups)):
         for group in groups:
             if not known or group["start_norm"] is None:
                 group["start_norm"] = of_params([p for p in group["params"] if not is_lazy(p)])
@@ -37,7 +37,7 @@ def has_begun(groups: Iterable[Mapping[str, Any]], has_state: bool) -> bool:
     """Whether there has been a step at an lr above 0. A compiler, or a graph that is captured, must not look."""
     if torch.compiler.is_compiling() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
         return True
-    peaks = [group["lr_peak"] for group in groups if options.needs_norm(group)]  # others' may be on a device
+    peaks = [group["lr_peak"] for group in groups if needs_norm(group)]  # others' may be on a device
     return has_state and any((peak.item() if isinstance(peak, Tensor) else peak) > 0 for peak in peaks)
 
 
@@ -54,7 +54,7 @@ def size(groups: Iterable[Mapping[str, Any]]) -> int:
 
 def of_group(group: Mapping[str, Any]) -> float | None:
     """That of a group before its first step; None where none is asked of it."""
-    return of_params(group["params"]) if options.needs_norm(group) else None
+    return of_params(group["params"]) if needs_norm(group) else None
 
 
 def of_params(params: Iterable[Tensor]) -> float | None:

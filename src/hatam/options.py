@@ -8,18 +8,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from . import fused
 from .forms import FORMS
 from .modulators import MODULATORS
-from .radii import GROWTH, RADII, Start, share
+from .radii import GROWTH, RADII, Start, needs_norm, needs_scale, pace, radius
 from .storage import STATE_DTYPES, quantized_type
 from .update import Options, Scalar
 
-DEFAULT_FADE = 0.1
 DEFAULT_GAMMA = 1.0  # of the forms without a radius
 
 
@@ -315,50 +313,3 @@ def default_gamma(group: Mapping[str, Any]) -> float:
 def default_radius_cap(group: Mapping[str, Any]) -> float | None:
     """The cap of the radius, where there is one, unless the user gives it or the strength."""
     return None if group["radius"] is None else RADII[group["radius"]].cap
-
-
-def needs_scale(group: Mapping[str, Any]) -> bool:
-    """Whether the radius is in units that need a scale for each tensor."""
-    return group["radius"] is not None and RADII[group["radius"]].needs_scale
-
-
-def needs_norm(group: Mapping[str, Any]) -> bool:
-    """Whether the radius is one over all parameters, to which those of the group belong."""
-    return group["gamma"] != 0 and group["radius"] is not None and RADII[group["radius"]].is_norm
-
-
-def radius(group: Mapping[str, Any], lr: Scalar, lr_peak: Scalar, start: Start | None) -> Scalar:
-    """ρ_t = γ · min(lr_peak, lr_t / fade): held until lr has fallen to ``fade`` of its peak, then fading with it.
-
-    In units that need a scale, γ · min(1, lr_t / (fade · lr_peak)), which each tensor's scale is still to multiply; γ
-    as a norm is the share that it is of ‖w_0‖.
-    """
-    fade = DEFAULT_FADE if group["fade"] is None else group["fade"]
-    if needs_scale(group):
-        size: float = share(group["gamma"], start) if needs_norm(group) else group["gamma"]
-        return size * faded(lr, lr_peak, fade)
-    if isinstance(lr_peak, Tensor) and not (isinstance(lr, Tensor) and lr.device == lr_peak.device):
-        return group["gamma"] * lr_peak.clamp(max=float(lr) / fade)  # on the peak's device, without waiting for it
-    if isinstance(lr, Tensor):
-        return group["gamma"] * torch.minimum(torch.as_tensor(lr_peak), torch.as_tensor(lr / fade))
-    return group["gamma"] * min(lr_peak, lr / fade)
-
-
-def pace(group: Mapping[str, Any], lr_peak: Scalar, start: Start | None) -> Scalar:
-    """The share of the radius that each step allows: beside the first weights the root mean square of d over all
-    parameters is at most ``radius_cap`` of lr_peak · t, the furthest that t steps of Adam take a coordinate.
-    """
-    full = share(group["gamma"], start)
-    if start is None or group["radius_cap"] == math.inf or full * start.norm == 0:
-        return math.inf
-    return group["radius_cap"] * lr_peak * (start.numel**0.5 / (full * start.norm))
-
-
-def faded(lr: Scalar, lr_peak: Scalar, fade: float) -> Scalar:
-    """min(1, lr_t / (fade · lr_peak)); 0 while lr has always been 0."""
-    if isinstance(lr_peak, Tensor):
-        lr = lr if isinstance(lr, Tensor) and lr.device == lr_peak.device else float(lr)
-        return torch.where(lr_peak > 0, (lr / (fade * lr_peak)).clamp(max=1.0), 0.0)
-    if isinstance(lr, Tensor):
-        return torch.where(lr > 0, (lr / (fade * lr_peak)).clamp(max=1.0), 0.0) if lr_peak else 0.0 * lr
-    return min(1.0, lr / (fade * lr_peak)) if lr_peak else 0.0

@@ -17,8 +17,15 @@ All are held until lr has fallen to ``fade`` of its peak, and then run out with 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
+from .update import Scalar
+
+DEFAULT_FADE = 0.1
 GROWTH = 1.003  # the factor by which the scale of a norm may grow in a step; it may shrink at once
 LARGEST = 0.25  # of the weights: the largest share, however small the weights that training began with
 
@@ -40,7 +47,7 @@ class Radius(NamedTuple):
             slowly, and the radius begins small and comes to its full size as v fills, as √(1 − β2^t).
         spiky: the strength unless the user gives one where a lone spike of the gradient displaces more than twice as
             far as noise does: √((1 − βc²) / (1 − β2)) as far, since the size of u is one step old.
-        cap: of the radius where the user gives no strength, as a share of lr_peak · t; see :func:`hatam.options.pace`.
+        cap: of the radius where the user gives no strength, as a share of lr_peak · t; see :func:`pace`.
     """
 
     gamma: float
@@ -66,3 +73,50 @@ def share(gamma: float, start: Start | None) -> float:
     if start is None:
         return 0.0
     return min(gamma / start.norm, LARGEST) if start.norm > 0 else LARGEST
+
+
+def needs_scale(group: Mapping[str, Any]) -> bool:
+    """Whether the radius is in units that need a scale for each tensor."""
+    return group["radius"] is not None and RADII[group["radius"]].needs_scale
+
+
+def needs_norm(group: Mapping[str, Any]) -> bool:
+    """Whether the radius is one over all parameters, to which those of the group belong."""
+    return group["gamma"] != 0 and group["radius"] is not None and RADII[group["radius"]].is_norm
+
+
+def radius(group: Mapping[str, Any], lr: Scalar, lr_peak: Scalar, start: Start | None) -> Scalar:
+    """ρ_t = γ · min(lr_peak, lr_t / fade): held until lr has fallen to ``fade`` of its peak, then fading with it.
+
+    In units that need a scale, γ · min(1, lr_t / (fade · lr_peak)), which each tensor's scale is still to multiply; γ
+    as a norm is the share that it is of ‖w_0‖.
+    """
+    fade = DEFAULT_FADE if group["fade"] is None else group["fade"]
+    if needs_scale(group):
+        size: float = share(group["gamma"], start) if needs_norm(group) else group["gamma"]
+        return size * faded(lr, lr_peak, fade)
+    if isinstance(lr_peak, Tensor) and not (isinstance(lr, Tensor) and lr.device == lr_peak.device):
+        return group["gamma"] * lr_peak.clamp(max=float(lr) / fade)  # on the peak's device, without waiting for it
+    if isinstance(lr, Tensor):
+        return group["gamma"] * torch.minimum(torch.as_tensor(lr_peak), torch.as_tensor(lr / fade))
+    return group["gamma"] * min(lr_peak, lr / fade)
+
+
+def pace(group: Mapping[str, Any], lr_peak: Scalar, start: Start | None) -> Scalar:
+    """The share of the radius that each step allows: beside the first weights the root mean square of d over all
+    parameters is at most ``radius_cap`` of lr_peak · t, the furthest that t steps of Adam take a coordinate.
+    """
+    full, cap = share(group["gamma"], start), group["radius_cap"]
+    if start is None or cap in (None, math.inf) or full * start.norm == 0:
+        return math.inf
+    return cap * lr_peak * (start.numel**0.5 / (full * start.norm))
+
+
+def faded(lr: Scalar, lr_peak: Scalar, fade: float) -> Scalar:
+    """min(1, lr_t / (fade · lr_peak)); 0 while lr has always been 0."""
+    if isinstance(lr_peak, Tensor):
+        lr = lr if isinstance(lr, Tensor) and lr.device == lr_peak.device else float(lr)
+        return torch.where(lr_peak > 0, (lr / (fade * lr_peak)).clamp(max=1.0), 0.0)
+    if isinstance(lr, Tensor):
+        return torch.where(lr > 0, (lr / (fade * lr_peak)).clamp(max=1.0), 0.0) if lr_peak else 0.0 * lr
+    return min(1.0, lr / (fade * lr_peak)) if lr_peak else 0.0

@@ -144,7 +144,7 @@ SLOW = Budget(2, len(SEARCH), 2, {"search": 1, "select": 2, "final": 8, "sensiti
 """For tasks on which a run takes long. Their seeds differ less than their settings."""
 
 NOISY = replace(SLOW, seeds={**SLOW.seeds, "search": 2, "select": 6})
-"""For such a task whose validation data are few: on one seed its search had settled on what test data did not bear out."""
+"""For such a task with few validation data: on one seed its search had settled on what test data did not bear out."""
 
 PLANS = _by_name(
     [

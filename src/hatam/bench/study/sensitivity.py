@@ -7,7 +7,7 @@ from typing import Any
 
 from hatam.forms import FORMS
 from hatam.modulators import MODULATORS
-from hatam.options import DEFAULT_FADE
+from hatam.radii import DEFAULT_FADE
 
 SCALED = ("lr", "gamma", "modulator_cap", "fade", "rho")
 """Options that are multiplied by a factor; of ``beta_c`` it is the time constant 1 / (1 − βc)."""
