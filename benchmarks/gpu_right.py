@@ -102,7 +102,7 @@ def agrees_with_the_reference(device: str, storage: str, kind: str, modulator: s
     optimizer = HATAM(params, LR, fused=True, modulator=modulator, **options, **KINDS[kind])
     group, form = optimizer.param_groups[0], FORMS[KINDS[kind]["form"]]
     beta_c = group["beta_c"] if group["beta_c"] is not None else form.beta_c
-    start = norms.of_groups(optimizer.param_groups, norms.size(optimizer.param_groups))
+    start = norms.of_groups(optimizer.param_groups)
     oracles = [
         Reference(
             p.cpu(),
@@ -112,7 +112,7 @@ def agrees_with_the_reference(device: str, storage: str, kind: str, modulator: s
             uniform=modulator == "uniform",
             gamma=group["gamma"],
             norm=start.norm if start and group["radius"] == "absolute" else None,
-            numel=start.numel if start else 0,
+            numel=(start and start.numel) or 0,
             radius_cap=group["radius_cap"] or math.inf,
         )
         for p in params

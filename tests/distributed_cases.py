@@ -164,6 +164,7 @@ def made_before_they_were_cut(mesh: Any) -> None:
     part.grad = distribute_tensor(torch.randn(8, 3), mesh, [Shard(0)])
     optimizer.step()
     assert abs(optimizer.param_groups[0]["start_norm"] - 96**0.5) <= 1e-12
+    assert optimizer.param_groups[0]["start_numel"] == 24
 
 
 def case_collectives() -> dict[str, Any]:
@@ -179,7 +180,7 @@ def case_collectives() -> dict[str, Any]:
                     p.grad = distribute_tensor(torch.randn(8, 3), one, [Shard(0)])
                 optimizer.step()
         sums = {"decoupled": 3, "own e": 3, "relative": 3, "uniform": 2, "uniform by lr": 0, "AdamW": 0}.get(form, 1)
-        once = [8] if is_norm(optimizer) else []  # the norm of the first weights
+        once = [16] if is_norm(optimizer) else []  # norm and number of the first weights
         assert found == once + [4 * sums * 20] * (3 if sums else 0), (form, found)
         steps = found[len(once) :]
         counts[form] = {"collectives a step": len(steps) / 3, "bytes a tensor": sum(steps) / 60}
@@ -193,7 +194,7 @@ def case_collectives() -> dict[str, Any]:
             for p in params:
                 p.grad = distribute_tensor(torch.randn(8, 3), p.device_mesh, [Shard(0)])
             optimizer.step()
-        assert found == [8] * 3 + [3 * 4 * 3] * 3, found
+        assert found == [16] * 3 + [3 * 4 * 3] * 3, found
         counts["three meshes"] = len(found) - 3
     return counts
 

@@ -332,7 +332,7 @@ def test_a_norm_is_measured_by_the_weights_at_the_start() -> None:
     params = [torch.nn.Parameter(torch.full((4,), 3.0)), torch.nn.Parameter(torch.full((4,), 4.0 + 3.0j)), frozen]
     optimizer = HATAM([{"params": params[:1]}, {"params": params[1:]}])
     assert [group["start_norm"] for group in optimizer.param_groups] == pytest.approx([6.0, 20.0])
-    assert of_groups(optimizer.param_groups, 305) == pytest.approx((436**0.5, 305))
+    assert of_groups(optimizer.param_groups) == pytest.approx((436**0.5, 312))
     saved = AdamW(params[:1]).state_dict()
     with torch.no_grad():
         params[0].mul_(2)
@@ -378,7 +378,7 @@ def test_a_norm_is_measured_where_it_is_asked_for() -> None:
     optimizer.add_param_group({"params": torch.nn.LazyLinear(3).parameters(), "gamma": 0.5})
     assert optimizer.param_groups[1]["start_norm"] is None
     optimizer.step()
-    assert of_groups(optimizer.param_groups, 1) == pytest.approx((10.0, 1), rel=1e-2)
+    assert of_groups(optimizer.param_groups) == pytest.approx((10.0, 100), rel=1e-2)
 
 
 class Unmeasurable(torch.Tensor):
@@ -534,11 +534,36 @@ def test_the_cap_by_default_goes_with_gamma_by_default() -> None:
     optimizer.param_groups[0].update(form="decoupled", radius="absolute", gamma=0.5)
     feed(optimizer, params, gradients(params, 3))
     assert optimizer.param_groups[0]["radius_cap"] is None
+    optimizer = HATAM([{"params": params, "radius_cap": 0.02}], gamma=0.4)
+    optimizer.load_state_dict(AdamW(params).state_dict())
+    assert (optimizer.param_groups[0]["gamma"], optimizer.param_groups[0]["radius_cap"]) == (0.4, 0.02)
     saved = HATAM(params, gamma=0.35).state_dict()
     del saved["param_groups"][0]["radius_cap"]
     optimizer = HATAM(params)
     optimizer.load_state_dict(saved)
     assert optimizer.param_groups[0]["radius_cap"] == math.inf
+    older = optimizer.__getstate__()
+    for key in ("radius_cap", "start_numel"):
+        for holder in (older["defaults"], *older["param_groups"]):
+            holder.pop(key, None)
+    optimizer.__setstate__(older)
+    feed(optimizer, params, gradients(params, 3))
+    assert optimizer.param_groups[0]["radius_cap"] == math.inf
+
+
+def test_the_cap_counts_what_the_norm_is_of() -> None:
+    """Not what is packed or is no number, and what a lazy module makes after the optimizer, all the same."""
+    frozen = torch.nn.Parameter(torch.ones(10**6, dtype=torch.uint8), requires_grad=False)
+    optimizer = HATAM([torch.nn.Parameter(torch.ones(6, 5, dtype=torch.complex64)), frozen])
+    assert optimizer.param_groups[0]["start_numel"] == 60
+    lazy = torch.nn.LazyLinear(4)
+    optimizer.add_param_group({"params": lazy.parameters()})
+    assert optimizer.param_groups[1]["start_numel"] is None
+    lazy(torch.ones(1, 9)).sum().backward()
+    optimizer.step()
+    start = of_groups(optimizer.param_groups)
+    assert start is not None
+    assert start.numel == 60 + 40
 
 
 def test_a_gradient_that_fades_away_does_not_blow_up_the_next() -> None:

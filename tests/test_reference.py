@@ -33,7 +33,7 @@ TOLERANCE = 1e-12
 
 settings_of_a_run = st.fixed_dictionaries(
     {
-        "betas": st.tuples(st.sampled_from([0.0, 0.5, 0.9, 0.95]), st.sampled_from([0.5, 0.95, 0.999])),
+        "betas": st.tuples(st.sampled_from([0.0, 0.5, 0.9, 0.95]), st.sampled_from([0.0, 0.5, 0.95, 0.999])),
         "beta_c": st.sampled_from([None, 0.0, 0.5, 0.9, 0.97]),
         "eps": st.sampled_from([1e-10, 1e-8, 1e-3]),
         "weight_decay": st.sampled_from([0.0, 1e-2, 0.3]),

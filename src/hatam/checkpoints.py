@@ -16,6 +16,7 @@ from .storage import MOMENTS, SCALARS, restore_dtypes
 
 AMSGRAD = "max_exp_avg_sq"
 REQUIRED = {"step", "exp_avg", "exp_avg_sq"}
+MEASURED = ("lr_peak", "start_norm", "start_numel")  # of a group
 
 
 def check(
@@ -59,8 +60,9 @@ def check_parts(state_dict: object, defaults: Mapping[str, Any]) -> None:
     for group in groups:
         options.check({**defaults, **group})
         _check_number("lr_peak", group.get("lr_peak", 0.0), "a parameter group")
-        if group.get("start_norm") is not None:
-            _check_number("start_norm", group["start_norm"], "a parameter group")
+        for key in MEASURED[1:]:
+            if group.get(key) is not None:
+                _check_number(key, group[key], "a parameter group")
 
 
 def check_counts(saved: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:
@@ -114,11 +116,14 @@ def _check_number(key: str, value: Any, owner: str) -> None:
 def kept_options(group: Mapping[str, Any], saved: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """A saved group, and what it lacks of the options that the group was given; measured numbers begin anew.
 
-    A ``gamma`` and a ``radius_cap`` by default are not kept: saved betas, or a saved gamma, may make them others.
+    Where the optimizer was given no ``gamma``, one by default is not kept, nor the ``radius_cap`` that goes with it:
+    the saved betas, or a saved gamma, may make them others.
     """
     usual = {"gamma": options.default_gamma(group), "radius_cap": options.default_radius_cap(group)}
-    by_default = {key for key, value in usual.items() if defaults.get(key) is None and group[key] == value}
-    kept = group.keys() - {"params", "param_names", "lr_peak", "start_norm"} - by_default
+    by_default = {key for key in usual if defaults.get(key) is None}
+    if "gamma" not in by_default or any(group[key] != usual[key] for key in by_default):
+        by_default = set()
+    kept = group.keys() - {"params", "param_names", *MEASURED} - by_default
     return {**{key: group[key] for key in kept}, **saved}
 
 

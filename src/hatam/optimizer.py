@@ -69,9 +69,9 @@ class HATAM(Optimizer):
             step, in every tensor by its weights, with which it grows; "relative", so that the root mean square of d is
             γ times that of each tensor's weights; or "lr", so that ρ is in units of the peak lr; see
             :mod:`hatam.radii`. None means "absolute". Decoupled only.
-        radius_cap: largest root mean square of d over all parameters, as a share of the peak lr times the steps so far,
-            which AdamW cannot have gone beyond; in (0, inf]. None means 0.02 where ``gamma`` is None, which a low lr
-            makes the smaller of the two, and else inf, no cap. ``radius="absolute"`` only.
+        radius_cap: largest root mean square of d over all parameters, beside the first weights, as a share of the peak
+            lr times the steps so far, about as far as AdamW may have gone; in (0, inf]. None means 0.02 where ``gamma``
+            is None, which a low lr makes the smaller of the two, and else inf, no cap. ``radius="absolute"`` only.
         fade: share of the peak lr below which the radius runs out with lr, in (0, 1]. None means 0.1. Decoupled only.
         maximize: maximize the objective.
         foreach: use the multi-tensor path. None chooses as torch does.
@@ -156,6 +156,7 @@ class HATAM(Optimizer):
             "seed": seed,
             "lr_peak": 0.0,
             "start_norm": None,
+            "start_numel": None,
         }
         options.check(defaults)
         options.check_radius_cap(defaults)
@@ -179,25 +180,27 @@ class HATAM(Optimizer):
             options.complete(self.param_groups[-1])
             sharded.check(self.param_groups[-1])
             self.param_groups[-1]["lr_peak"] = paths.peak_of_kind(self.param_groups[-1])
-            self.param_groups[-1]["start_norm"] = norms.of_group(self.param_groups[-1])
+            norms.keep(self.param_groups[-1], norms.of_group(self.param_groups[-1]))
         except Exception:
             del self.param_groups[-1]
             raise
         self._is_cut = self._is_cut or sharded.any_cut(self.param_groups[-1]["params"])
-        self._numel = norms.size(self.param_groups)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Fill in what an AdamW checkpoint lacks; its state gets HATAM's entries at the next step."""
+        for key in ("radius_cap", "start_numel"):  # which an older version's pickle lacks
+            state.get("defaults", {}).setdefault(key, None)
         checkpoints.check(state["state"], state["param_groups"], state.get("defaults", getattr(self, "defaults", {})))
         super().__setstate__(state)
         self._divisions, self._shards = {}, sharded.Shards()  # which hold on to the tensors of the last step
         self._is_cut = any(sharded.any_cut(group["params"]) for group in self.param_groups)
-        self._begun, self._numel = False, norms.size(self.param_groups)
+        self._begun = False
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
             options.complete(group)
-            group["start_norm"] = None if group["start_norm"] is None else float(group["start_norm"])
+            for key, kind in (("start_norm", float), ("start_numel", int)):
+                group[key] = None if group[key] is None else kind(group[key])
 
     def __getstate__(self) -> dict[str, Any]:
         self._shards.settle()
@@ -255,9 +258,7 @@ class HATAM(Optimizer):
                 return loss  # a GradScaler's skipped step: nothing moves
             found_inf = None
         self._begun = self._begun or norms.has_begun(self.param_groups, bool(self.state))
-        if not self._begun:
-            self._numel = norms.size(self.param_groups)
-        start = norms.at_first_step(self.param_groups, self._begun, self._numel)
+        start = norms.at_first_step(self.param_groups, self._begun)
         for first, group in options.numbered(self.param_groups):
             numbers = [i for i, p in enumerate(group["params"], first) if p.grad is not None]
             params: list[Tensor] = []

@@ -5,7 +5,7 @@
   tensor (RMS: root mean square), with ‖w_0‖ the norm of all that the optimizer was given. It is less in the first
   1 / (1 − β2) steps, √(1 − β2^t) of it, and wherever RMS(z) / RMS(S e / h) has just grown, which it follows by 0.3% a
   step: a tensor that begins at zero is hardly displaced for a thousand steps. Where γ is the default, the root mean
-  square of d is also at most 2% of lr_peak · t, the furthest that t steps of Adam may have gone.
+  square of d, beside the first weights, is also at most 2% of lr_peak · t, about as far as t steps of Adam may go.
 * "relative": ρ = γ RMS(z) / RMS(S e / h), so that d is γ times as large as each tensor's weights.
 * "lr": ρ is γ times the peak learning rate.
 
@@ -34,7 +34,7 @@ class Start(NamedTuple):
     """What is known of all parameters of an optimizer as its training starts."""
 
     norm: float  # ‖w_0‖
-    numel: int
+    numel: int | None  # None in a run that began before it was kept
 
 
 class Radius(NamedTuple):
@@ -104,10 +104,10 @@ def radius(group: Mapping[str, Any], lr: Scalar, lr_peak: Scalar, start: Start |
 
 def pace(group: Mapping[str, Any], lr_peak: Scalar, start: Start | None) -> Scalar:
     """The share of the radius that each step allows: beside the first weights the root mean square of d over all
-    parameters is at most ``radius_cap`` of lr_peak · t, the furthest that t steps of Adam take a coordinate.
+    parameters is at most ``radius_cap`` of lr_peak · t, about as far as t steps of Adam may take a coordinate.
     """
     full, cap = share(group["gamma"], start), group["radius_cap"]
-    if start is None or cap in (None, math.inf) or full * start.norm == 0:
+    if start is None or start.numel is None or cap in (None, math.inf) or full * start.norm == 0:
         return math.inf
     return cap * lr_peak * (start.numel**0.5 / (full * start.norm))
 

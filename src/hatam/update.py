@@ -177,9 +177,11 @@ def next_scale(z2: Tensor, u2: Tensor, last: Tensor, o: Options) -> Tensor:
 def set_radius_(state: State, o: Options) -> None:
     """The radius of this step's displacement, which undoing it will need."""
     radius = o.radius * kept(state["displacement_scale"]) if o.scaled else o.radius
+    step = number(state["step"], o)
     if o.ramp:
-        step = number(state["step"], o)
-        radius = radius * (1 - o.ramp**step) ** 0.5 * at_most_one(o.pace * step)
+        radius = radius * (1 - o.ramp**step) ** 0.5
+    if isinstance(o.pace, Tensor) or o.pace < math.inf:
+        radius = radius * at_most_one(o.pace * step)
     if isinstance(radius, Tensor):
         state["displacement_radius"].copy_(radius)
     else:

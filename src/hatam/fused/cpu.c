@@ -53,7 +53,7 @@ static int is_scaled(const Options *o) { return o->loop == SHARED_SCALED || o->l
 /* rho of this step; scaled, by the sizes one step before. */
 static double radius_of(const Table *table, const Options *o, int64_t t, double step) {
     const double radius = is_scaled(o) ? o->radius * scalar(table->displacement_scale[t], o->scalar_dtype) : o->radius;
-    return o->ramp > 0 ? radius * sqrt(1 - pow(o->ramp, step)) * fmin(1, o->pace * step) : radius;
+    return radius * (o->ramp > 0 ? sqrt(1 - pow(o->ramp, step)) : 1) * fmin(1, o->pace * step);
 }
 
 /* The types of parameter and gradient, of m and e, of v; and whether state and parameter are rounded at random. */

@@ -62,7 +62,7 @@ def prepare(
         radius, no_gradient_yet = number_or_at(radius, radius_at), wide(no_gradient_yet)
         if RAMPED:
             radius = radius * tl.sqrt(one_minus_power(log_beta2, step))
-            radius = radius * tl.minimum(number_or_at(pace, pace_at) * step, 1.0)
+        radius = radius * tl.minimum(number_or_at(pace, pace_at) * step, 1.0)
         prepare_displacement(row, k, radius, wide(cap), no_gradient_yet, inside, moves, UNIFORM, SCALED, SCALAR_TYPE)
     else:
         gain = wide(gamma) * (1 - wide(beta_c))
