@@ -6,10 +6,10 @@ the study (``results/full/cells``). A second round compared candidates at those 
 choice and then a smaller γ were judged likewise, on slow tasks too. A third round compared γ as the norm of the whole
 displacement, before that was made to begin small and to grow slowly; a fourth, with both, at these options and where
 AdamW has its usual betas and weight decay and its lr alone was tuned; a fifth gave each tensor its share of the norm by
-its weights, no longer by its size. Its choice was judged at torch's own β2 of 0.999 too, and harmed at low lr; the sixth caps the
-radius there. The default comes from it. Each choice is judged once, on seeds that nothing else uses. `hatam` of the
-third and the fourth round, and the default of those before the sixth, cannot be measured again: their records are all
-that is left.
+its weights, no longer by its size. Its choice was judged at torch's own β2 of 0.999 too, and harmed at low lr; the
+sixth caps the radius there. The default comes from it. Each choice is judged once, on seeds that nothing else uses.
+`hatam` of the third and the fourth round, and the default of those before the sixth, cannot be measured again: their
+records are all that is left.
 
     python benchmarks/untuned.py              measure what has no record yet, fill in the pages
     python benchmarks/untuned.py --render     fill in from the records alone
@@ -158,6 +158,12 @@ PAGES = {
     "untuned-size-usual": ("docs/log.md", lambda: judged("by size, usual")),
     "untuned-fifth": ("docs/log.md", lambda: table("fifth")),
     "untuned-fifth-usual": ("docs/log.md", lambda: table("fifth, usual")),
+    "untuned-fifth-judged": ("docs/log.md", lambda: judged("without a cap, judged")),
+    "untuned-fifth-judged-usual": ("docs/log.md", lambda: judged("without a cap, usual")),
+    "untuned-fifth-judged-torchs": ("docs/log.md", lambda: judged("without a cap, torch's")),
+    "untuned-sixth": ("docs/log.md", lambda: table("sixth")),
+    "untuned-sixth-usual": ("docs/log.md", lambda: table("sixth, usual")),
+    "untuned-sixth-torchs": ("docs/log.md", lambda: table("sixth, torch's")),
     "untuned": ("docs/results.md", judged),
     "untuned-usual": ("README.md", lambda: judged("judged, usual")),
     "untuned-torchs": ("docs/log.md", lambda: judged("judged, torch's")),
