@@ -31,7 +31,8 @@ def table() -> str:
             for seed in range(SEEDS):
                 torch.manual_seed(seed)
                 models.append(find(name).model())
-            norm, gamma = fmean(of_params(model.parameters()) or 0.0 for model in models), options["gamma"]
+            starts = [of_params(model.parameters()) for model in models]
+            norm, gamma = fmean(start.norm if start else 0.0 for start in starts), options["gamma"]
             count = sum(p.numel() for p in models[0].parameters())
             cells = f"{name} | {count:,} | {norm:.3g} | {gamma:.2g} | {gamma * norm:.2g} | {as_norm['gamma']:.3g}"
             rows.append((count, f"| {cells} |"))
