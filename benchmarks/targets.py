@@ -202,9 +202,9 @@ def ranks(compared: Sequence[Comparison], ours: str) -> str:
     shown = [label for label in order if label in (*order[:8], ours, "adamw")]
     means = ", ".join(f"{label} {mean[label]:.1f}" for label in shown)
     return (
-        f"Places are by mean score at equal steps among {len(order)} contenders, of which {kin} are forms of HATAM or "
-        f"ATAM, on the {len(found[ours])} tasks that all of them ran. First: {firsts}. Mean place, from the best on, "
-        f"not all shown: {means}."
+        f"Places are by mean score at {compared[0].budget} among {len(order)} contenders, of which {kin} are forms of "
+        f"HATAM or ATAM, on the {len(found[ours])} tasks on which all of them were run. First: {firsts}. Mean place, "
+        f"from the best on, not all shown: {means}."
     )
 
 
@@ -270,6 +270,7 @@ def short(steps: Sequence[Comparison], time: Sequence[Comparison], swapped: dict
         f"At equal time AdamW itself is worse than at equal steps on {names(ahead)} of the tasks on which HATAM is "
         "better there.",
         ranks(steps, ours),
+        ranks(time, ours),
     ]
     return "\n".join([grids.table("task", list(columns), rows), "", *(f"- {each}" for each in told)])
 
