@@ -88,12 +88,18 @@ def counts(found: Scores) -> str:
     return f"n = {' or '.join(map(str, seeds))} seeds; the number after ± is a standard error."
 
 
-def main(doc: str | None, marker: str, measured: Callable[[int], None], rendered: Callable[[], str]) -> None:
-    """Measure unless told not to, then fill in docs/log.md from the records."""
+def main(
+    doc: str | None,
+    marker: str,
+    measured: Callable[[int], None],
+    rendered: Callable[[], str],
+    page: str = "docs/log.md",
+) -> None:
+    """Measure unless told not to, then fill in the page from the records."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--render", action="store_true", help="do not measure, only fill in from the records")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     if not options.render:
         measured(options.jobs)
-    report.fill_in(ROOT / "docs/log.md", marker, rendered())
+    report.fill_in(ROOT / page, marker, rendered())
