@@ -21,6 +21,7 @@ from hatam.bench.study.plans import PLANS
 from hatam.bench.tasks import all_tasks, find
 
 RECORDS = grids.ROOT / "results/confirmed"
+PAGE = "docs/results.md"
 CONTENDERS = ("adamw", "sam", "hatam")
 FIRST_SEED = 8500  # no stage of the study has these
 
@@ -37,11 +38,10 @@ def runs() -> list[Run]:
     return found
 
 
+def table() -> str:
+    """As README's of the study."""
+    return report.brief(RECORDS, CONTENDERS)
+
+
 if __name__ == "__main__":
-    grids.main(
-        __doc__,
-        "confirmed",
-        lambda jobs: grids.measure(runs(), RECORDS, jobs),
-        lambda: report.brief(RECORDS, CONTENDERS),
-        page="docs/results.md",
-    )
+    grids.main(__doc__, "confirmed", lambda jobs: grids.measure(runs(), RECORDS, jobs), table, PAGE)

@@ -79,6 +79,13 @@ def test_log_tables(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.replace_between(page, name, importlib.import_module(name).table()) == page
 
 
+def test_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module("confirmed")
+    page = (ROOT / script.PAGE).read_text(encoding="utf-8")
+    assert report.replace_between(page, "confirmed", script.table()) == page
+
+
 def test_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     for (name, marker), text in importlib.import_module("targets").pages().items():
