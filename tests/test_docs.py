@@ -79,11 +79,12 @@ def test_log_tables(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.replace_between(page, name, importlib.import_module(name).table()) == page
 
 
-def test_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["confirmed", "isotropic"])
+def test_tables_of_the_results(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    script = importlib.import_module("confirmed")
+    script = importlib.import_module(name)
     page = (ROOT / script.PAGE).read_text(encoding="utf-8")
-    assert report.replace_between(page, "confirmed", script.table()) == page
+    assert report.replace_between(page, name, script.table()) == page
 
 
 def test_targets(monkeypatch: pytest.MonkeyPatch) -> None:
