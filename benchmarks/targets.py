@@ -175,7 +175,7 @@ def sharpness(key: str) -> Callable[[load.Entry], float]:
 def swapped_in() -> dict[str, list[Comparison]]:
     """The default in AdamW's place, by the options that AdamW had there."""
     rounds = {
-        "AdamW's usual betas": "judged, usual",
+        "β1 = 0.9, β2 = 0.95": "judged, usual",
         "torch's β2": "judged, torch's",
         "AdamW's tuned options": "judged",
     }
