@@ -1,6 +1,6 @@
 """HATAM with accelerate: mixed precision, gradient accumulation and clipping, a checkpoint in mid-training.
 
-Needs: pip install hatam accelerate scikit-learn. Run it with: python examples/accelerate_train.py
+Needs, in a clone: pip install . accelerate scikit-learn. Run it with: python examples/accelerate_train.py
 """
 
 import tempfile

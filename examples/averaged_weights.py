@@ -1,6 +1,6 @@
 """HATAM with torch's weight averaging (EMA; SWA is the same with another average), at the straightened points.
 
-Needs: pip install hatam scikit-learn. Run it with: python examples/averaged_weights.py
+Needs, in a clone: pip install . scikit-learn. Run it with: python examples/averaged_weights.py
 """
 
 import torch

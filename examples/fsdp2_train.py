@@ -1,6 +1,6 @@
 """A byte-level transformer on Python's own documentation, sharded by FSDP2 over any number of processes.
 
-Needs: pip install hatam. On CPUs (gloo) or, where there are GPUs, on those (NCCL):
+Needs, in a clone: pip install . On CPUs (gloo) or, where there are GPUs, on those (NCCL):
 
     torchrun --standalone --nproc-per-node 2 examples/fsdp2_train.py --folder runs/fsdp2
 

@@ -5,7 +5,7 @@ the numbers are those of one optimizer, to the last bit; the default's γ is a n
 What goes with it: gradient accumulation, clipping by the norm over all parameters, and a GradScaler need all gradients
 at once, and are not possible so.
 
-Needs: pip install hatam scikit-learn. Run it with: python examples/gradient_release.py
+Needs, in a clone: pip install . scikit-learn. Run it with: python examples/gradient_release.py
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """HATAM in Hugging Face's Trainer: a small GPT-2 over the bytes of Python's own help texts.
 
-Needs: pip install hatam 'transformers[torch]'. Run it with: python examples/hf_trainer.py
+Needs, in a clone: pip install . 'transformers[torch]'. Run it with: python examples/hf_trainer.py
 """
 
 import math
@@ -29,7 +29,11 @@ class Windows(torch.utils.data.Dataset):
 
 
 class StraightenedTrainer(Trainer):
-    """Evaluates, and saves the model, at the point that AdamW would hold. Resuming needs no change."""
+    """Evaluates at the point that AdamW would hold.
+
+    Checkpoints hold the displaced weights, as resuming needs: to publish a model, save it inside
+    ``optimizer.straightened()``.
+    """
 
     def evaluate(self, *args, **kwargs):
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
@@ -54,7 +58,7 @@ def main() -> None:
                 per_device_train_batch_size=8,
                 gradient_accumulation_steps=2,
                 max_grad_norm=1.0,
-                learning_rate=3e-3,  # of the schedule; the optimizer's own lr is the one below
+                weight_decay=0.1,  # of the groups that Trainer makes; one among the optimizer's own would not count
                 lr_scheduler_type="cosine",
                 warmup_steps=10,
                 eval_strategy="steps",
@@ -67,7 +71,7 @@ def main() -> None:
             ),
             train_dataset=Windows(text[:200_000]),
             eval_dataset=Windows(text[200_000:208_000]),
-            optimizer_cls_and_kwargs=(HATAM, {"lr": 3e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}),
+            optimizer_cls_and_kwargs=(HATAM, {"lr": 3e-3, "betas": (0.9, 0.99)}),  # learning_rate would not count
         )
         before = trainer.evaluate()["eval_loss"]
         trainer.train()

@@ -1,6 +1,6 @@
 """HATAM in PyTorch Lightning: bfloat16, gradient clipping, validation at the straightened point.
 
-Needs: pip install hatam lightning scikit-learn. Run it with: python examples/lightning_train.py
+Needs, in a clone: pip install . lightning scikit-learn. Run it with: python examples/lightning_train.py
 """
 
 from contextlib import ExitStack

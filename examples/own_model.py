@@ -1,6 +1,6 @@
 """Comparing optimizers in a training loop of one's own: scikit-learn's digits, a small net, 300 training images.
 
-Needs scikit-learn. Run it with: python examples/own_model.py
+Needs, in a clone: pip install '.[bench]'. Run it with: python examples/own_model.py
 """
 
 import torch

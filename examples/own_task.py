@@ -1,6 +1,8 @@
 """A task of one's own, which every contender can train: scikit-learn's digits, 300 training images.
 
-Needs scikit-learn. Run it with: hatam compare --task examples/own_task.py:TASK --contender adamw --contender sam
+Needs, in a clone: pip install '.[bench]'. Run it with:
+
+    hatam compare --task examples/own_task.py:TASK --contender adamw --contender sam
 """
 
 import torch

@@ -1,6 +1,6 @@
 """HATAM by name in timm: registered once, then create_optimizer_v2(model, opt="hatam") makes its parameter groups.
 
-Needs: pip install hatam timm scikit-learn. Run it with: python examples/timm_train.py
+Needs, in a clone: pip install . timm scikit-learn. Run it with: python examples/timm_train.py
 """
 
 import timm

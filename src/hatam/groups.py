@@ -40,7 +40,8 @@ def param_groups(
         weight_decay: of the first group, >= 0.
         types: modules whose own parameters are not decayed; of subclasses too. A library's own norms are to be named
             here: ``types=(*hatam.groups.NO_DECAY_TYPES, TheirRMSNorm)``.
-        names: patterns such as ``"*.scale"`` of full names that are not decayed.
+        names: patterns of full names that are not decayed, in place of the usual ones, which are biases'. To add one:
+            ``names=(*hatam.groups.NO_DECAY_NAMES, "*.scale")``.
 
     Returns:
         groups for any optimizer of torch, the parameters with their names; a group without parameters is left out.

@@ -55,7 +55,7 @@ class HATAM(Optimizer):
         params: parameters, parameter groups or named parameters. Every option can be set per group.
         lr: learning rate, a float or a one-element tensor, >= 0. Start from AdamW's.
         betas: rates of m and v, each in [0, 1).
-        eps: added to the denominator, >= 0.
+        eps: added to the denominator, >= 0; > 0 in the forms raw and published with the relative modulator.
         weight_decay: decoupled weight decay, >= 0.
         amsgrad: False; it is there for calls that were written for AdamW.
         gamma: strength of the correction, >= 0; 0 is AdamW, bit for bit. In the decoupled form it is the radius of
@@ -81,13 +81,15 @@ class HATAM(Optimizer):
             Triton one. None uses them where they are at hand, and else ``foreach``; True refuses where they are not,
             and the step then also undoes a GradScaler's loss scale.
         state_dtype: in what m and e are kept: ``torch.bfloat16`` with stochastic rounding (v is float32 then),
-            ``torch.float32``, or "8bit" (m, v and e; needs torchao). None means the parameter's own dtype, as in torch.
+            ``torch.float32``, or "8bit" (m, v and e, but of small tensors; needs torchao). None means the parameter's
+            own dtype, as in torch.
         bf16_stochastic_round: round bfloat16 parameters and their state at random, so that small updates are not lost.
         seed: of the rounding at random, in [0, 2**32).
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it, its value, its range and a remedy.
-        RuntimeError: ``fused=True`` where there is no kernel for the parameters.
+        RuntimeError: ``fused=True`` where there is no kernel for the parameters, or sharded parameters that are not
+            supported: FSDP1's, partial placements, and 8-bit state of sharded ones.
 
     Example:
         >>> import torch
@@ -240,6 +242,7 @@ class HATAM(Optimizer):
             closure: reevaluates the model and returns the loss (optional).
 
         Raises:
+            TypeError, ValueError: a γ that a group was given since is out of range.
             RuntimeError: a gradient is sparse, or the step is inside :meth:`straightened`. Nothing has moved then.
         """
         self._refuse_while_straightened("step()")

@@ -37,7 +37,8 @@ class Telemetry:
     - ``correction_norm``, ``correction_ratio`` (raw and published): ‖γ S c‖, and over ‖g‖.
     - ``modulator_mean``, ``…_max``, ``…_q05``, ``…_q50``, ``…_q95``, ``capped``: of S, and the share of coordinates at
       its cap; the quantiles are those of at most 1,024 coordinates, and of parameters alone.
-    - ``radius``, ``displacement_norm``, ``displacement_ratio`` (decoupled): ρ, ‖d‖, and ‖d‖ / ‖w‖.
+    - ``radius`` (of parameters alone), ``displacement_norm``, ``displacement_ratio`` (decoupled): ρ, ‖d‖, ‖d‖ / ‖w‖.
+    - ``param_norm``: ‖w‖.
     - ``bend_update_cosine``: of c with the last update.
     - ``update_norm``, ``update_ratio``: ‖lr (m̂ / h + wd w)‖, and over ‖w‖.
     - ``effective_step``: the mean of lr / h, what a coordinate's averaged gradient is multiplied with.
