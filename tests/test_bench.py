@@ -208,6 +208,10 @@ def test_statistics_against_known_values() -> None:
     assert same.mean == 1.0
     assert math.isnan(same.p)
     assert math.isnan(same.low)
+    rounded = paired({1: 97.2000001, 2: 97.0}, {1: 96.9, 2: 96.7000002})  # means in float32 of whole numbers of answers
+    assert rounded.mean == pytest.approx(0.3)
+    assert math.isnan(rounded.p)
+    assert paired({1: 97.2000001, 2: 97.0}, {1: 97.2, 2: 97.0000001}).p == 1.0
     assert summary.corrected({"a": same, "b": None}) == {"a": 1.0, "b": 1.0}
     for lost in (math.nan, math.inf):  # not the difference of those alone that survived
         assert paired({1: 2.0, 2: 2.0, 3: lost}, {1: 1.0, 2: 1.0, 3: 1.0}) is None

@@ -319,6 +319,20 @@ def test_average_covers_buffers() -> None:
     assert torch.equal(model[1].running_mean, means[1])
 
 
+@pytest.mark.parametrize("name", ["sam", "asam", "k-sam"])
+def test_one_pass_of_a_step_makes_the_statistics(name: str) -> None:
+    """Those over the whole batch at the unperturbed weights, as AdamW's."""
+    found = []
+    for each in ("adamw", name):
+        model = nn.Sequential(make_model(), nn.BatchNorm1d(2))
+        contender, options = parse(each, "none")
+        step(contender.train(model, squares, options), 1, 0.01)
+        assert model[1].num_batches_tracked == 1
+        assert model[1].track_running_stats
+        found.append(model[1].running_var)
+    torch.testing.assert_close(*found)
+
+
 def test_asam_is_the_packages_where_that_is_right() -> None:
     """With η = 0 and no bias."""
     results = []

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -190,6 +193,72 @@ def test_a_factory_of_ones_own_tells_its_runs_apart(tmp_path: Path) -> None:
     for factory in (*factories, *factories):
         compare(score, [("own", factory)], 1, folder=tmp_path)
     assert [type(o).__name__ for o in optimizers] == ["SGD", "SGD", "Adagrad", "Muon"]
+
+
+OWN = """
+import torch
+
+FACTOR = {factor}
+
+class Base(torch.optim.SGD):
+    number = {number}
+
+    def factor(self):
+        return {base} + self.number
+
+class Own(Base):
+    def step(self, closure=None):
+        self.seen = FACTOR * self.factor()
+
+def score(make_optimizer, seed):
+    optimizer = make_optimizer([torch.nn.Parameter(torch.ones(1))])
+    optimizer.step()
+    return STEPS * optimizer.seen + seed
+
+STEPS = {steps}
+"""
+
+
+@pytest.mark.parametrize("from_file", [True, False])
+def test_a_class_its_bases_and_constants_tell_their_runs_apart(
+    tmp_path: Path, from_file: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = [{}, {"factor": 5}, {"base": 7}, {"steps": 11}, {"number": 1}] if from_file else [{}, {"factor": 5}]
+    seen = []
+    for i, change in enumerate([*changes, {}]):
+        module = ModuleType("own_text")
+        monkeypatch.setitem(sys.modules, "own_text", module)
+        module.__file__ = str(tmp_path / f"own_{i}.py")
+        text = OWN.format(**({"factor": 1, "base": 2, "steps": 3, "number": 0} | change))
+        if from_file:
+            Path(module.__file__).write_text(text, encoding="utf-8")
+        exec(compile(text, module.__file__, "exec"), vars(module))
+        result = compare(module.score, [("own", module.Own)], 2, folder=tmp_path / "runs")
+        seen.append(result.rows[0].score.mean)
+    assert seen == ([6.5, 30.5, 21.5, 22.5, 9.5, 6.5] if from_file else [6.5, 30.5, 6.5])
+    assert len(records.read_all(tmp_path / "runs")) == 2 * len(changes)
+
+
+def test_options_in_the_name_of_a_factory_are_its_own(tmp_path: Path) -> None:
+    given: list[dict[str, Any]] = []
+
+    def factory(params: Any, **options: Any) -> torch.optim.Optimizer:
+        given.append(options)
+        return torch.optim.SGD(params, **options)
+
+    def score(make_optimizer: Any, seed: int) -> float:
+        return make_optimizer([torch.nn.Parameter(torch.ones(1))]).param_groups[0]["lr"]
+
+    own = [("own:lr=0.1", factory), ("own:lr=0.2,nesterov=False", factory)]
+    result = compare(score, own, np.arange(1), options={"lr": 0.01, "momentum": 0.9}, folder=tmp_path)
+    assert [row.score.mean for row in result.rows] == [0.1, 0.2]
+    assert given == [{"lr": 0.1, "momentum": 0.9}, {"lr": 0.2, "nesterov": False, "momentum": 0.9}]
+
+
+def test_two_names_of_the_same_options_are_refused(tmp_path: Path) -> None:
+    lr = _contestants("adamw", {})[0].options["lr"]
+    with pytest.raises(ValueError, match=re.escape(f"'adamw' and 'adamw:lr={lr}' have the same options")):
+        compare(lambda make_optimizer, seed: 0.0, ["adamw", f"adamw:lr={lr}"], 1, folder=tmp_path)
 
 
 def test_typed_in_functions_need_one_process(tmp_path: Path) -> None:

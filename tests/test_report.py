@@ -9,6 +9,7 @@ import math
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -169,6 +170,8 @@ def test_a_run_without_a_score_counts_as_diverged_and_is_last(tmp_path: Path) ->
     assert (row["n"], row["mean"], row["diverged"]) == ("2", "80.00", "1")
     comparison = comparisons_of(tmp_path)
     assert summary.mean_ranks([compared.shared(comparison[0], ["adamw", "sam"])]).tolist() == [1.0, 2.0]
+    level = np.array([[90.96000099], [90.96000023], [90.97], [-np.inf]])  # equal but for float32's rounding
+    assert summary.mean_ranks([level]).tolist() == [2.5, 2.5, 1.0, 4.0]
     table = tabulate.diverged(load.find(tmp_path).entries, "")
     assert ("sam", "mnist1d-mlp", "final", "3", "1") in table.rows
 
@@ -238,6 +241,34 @@ def test_runs_of_several_lengths_are_several_comparisons(tmp_path: Path) -> None
         "190 steps": {"hatam": 190},
         "200 steps": {"adamw": 200},
     }
+
+
+def test_equal_time_is_not_mixed_with_equal_steps(tmp_path: Path) -> None:
+    """Where nobody has been run at both yet."""
+    steps = {"adamw": 100, "sam": 100, "hatam": 190}
+    for label, n in steps.items():
+        put(tmp_path / "records", label, 0, 70.0, steps=n)
+    times = {"task": "mnist1d-mlp", "step_s": {"adamw": 1.0, "sam": 2.0, "hatam": 200 / 190}}
+    records.write(tmp_path / "timing" / "mnist1d-mlp.json", times)
+    found = {each.budget: {c.label for c in each.contestants} for each in comparisons_of(tmp_path)}
+    assert found == {"equal steps": {"adamw", "sam"}, "equal time": {"sam", "hatam"}}
+
+
+def test_tuning_is_what_came_before_the_finals(tmp_path: Path) -> None:
+    stages: dict[str, list[str]] = {"search-1": [], "sensitivity": [], "final": []}
+    lost = {"result": {"status": "diverged"}}
+    for i, stage in enumerate(("search-1", "search-1", "sensitivity", "", "final")):
+        changed: dict[str, Any] = {"options": {"lr": i}, "purpose": "final" if stage == "final" else "tune"}
+        path = put(tmp_path / "records", "hatam", 0, 70.0, steps=150, **changed, **(lost if i == 1 else {}))
+        if stage:
+            stages[stage].append(path.relative_to(tmp_path).as_posix())
+    cell = {stage: {"settings": [{"records": names}]} for stage, names in stages.items()}
+    content = {"task": "mnist1d-mlp", "contender": "hatam", "stages": cell}
+    records.write(tmp_path / "cells" / "mnist1d-mlp" / "hatam-steps.json", content)
+    tuned = [entry for entry in load.find(tmp_path).entries if entry.purpose == "tune"]
+    assert sorted(entry.stage for entry in tuned) == ["search-1", "search-1", "sensitivity"]
+    (table,) = tabulate.tuning(tuned, "")
+    assert table.rows[0][:4] == ("hatam", "2", "2", "250")  # the curve of the one that diverged ends at step 100
 
 
 def test_without_adamw_the_first_is_the_baseline(tmp_path: Path) -> None:
@@ -369,3 +400,13 @@ def test_a_study_in_short(tmp_path: Path) -> None:
     assert "digits" not in text
     with pytest.raises(ValueError, match="is not a folder"):
         report.brief(tmp_path / "nowhere")
+
+
+def test_folders_in_short_are_told_apart(tmp_path: Path) -> None:
+    for seed in range(6):
+        for folder, gain in (("a", 1.0), ("b", 5.0)):
+            put(tmp_path / folder, "adamw", seed, 70.0)
+            put(tmp_path / folder, "hatam", seed, 70.0 + gain + 0.01 * seed)
+    first, second = report.brief(tmp_path, ("adamw", "hatam")).split("\n\n")[1::2]
+    assert report.brief(tmp_path / "a", ("adamw", "hatam")) == first
+    assert report.brief(tmp_path / "b", ("adamw", "hatam")) == second

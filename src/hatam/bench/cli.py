@@ -81,7 +81,7 @@ def compare(
         for seed in range(first_seed, first_seed + seeds)
         for spec in contender or CONTENDERS
     ]
-    _refuse_twice([run for run in runs if run.seed == first_seed], records_)
+    runner.refuse_twice([run for run in runs if run.seed == first_seed], records_)
     todo = runner.missing(runs, records_)
     if len(todo) < len(runs):
         console.print(f"{len(runs) - len(todo)} of {len(runs)} runs have records already", highlight=False)
@@ -103,18 +103,6 @@ def _entry(run: Run, root: Path) -> Entry:
     """A run as its record tells it, by the name that was asked for."""
     path = run.path(root)
     return replace(report.entry(path.relative_to(root), records.read(path)), label=run.label)
-
-
-def _refuse_twice(runs: Sequence[Run], root: Path) -> None:
-    """Contenders with the same options have the same records, which would count twice."""
-    found: dict[Path, str] = {}
-    for run in runs:
-        path = run.path(root)
-        if path in found:
-            raise ValueError(
-                f"contenders {found[path]!r} and {run.label!r} have the same options: leave one of them out"
-            )
-        found[path] = run.label
 
 
 def _refuse_unusable(task: Task, runs: Sequence[Run]) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import itertools
 import math
+import operator
 import os
 import pickle
 import sys
@@ -25,7 +24,8 @@ from torch.optim.optimizer import ParamsT
 
 from . import execution, records, runner
 from .builders import Options
-from .contenders import parse
+from .contenders import parse, value_of
+from .digests import digest
 from .records import Run
 from .results import Result, tabulate
 from .trainers import Trainer
@@ -58,9 +58,10 @@ def compare(
     """Train with every contender and every seed, print what each reached and what it took, and return that.
 
     Every run is recorded in ``folder`` as it ends. A run that has a record there is not done again, unless ``train_fn``
-    or the contender's own factory has changed: their text, and the numbers, words and functions that are bound to them.
-    What they call, and what is inside lists, tensors and other objects, is not looked at, so after a change there give
-    another ``name`` or folder. How many runs had records is printed.
+    or the contender's own factory has changed: their text, the numbers, words and functions that are bound to them, and
+    the numbers and words of their modules that they name. What they call, and what is inside lists, tensors and other
+    objects, is not looked at, so after a change there give another ``name`` or folder. How many runs had records is
+    printed.
     A run that raises is reported, and the others go on. A score that is NaN or infinite counts as diverged.
 
     Args:
@@ -101,7 +102,7 @@ def compare(
     root = Path(folder)
     if isinstance(contenders, str):
         raise ValueError(f"contenders={contenders!r} must be a list of contenders; put it in brackets")
-    chosen = list(range(seeds) if isinstance(seeds, int) else seeds)
+    chosen = [operator.index(seed) for seed in (range(seeds) if isinstance(seeds, int) else seeds)]
     if not chosen:
         raise ValueError(f"seeds={seeds!r} is none: it must be how many, from 1, or a list of them")
     task = name or str(getattr(getattr(train_fn, "func", train_fn), "__name__", type(train_fn).__name__))
@@ -113,10 +114,11 @@ def compare(
         if contestant.factory is None:
             make_optimizer(contestant, [torch.nn.Parameter(torch.zeros(1))])
     runs = [
-        Run(task, c.label, c.name, c.options, seed, 0, 0, 0.0, source=_source(train_fn, c.factory))
+        Run(task, c.label, c.name, c.options, seed, 0, 0, 0.0, source=digest(train_fn, c.factory))
         for seed in chosen
         for c in contestants
     ]
+    runner.refuse_twice([run for run in runs if run.seed == chosen[0]], root)
     work = partial(_train, train_fn, {c.label: c for c in contestants})
     todo = runner.missing(runs, root)
     if len(todo) < len(runs):
@@ -184,56 +186,17 @@ def _contestants(contender: str | tuple[str, OwnFactory], options: Mapping[str, 
         ) from None
     name, _, text = spec.partition(":")
     changes = [change for change in text.split(",") if change]
-    own = {change.partition("=")[0].strip() for change in changes}
+    given = {key.strip(): value_of(value.strip()) for key, _, value in (change.partition("=") for change in changes)}
     axes = [
         [(key, value) for value in (values if isinstance(values, list) else [values])]
         for key, values in options.items()
-        if key not in own
+        if key not in given
     ]
     made = []
     for point in itertools.product(*axes):
         label = f"{name}:{','.join([*changes, *(f'{key}={value}' for key, value in point)])}".rstrip(":")
-        made.append(Contestant(label, name, dict(point) if factory else parse(label, "")[1], factory))
+        made.append(Contestant(label, name, given | dict(point) if factory else parse(label, "")[1], factory))
     return made
-
-
-def _source(*functions: Callable[..., Any] | None) -> str:
-    """A digest of functions."""
-    return hashlib.sha256("".join(map(_text, filter(None, functions))).encode()).hexdigest()[:10]
-
-
-def _text(x: Any, seen: tuple[Any, ...] = ()) -> str:
-    """What tells a function from another: its text, and the functions, numbers and words that are bound to it.
-
-    Of all else the type: a list that a closure fills would make each call a new one.
-    """
-    parts: list[Any] = []
-    if any(x is other for other in seen):  # functions that know each other
-        return ""
-    if isinstance(x, partial):
-        text, parts = "partial", [x.func, *x.args, *(item for pair in sorted(x.keywords.items()) for item in pair)]
-    elif inspect.isfunction(x):
-        text, parts = _lines(x), [*(x.__defaults__ or ()), *(x.__kwdefaults__ or {}).values()]
-        parts += [cell.cell_contents for cell in x.__closure__ or ()]
-    elif inspect.iscode(x):
-        text, parts = f"{x.co_code.hex()} {x.co_names}", [*x.co_consts]
-    elif inspect.isclass(x):
-        text = f"{x.__module__}.{x.__qualname__}"
-    elif callable(x) and hasattr(x, "__dict__"):
-        text, parts = "object", [type(x), *(item for pair in vars(x).items() for item in pair)]
-    elif isinstance(x, (bool, int, float, str, bytes, type(None))):
-        text = repr(x)
-    else:
-        text, parts = type(x).__qualname__, [*x] if isinstance(x, tuple) else []
-    return " ".join([text, *(_text(part, (*seen, x)) for part in parts)])
-
-
-def _lines(function: Callable[..., Any]) -> str:
-    """The text of a function; of one that was typed in, or read from a pipe, what was compiled from it."""
-    try:
-        return inspect.getsource(function)
-    except (OSError, TypeError):
-        return _text(function.__code__)
 
 
 def _run(todo: Sequence[Run], root: Path, jobs: int, work: execution.Work) -> list[tuple[Run, str]]:

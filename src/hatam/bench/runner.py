@@ -28,6 +28,18 @@ def missing(runs: Sequence[Run], root: Path) -> list[Run]:
     return [run for run in runs if not (run.path(root).exists() and records.read(run.path(root)))]
 
 
+def refuse_twice(runs: Sequence[Run], root: Path) -> None:
+    """Contenders with the same options have the same records, which would count twice."""
+    found: dict[Path, str] = {}
+    for run in runs:
+        path = run.path(root)
+        if path in found:
+            raise ValueError(
+                f"contenders {found[path]!r} and {run.label!r} have the same options: leave one of them out"
+            )
+        found[path] = run.label
+
+
 def run_all(
     runs: Sequence[Run], root: Path, jobs: int, report: Report, *, batch: bool = False, work: Work | None = None
 ) -> list[tuple[Run, str]]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from pytorch_optimizer import SAM
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .trainers import Gradient, Loss, Losses, Step, Trainer, restoring
 
@@ -21,7 +22,8 @@ class SAMTrainer(Trainer):
     def steps(self, x: Tensor, y: Tensor) -> Step:
         loss = yield Gradient(x, y)
         self.optimizer.first_step()
-        yield Gradient(x, y)
+        with statistics_held(self.model):
+            yield Gradient(x, y)
         self.optimizer.second_step()
         return loss
 
@@ -42,8 +44,25 @@ class KSAMTrainer(SAMTrainer):
     def steps(self, x: Tensor, y: Tensor) -> Step:
         losses = yield Losses(x, y)
         hardest = losses.topk(max(1, round(self.k_fraction * len(x))), sorted=False).indices
-        yield from super().steps(x[hardest], y[hardest])
+        with statistics_held(self.model):
+            yield from super().steps(x[hardest], y[hardest])
         return losses.mean()
+
+
+@contextmanager
+def statistics_held(model: nn.Module) -> Iterator[None]:
+    """Inside, training leaves BatchNorm's running statistics alone: the first pass over the whole batch makes them.
+
+    Those at perturbed weights or on a part of the batch would pull them off what is evaluated.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    try:
+        for norm in norms:
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 class ASAM(SAM):

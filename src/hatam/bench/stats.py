@@ -50,8 +50,8 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Differ
     """``values − baseline`` by seed, tested with Student's paired t.
 
     None where fewer than two seeds are shared, or where one of either side has no finite score: a difference of those
-    alone that survived would flatter. Interval and p are NaN where all differences are the same and not 0, as two
-    seeds of an accuracy may be: that tells nothing of their spread.
+    alone that survived would flatter. Interval and p are NaN where all differences are the same, to the rounding of
+    float32, and not 0, as two seeds of an accuracy may be: that tells nothing of their spread.
 
     Example:
         >>> difference = paired({1: 2.0, 2: 4.0, 3: 3.0}, {1: 1.0, 2: 2.0, 3: 2.0})
@@ -62,9 +62,10 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Differ
     differences = [values[seed] - baseline[seed] for seed in seeds]
     if len(seeds) < 2 or not np.isfinite([*values.values(), *baseline.values()]).all():
         return None
-    if np.ptp(differences) == 0:
-        mean, nan = float(differences[0]), float("nan")
-        return Difference(mean, *((mean, mean, 1.0) if mean == 0 else (nan, nan, nan)), n=len(seeds))
+    rounding = 1e-6 * max(abs(x) for seed in seeds for x in (values[seed], baseline[seed]))
+    if np.ptp(differences) <= rounding:
+        mean, nan = float(np.mean(differences)), float("nan")
+        return Difference(mean, *((mean, mean, 1.0) if abs(mean) <= rounding else (nan, nan, nan)), n=len(seeds))
     test = stats.ttest_1samp(differences, 0.0)
     low, high = test.confidence_interval()
     return Difference(float(np.mean(differences)), float(low), float(high), float(test.pvalue), len(seeds))

@@ -13,7 +13,7 @@ from .summary import corrected
 
 
 def brief(root: Path, labels: Sequence[str] = ("adamw", "sam", "hatam")) -> str:
-    """A Markdown table, or one for each budget; tasks that lack one of the contenders are left out.
+    """A Markdown table, or one for each folder of records and budget; tasks that lack a contender are left out.
 
     Args:
         root: the folder.
@@ -25,11 +25,13 @@ def brief(root: Path, labels: Sequence[str] = ("adamw", "sam", "hatam")) -> str:
     compared, _ = comparisons(load.find(root).entries)
     columns = ("task, n", *labels, *(cell for other in labels[:-1] for cell in (f"{labels[-1]} − {other}", "p, Holm")))
     parts = []
-    for budget in sorted({each.budget for each in compared}):
-        rows = list(_rows((each for each in compared if each.budget == budget), labels))
+    for group, budget in sorted({each.key for each in compared}):
+        rows = list(_rows((each for each in compared if each.key == (group, budget)), labels))
         if rows:
             lines = [_line(columns), "|---" * len(columns) + "|", *map(_line, rows)]
-            parts.append("\n".join([f"At {budget}:\n"] * bool(budget) + lines))
+            folder = f"`{group}`" if len({each.group for each in compared}) > 1 else ""
+            words = ", at ".join(filter(None, (folder, budget))) if folder else f"At {budget}" if budget else ""
+            parts.append("\n".join([f"{words}:\n"] * bool(words) + lines))
     return "\n\n".join(parts)
 
 

@@ -181,7 +181,9 @@ def _budgets(runs: list[Entry]) -> dict[str, list[Entry]]:
     lengths: dict[str, set[int]] = defaultdict(set)
     for run in runs:
         lengths[run.label].add(run.steps)
-    if all(len(each) == 1 for each in lengths.values()):
+    pace = median(run.steps * run.step_s for run in runs)
+    alike = len({run.steps for run in runs}) == 1 or all(abs(pace / run.step_s - run.steps) <= 1 for run in runs)
+    if alike and all(len(each) == 1 for each in lengths.values()):
         return {"": runs}
     common, _ = min(Counter(steps for each in lengths.values() for steps in each).items(), key=lambda x: (-x[1], x[0]))
     pace = median(run.steps * run.step_s for run in runs if run.steps != common)

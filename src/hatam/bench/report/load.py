@@ -26,6 +26,7 @@ class Entry:
         sharpness: by measure, ``lambda_max`` always among them.
         step_s: median seconds of a step; a study's are measured once, all contenders in turns.
         timed: whether they were, which a study does to give everyone the same time.
+        stage: of a study, where it belongs to one.
     """
 
     group: str
@@ -46,6 +47,7 @@ class Entry:
     step_s: float
     gradients_per_step: float
     timed: bool = False
+    stage: str = ""
 
 
 Key = tuple[str, str, str]  # group, task, contender
@@ -88,15 +90,15 @@ def text(value: Any) -> str:
 def find(root: Path) -> Found:
     """Every record of a run below a folder; nothing in it can make this fail.
 
-    In a study, of a contender that has been judged on a task only the final runs of its winner: others are left from a
-    search that was shorter.
+    In a study, of a contender that has been judged on a task only the runs that it was tuned and judged by: others are
+    left from an earlier search.
 
     Raises:
         ValueError: there is no such folder.
     """
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder; give the folder of the records, or make some with 'hatam compare'")
-    found, times, judged = Found(), dict[Key, float](), dict[Key, set[str]]()
+    found, times, judged = Found(), dict[Key, float](), dict[Key, dict[str, str]]()
     for path, content in archive.files(root):
         relative = path.relative_to(root)
         try:
@@ -109,30 +111,40 @@ def find(root: Path) -> Found:
                 found.others += 1
                 times |= _times(relative, record)
                 for key, names in _judged(relative, record).items():
-                    judged.setdefault(key, set()).update(names)
+                    judged.setdefault(key, {}).update(names)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
             found.damaged.append((text(relative.as_posix()), text(what.replace(str(root), root.name))))
-    found.entries = [e for e in found.entries if e.purpose != "final" or _stands(e, judged)]
+    found.entries = [e for e in found.entries if _stands(e, judged)]
     for i, e in enumerate(found.entries):
+        e = replace(e, stage=judged.get((e.group, e.task, e.contender), {}).get(_name(e), ""))
+        found.entries[i] = e
         if (key := (e.group, e.task, e.contender)) in times:
             found.entries[i] = replace(e, step_s=times[key], timed=True)
     return found
 
 
-def _judged(path: Path, record: Any) -> dict[Key, set[str]]:
-    """The records of the final stage from a study's cells/TASK/CONTENDER-COMPARISON.json."""
+def _judged(path: Path, record: Any) -> dict[Key, dict[str, str]]:
+    """The records by their names, with their stages, from a study's cells/TASK/CONTENDER-COMPARISON.json."""
     if path.parent.parent.name != "cells" or not isinstance(record, dict) or "stages" not in record:
         return {}
     study = path.parent.parent.parent
-    settings = record["stages"]["final"]["settings"]
-    names = {text((study / name).as_posix()) for setting in settings for name in setting["records"]}
+    names = {
+        text((study / name).as_posix()): stage
+        for stage, content in record["stages"].items()
+        for setting in content["settings"]
+        for name in setting["records"]
+    }
     return {(text((study / "records").as_posix()), text(record["task"]), text(record["contender"])): names}
 
 
-def _stands(e: Entry, judged: dict[Key, set[str]]) -> bool:
+def _stands(e: Entry, judged: dict[Key, dict[str, str]]) -> bool:
     names = judged.get((e.group, e.task, e.contender))
-    return names is None or f"{e.folder}/{e.seed}.json" in names
+    return names is None or _name(e) in names
+
+
+def _name(e: Entry) -> str:
+    return f"{e.folder}/{e.seed}.json"
 
 
 def _times(path: Path, record: Any) -> dict[Key, float]:

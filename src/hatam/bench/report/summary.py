@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -53,14 +54,20 @@ def resampled(statistic: Callable[[list[Floats]], Floats], tables: Sequence[Floa
 def mean_ranks(tables: Sequence[Floats]) -> Floats:
     """The rank of each row by its mean over the last axis, 1 for the highest, averaged over the tables.
 
-    A row with a score of −inf is last; equal means share their ranks.
+    A row with a score of −inf is last; means that are equal, to the rounding of float32, share their ranks.
 
     Example:
         >>> mean_ranks([np.array([[3.0, 3.0], [1.0, 2.0]]), np.array([[1.0, 1.0], [1.0, 1.0]])])
         array([1.25, 1.75])
     """
-    ranks = [stats.rankdata(-table.mean(axis=-1), axis=0) for table in tables]
+    ranks = [stats.rankdata(-_rounded(table.mean(axis=-1)), axis=0) for table in tables]
     return np.asarray(np.mean(ranks, axis=0), dtype=np.float64)
+
+
+def _rounded(means: Floats) -> Floats:
+    """To six digits of the largest."""
+    largest = np.abs(means[np.isfinite(means)]).max(initial=0.0)
+    return np.round(means, 6 - math.ceil(math.log10(largest))) if largest > 0 else means
 
 
 def cost_to_target(curve: Sequence[tuple[int, float]], target: float, cost_per_step: float) -> float:

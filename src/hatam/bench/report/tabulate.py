@@ -135,21 +135,23 @@ def _ratios(tables: list[Floats]) -> Floats:
 
 
 def tuning(entries: Sequence[Entry], command: str) -> list[Table]:
-    """What tuning cost, a table per task."""
+    """What tuning cost, a table per task; not what a study's stage "sensitivity" did after it."""
     result = []
+    entries = [entry for entry in entries if entry.stage != "sensitivity"]
     for task in sorted({entry.task for entry in entries}):
         here = [entry for entry in entries if entry.task == task]
         rows = []
         for name in sorted({entry.contender for entry in here}):
             runs = [entry for entry in here if entry.contender == name]
-            gradients = [run.steps * run.gradients_per_step for run in runs]
-            seconds = [run.steps * run.step_s for run in runs if math.isfinite(run.step_s)]
+            steps = [run.curve[-1][0] if run.diverged and run.curve else run.steps for run in runs]
+            gradients = [n * run.gradients_per_step for n, run in zip(steps, runs, strict=True)]
+            seconds = [n * run.step_s for n, run in zip(steps, runs, strict=True) if math.isfinite(run.step_s)]
             rows.append(
                 (
                     name,
                     str(len({run.folder for run in runs})),
                     str(len(runs)),
-                    f"{sum(run.steps for run in runs):,}",
+                    f"{sum(steps):,}",
                     f"{sum(gradients):,.0f}" if np.isfinite(gradients).all() else "–",
                     f"{sum(seconds) / 3600:.2f} ({len(seconds)} runs)" if seconds else "not measured",
                     str(sum(run.diverged for run in runs)),
