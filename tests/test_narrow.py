@@ -246,3 +246,34 @@ def test_zero_gradients_at_the_start(state_dtype: Any, fused: bool) -> None:
         p.grad = torch.full_like(p, gradient)
         optimizer.step()
     assert torch.all((p.detach().float() - 1).abs() < 0.1)
+
+
+@pytest.mark.parametrize("path", [{}, {"capturable": True}, {"capturable": True, "foreach": True}], ids=str)
+@pytest.mark.parametrize("eps", [0.0, 1e-8])
+def test_a_denominator_of_nothing(path: dict[str, Any], eps: float) -> None:
+    """Common ε are 0 in float16, and before the first gradient so is v."""
+    params = [torch.nn.Parameter(torch.ones(4, dtype=torch.float16))]
+    optimizer = HATAM(params, 0.01, modulator="uniform", eps=eps, **path)
+    feed(optimizer, params, [[torch.full((4,), x, dtype=torch.float16)] for x in (1.0, -2.0, 0.5)])
+    assert params[0].isfinite().all()
+    assert not torch.equal(params[0], torch.ones_like(params[0]))
+
+
+def test_float16_keeps_what_a_loss_scale_saves() -> None:
+    """A gradient below its range without the scale is not lost in a moment of float32."""
+    params = [torch.nn.Parameter(torch.ones(4, dtype=torch.float16))]
+    optimizer = HATAM(params, 0.01, state_dtype=torch.float32, fused=True)
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(65536.0), torch.tensor(0.0)
+    feed(optimizer, params, [[torch.full((4,), 3e-3, dtype=torch.float16)]])
+    torch.testing.assert_close(
+        optimizer.state[params[0]]["exp_avg"], torch.full((4,), 0.1 * 3e-3 / 65536), rtol=1e-3, atol=0
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("form", ["raw", "published"])
+def test_a_number_in_few_bits(dtype: torch.dtype, form: str) -> None:
+    params = [torch.nn.Parameter(torch.ones((), dtype=dtype))]
+    optimizer = HATAM(params, 0.01, form=form, capturable=True, fused=False)
+    feed(optimizer, params, [[torch.ones((), dtype=dtype)]] * 2)
+    assert params[0].isfinite()

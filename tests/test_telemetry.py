@@ -326,3 +326,24 @@ def test_lightning_callback() -> None:
         trainer.fit(Module(), torch.utils.data.DataLoader(torch.ones(8, 4), batch_size=2))
     steps = [step for step, metrics in logger.found if "hatam/layer.weight/update_ratio" in metrics]
     assert steps == [2, 4]
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
+def test_the_loss_scale_is_taken_off_once(gamma: float) -> None:
+    """torch's fused AdamW, which does the step where γ = 0, takes it off the gradients themselves."""
+    (param,) = parameters([(6, 5)])
+    (g,) = gradients([param], 1)[0]
+    optimizer = HATAM([param], 0.01, gamma=gamma, fused=True)
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(1024.0), torch.tensor(0.0)
+    telemetry = Telemetry(optimizer, every=1)
+    param.grad = 1024 * g
+    optimizer.step()
+    assert telemetry.read()["params"]["number 0 of group 0"]["grad_norm"] == pytest.approx(float(g.norm()), rel=1e-5)
+
+
+def test_a_bend_that_nothing_remembers_is_not_told() -> None:
+    (param,) = parameters([(6, 5)])
+    optimizer = HATAM([param], 0.01, gamma=0.0, beta_c=0.5)
+    telemetry = Telemetry(optimizer, every=3)
+    feed(optimizer, [param], gradients([param], 3))
+    assert math.isnan(telemetry.read()["params"]["number 0 of group 0"]["bend_norm"])

@@ -34,7 +34,7 @@ def check(
             not one of this version's.
     """
     for i, group in enumerate(groups):
-        options.check({**defaults, **group})
+        options.check({**defaults, **group}, loaded=True)
         for j, p in enumerate(group["params"]):
             _check_state(state.get(p, {}), p, options.name_of(group, i, j))
 
@@ -58,7 +58,7 @@ def check_parts(state_dict: object, defaults: Mapping[str, Any]) -> None:
     ):
         raise TypeError(f"state_dict['param_groups'] must be a list of groups, each with a list 'params'; {remedy}")
     for group in groups:
-        options.check({**defaults, **group})
+        options.check({**defaults, **group}, loaded=True)
         _check_number("lr_peak", group.get("lr_peak", 0.0), "a parameter group")
         for key in MEASURED[1:]:
             if group.get(key) is not None:
@@ -162,5 +162,5 @@ def restore(state: Mapping[Tensor, dict[str, Any]], groups: Sequence[dict[str, A
         if "step" in own:
             if not isinstance(own["step"], Tensor):  # of a torch that kept it as a number
                 own["step"] = torch.tensor(float(own["step"]), dtype=_get_scalar_dtype())
-            own["step"] = own["step"].to(p.device if fused.counts_on_device(group, p) else "cpu")
+            own["step"] = own["step"].to(p.device if fused.counts_on_device(group, p) else "cpu", copy=True)
         restore_dtypes(own, saved["state"].get(saved_id, {}), p, group["state_dtype"])

@@ -15,6 +15,7 @@ from .update import (
     State,
     averaged_gradient,
     hand_over_mean_,
+    least,
     number,
     remember_mean_,
     remember_scale_,
@@ -111,8 +112,8 @@ def decoupled_(params: Tensors, grads: Tensors, states: list[State], o: Options)
 
     # z = w + d_{t−1}
     es, hs = [averaged_gradient(s) for s in states], denominators(vs, numbers(states, "step", o), o)
-    if o.eps == 0:
-        torch._foreach_clamp_min_(hs, torch.finfo(hs[0].dtype).tiny)  # before the first gradient e is 0, too
+    if o.eps < torch.finfo(hs[0].dtype).tiny:
+        torch._foreach_clamp_min_(hs, least(hs[0].dtype))  # before the first gradient e is 0, too
     add_ratios_(params, es, spreads(states, hs, o), numbers(states, "displacement_radius", o))
     del hs
 

@@ -254,6 +254,8 @@ class HATAM(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         options.check_step(self.param_groups)
+        for group in self.param_groups:
+            options.complete(group)  # a form that was changed since may have a radius now
         amp = {key: getattr(self, key) for key in ("grad_scale", "found_inf") if hasattr(self, key)}
         found_inf = amp.get("found_inf")
         if found_inf is not None and not fused.skips_by_itself(self.param_groups):

@@ -21,14 +21,16 @@ from .update import Options, Scalar
 DEFAULT_GAMMA = 1.0  # of the forms without a radius
 
 
-def check(group: Mapping[str, Any]) -> None:
+def check(group: Mapping[str, Any], *, loaded: bool = False) -> None:
     """Refuse a parameter group whose options are wrong or contradict each other.
+
+    A loaded group may have options that are not used: those of a group may change in mid-training, and be saved so.
 
     Raises:
         TypeError: an option has the wrong type.
         ValueError: an option is out of range, or the chosen form does not use it.
     """
-    check_lr(group["lr"], foreach=group["foreach"], capturable=group["capturable"])
+    check_lr(group["lr"])
     betas = group["betas"]
     if isinstance(betas, str) or not isinstance(betas, Sequence) or len(betas) != 2:
         raise TypeError(f"betas must be a pair of floats such as (0.9, 0.999), not {betas!r}; make it a tuple")
@@ -49,9 +51,11 @@ def check(group: Mapping[str, Any]) -> None:
     for name in ("foreach", "fused"):
         check_flag(name, group[name], optional=True)
     check_radius_options(group)
-    check_eps(group)
-    check_paths(group)
     check_state(group)
+    if not loaded:
+        check_use(group)
+        check_eps(group)
+        check_paths(group)
 
 
 def check_gamma(gamma: object) -> None:
@@ -67,18 +71,22 @@ def check_amsgrad(amsgrad: object) -> None:
 
 
 def check_radius_options(group: Mapping[str, Any]) -> None:
-    """Cap and fade, and whether form and modulator use them at all."""
+    """Caps and fade."""
     if group["modulator_cap"] is not None:
         check_number("modulator_cap", group["modulator_cap"], 0.0, math.inf, open_start=True, remedy="math.inf: no cap")
-        if not MODULATORS[group["modulator"]].needs_mean:
-            raise ValueError(
-                f"modulator_cap={group['modulator_cap']!r} is not used by modulator={group['modulator']!r}, whose "
-                "factor is always 1; leave modulator_cap at None"
-            )
     if group["fade"] is not None:
         check_number("fade", group["fade"], 0.0, 1.0, open_start=True, remedy="1 lets the radius follow lr")
     if group["radius_cap"] is not None:
         check_number("radius_cap", group["radius_cap"], 0.0, math.inf, open_start=True, remedy="math.inf: no cap")
+
+
+def check_use(group: Mapping[str, Any]) -> None:
+    """Whether form and modulator use what is given."""
+    if group["modulator_cap"] is not None and not MODULATORS[group["modulator"]].needs_mean:
+        raise ValueError(
+            f"modulator_cap={group['modulator_cap']!r} is not used by modulator={group['modulator']!r}, whose factor "
+            "is always 1; leave modulator_cap at None"
+        )
     for name in ("fade", "radius", "radius_cap"):
         if group[name] is not None and FORMS[group["form"]].radius is None:
             raise ValueError(
@@ -111,6 +119,8 @@ def check_paths(group: Mapping[str, Any]) -> None:
     for one, other in (("foreach", "differentiable"), ("fused", "differentiable"), ("fused", "foreach")):
         if group[one] and group[other]:
             raise ValueError(f"{one}=True and {other}=True exclude each other; leave {one} at None")
+    if isinstance(group["lr"], Tensor) and group["foreach"] and not group["capturable"]:
+        raise ValueError("lr as a tensor needs capturable=True where foreach=True; leave foreach at None")
 
 
 def check_state(group: Mapping[str, Any]) -> None:
@@ -143,13 +153,11 @@ def check_devices(group: Mapping[str, Any]) -> None:
             raise RuntimeError(f"fused=True: {reason}")
 
 
-def check_lr(lr: object, *, foreach: bool | None, capturable: bool) -> None:
+def check_lr(lr: object) -> None:
     """lr may be a float or a one-element tensor."""
     if isinstance(lr, Tensor):
         if lr.numel() != 1:
             raise ValueError(f"lr as a tensor must have one element, not shape {tuple(lr.shape)}")
-        if foreach and not capturable:
-            raise ValueError("lr as a tensor needs capturable=True where foreach=True; leave foreach at None")
         if lr.device.type == "meta":
             return
         lr = lr.item()

@@ -30,7 +30,7 @@ def raise_peak(group: dict[str, Any], found_inf: Tensor | None = None) -> Scalar
         raised = torch.maximum(peak, lr) if is_beside(lr, peak) else peak.clamp(min=float(lr))
         peak.copy_(torch.where(found_inf.reshape(peak.shape) != 0, peak, raised))
     elif isinstance(peak, Tensor):
-        peak.copy_(torch.maximum(kept(peak), lr) if isinstance(lr, Tensor) else peak.clamp(min=lr))
+        peak.copy_(torch.maximum(kept(peak), lr.reshape(peak.shape)) if isinstance(lr, Tensor) else peak.clamp(min=lr))
     else:
         peak = group["lr_peak"] = max(peak, lr)
     return kept(peak) if isinstance(peak, Tensor) else peak
@@ -86,7 +86,8 @@ def run_adamw(
         elif skipped(o):
             return
         else:
-            grads, use_fused, maximize, amp = scaled(grads, o), False, False, {}
+            grads = [g.to(p.dtype) for g, p in zip(scaled(grads, o), params, strict=True)]
+            use_fused, maximize, amp = False, False, {}
     adamw(
         params,
         grads,
@@ -171,7 +172,9 @@ def run_unfused(
 
 
 def scaled(grads: list[Tensor], o: Options) -> list[Tensor]:
-    """The gradients without the loss scale, negated to maximize."""
+    """The gradients without the loss scale, negated to maximize; of float16, which the scale keeps in range, wider."""
     if not isinstance(o.grad_factor, Tensor) and o.grad_factor == 1:
         return grads
+    if isinstance(o.grad_factor, Tensor):
+        grads = [g.float() if g.dtype == torch.float16 else g for g in grads]
     return list(torch._foreach_mul(grads, o.grad_factor))

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import options, sharded, storage, update
+from . import narrow, options, sharded, storage, update
 from .forms import real
-from .optimizer import HATAM
+from .optimizer import ADAMW_STATE, HATAM
 from .paths import real_state
 from .reports import MEANS, NORMS, Report, finished, flat, of_group, to_json_lines, to_tensorboard
 from .update import Options, State
@@ -43,7 +43,8 @@ class Telemetry:
     - ``update_norm``, ``update_ratio``: ‖lr (m̂ / h + wd w)‖, and over ‖w‖.
     - ``effective_step``: the mean of lr / h, what a coordinate's averaged gradient is multiplied with.
 
-    Where βc = 0, as with β1 = 0, c cannot be told from the state after a step, and what depends on it is NaN.
+    Where βc = 0, as with β1 = 0, or γ = 0 and βc is not β1, c cannot be told from the state after a step, and what
+    depends on it is NaN.
 
     Args:
         optimizer: to be observed, on any path; not inside of torch.compile.
@@ -136,13 +137,17 @@ def _observed(optimizer: HATAM, number: int) -> dict[str, dict[str, Tensor]]:
     """What there is to see of each parameter of a group that has a gradient, by its name."""
     group = optimizer.param_groups[number]
     o = options.resolve(group, group["lr_peak"], getattr(optimizer, "grad_scale", None))
+    without_scale = options.resolve(group, group["lr_peak"])
     names, params, found = [], [], []
     for i, p in enumerate(group["params"]):
         if p.grad is not None and p.numel() and "step" in optimizer.state.get(p, {}):
             names.append(options.name_of(group, number, i))
             params.append(p)
             state = {key: sharded.local(x) for key, x in optimizer.state[p].items()}
-            found.append(observe(sharded.local(p), sharded.local_grad(p.grad, p), state, o))
+            # torch's fused AdamW, which does the step where γ = 0, leaves gradients without a GradScaler's scale
+            is_adamw = group["fused"] and state.keys() <= {*ADAMW_STATE} and not narrow.needed(p, p.grad, state, o)
+            used = without_scale if is_adamw else o
+            found.append(observe(sharded.local(p), sharded.local_grad(p.grad, p), state, used))
     for key, places in sharded.by_mesh(params).items():
         if key is not None:
             of_whole(key[0], [params[i] for i in places], [found[i] for i in places])
@@ -190,7 +195,8 @@ def observe(param: Tensor, grad: Tensor, state: State, o: Options) -> dict[str, 
     step = state["step"].to(w.device, torch.float64)  # 1 − β2^t needs the digits
     h = update.denominator(v, step, o).to(dtype)
     # e_t = βc e_{t−1} + (1 − βc) g, and so (1 − βc)(g − e_{t−1}) = (1 − βc)/βc (g − e_t)
-    c, of_c = g - e, (1 - o.beta_c) / o.beta_c if o.beta_c else math.nan
+    known = o.beta_c and ("exp_avg_grad" in state or o.beta_c == o.beta1)  # where γ = 0, e has no buffer of its own
+    c, of_c = g - e, (1 - o.beta_c) / o.beta_c if known else math.nan
     u = (m / h).div_((1 - o.beta1**step).to(dtype)).add_(w, alpha=o.weight_decay)
     found = {
         "grad_norm": g.norm(),

@@ -177,7 +177,7 @@ def next_scale(z2: Tensor, u2: Tensor, last: Tensor, o: Options) -> Tensor:
 def set_radius_(state: State, o: Options) -> None:
     """The radius of this step's displacement, which undoing it will need."""
     radius = o.radius * kept(state["displacement_scale"]) if o.scaled else o.radius
-    step = number(state["step"], o)
+    step = number(kept(state["step"]), o)
     if o.ramp:
         radius = radius * (1 - o.ramp**step) ** 0.5
     if isinstance(o.pace, Tensor) or o.pace < math.inf:
@@ -197,16 +197,22 @@ def corrected_gradient(grad: Tensor, exp_avg_grad: Tensor, h: Tensor, mean: Tens
     """ĝ = g + γ S c with c = (1 − βc)(g − e). Overwrites h."""
     bend = (grad - exp_avg_grad).mul_(1 - o.beta_c)
     weight = o.modulator.weight(h, None if mean is None else mean + o.eps, o.cap)
-    return weight.mul(bend).mul_(o.gamma).add_(grad)
+    return weight.mul(bend).mul_(o.gamma).add_(grad).to(grad.dtype)  # a 0-dim one's h may be wider
 
 
 def undo_displacement_(param: Tensor, state: State, o: Options) -> None:
     """z = w + d, with d recomputed from the state that displaced w."""
     h = denominator(state["exp_avg_sq"], number(state["step"], o), o)
-    if o.eps == 0:
-        h.clamp_(min=torch.finfo(h.dtype).tiny)  # before the first gradient e is 0, too
+    if o.eps < torch.finfo(h.dtype).tiny:
+        h.clamp_(min=least(h.dtype))  # before the first gradient e is 0, too
     spread = o.modulator.spread(h, displacement_mean(state), o.cap)
     add_ratio_(param, averaged_gradient(state), spread, number(state["displacement_radius"], o))
+
+
+def least(dtype: torch.dtype) -> float:
+    """A number to divide by that changes no other: in float16, where common ε are below all normal ones, the least."""
+    info = torch.finfo(dtype)
+    return info.tiny * info.eps if dtype == torch.float16 else info.tiny
 
 
 def decoupled_moments_(grad: Tensor, state: State, o: Options) -> None:

@@ -1,0 +1,60 @@
+"""Options that change in mid-training, what a checkpoint says of them, and two optimizers from one state."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from conftest import equal, feed, gradients, parameters, twins
+
+from hatam import HATAM
+
+
+@pytest.mark.parametrize(
+    ("given", "changed"),
+    [
+        ({}, {"form": "raw"}),
+        ({"form": "raw"}, {"form": "decoupled"}),
+        ({"fade": 0.2, "modulator_cap": 2.0}, {"modulator": "uniform"}),
+        ({"fade": 0.2}, {"form": "published"}),
+        ({"foreach": True}, {"lr": torch.tensor(0.01)}),
+        ({}, {"radius": None}),
+    ],
+    ids=str,
+)
+def test_options_changed_in_mid_training_resume(given: dict[str, Any], changed: dict[str, Any]) -> None:
+    """What would be refused of new groups is in a checkpoint, and means what it meant."""
+    params = parameters()
+    optimizer = HATAM(params, 0.01, **given)
+    feed(optimizer, params, gradients(params, 3))
+    optimizer.param_groups[0].update(changed)
+    feed(optimizer, params, gradients(params, 3))
+    copied, loaded = copy.deepcopy((params, optimizer)), twins(params)
+    other = HATAM(loaded, 0.01)
+    other.load_state_dict(optimizer.state_dict())
+    for own, its in ((params, optimizer), copied, (loaded, other)):
+        feed(its, own, gradients(params, 4))
+    assert equal(params, copied[0])
+    assert equal(params, loaded)
+
+
+def test_loading_shares_nothing() -> None:
+    """Two optimizers from one state do not count each other's steps."""
+    params = parameters()
+    optimizer = torch.optim.AdamW(params, 0.01)
+    feed(optimizer, params, gradients(params, 3))
+    branch = HATAM(twins(params), 0.01)
+    branch.load_state_dict(optimizer.state_dict())
+    feed(optimizer, params, gradients(params, 3))
+    assert all(state["step"] == 3 for state in branch.state.values())
+
+
+def test_lr_may_become_a_tensor_of_another_shape() -> None:
+    params = parameters()
+    optimizer = HATAM(params, torch.tensor(0.01))
+    feed(optimizer, params, gradients(params, 1))
+    optimizer.param_groups[0]["lr"] = torch.tensor([0.02])
+    feed(optimizer, params, gradients(params, 1))
+    assert optimizer.param_groups[0]["lr_peak"] == torch.tensor(0.02)
