@@ -533,7 +533,7 @@ def test_the_cap_by_default_goes_with_gamma_by_default() -> None:
     optimizer = HATAM(params, form="raw")  # which has none, until the group takes another form
     optimizer.param_groups[0].update(form="decoupled", radius="absolute", gamma=0.5)
     feed(optimizer, params, gradients(params, 3))
-    assert optimizer.param_groups[0]["radius_cap"] is None
+    assert optimizer.param_groups[0]["radius_cap"] == math.inf
     optimizer = HATAM([{"params": params, "radius_cap": 0.02}], gamma=0.4)
     optimizer.load_state_dict(AdamW(params).state_dict())
     assert (optimizer.param_groups[0]["gamma"], optimizer.param_groups[0]["radius_cap"]) == (0.4, 0.02)
