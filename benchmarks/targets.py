@@ -273,7 +273,7 @@ def short(steps: Sequence[Comparison], time: Sequence[Comparison], swapped: dict
         "SAM": marks(steps, "sam", ours),
         "SAM, equal time": marks(time, "sam", ours),
         **{f"untuned, {where}": marks(each, "adamw", untuned.DEFAULT) for where, each in swapped.items()},
-        "place": {task: f"{place:g}" for task, place in places(steps).get(ours, {}).items()},
+        "place, equal steps": {task: f"{place:g}" for task, place in places(steps).get(ours, {}).items()},
         "γ": {each.task: f"{o['gamma']:.2g}" for each in steps if (o := grids.tuned(each.task, ours))},
     }
     tasks = [task for task in all_tasks() if task in columns["AdamW"]]
