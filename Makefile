@@ -50,7 +50,7 @@ study-quick: $(VENV)/bench ## a first look at the study and its report, with too
 	$(BIN)/hatam study run --plan quick --results runs
 	$(BIN)/hatam report runs/quick --out runs/quick/report
 
-log: $(VENV)/bench ## what docs/log.md tells of: unit and rules of the radius, the default, ablations; after the study; resumes
+log: $(VENV)/bench ## what docs/log.md and the new seeds of docs/results.md tell of; after the study; resumes
 	for script in radius rules steady straightened untuned confirmed ablation schedules; do $(BIN)/python benchmarks/$$script.py || exit; done
 
 readme: $(VENV)/dev ## render tables and plots of README and docs from the committed records

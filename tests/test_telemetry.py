@@ -329,16 +329,27 @@ def test_lightning_callback() -> None:
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5])
-def test_the_loss_scale_is_taken_off_once(gamma: float) -> None:
-    """torch's fused AdamW, which does the step where γ = 0, takes it off the gradients themselves."""
-    (param,) = parameters([(6, 5)])
-    (g,) = gradients([param], 1)[0]
-    optimizer = HATAM([param], 0.01, gamma=gamma, fused=True)
+@pytest.mark.parametrize("kind", ["dense", "gradient laid otherwise", "complex", "beside a complex one"])
+def test_the_loss_scale_is_taken_off_once(gamma: float, kind: str) -> None:
+    """torch's fused AdamW, which does the step where γ = 0, takes it off the gradients themselves where it can."""
+    params = parameters([(6, 5)], torch.complex64 if kind == "complex" else torch.float32)
+    grads = gradients(params, 1)[0]
+    if kind == "gradient laid otherwise":
+        grads = [grads[0].t().contiguous().t()]
+    elif kind == "beside a complex one":
+        params += parameters([(2, 3)], torch.complex64)
+        grads += gradients(params[1:], 1)[0]
+    optimizer = HATAM(params, 0.01, gamma=gamma, fused=True)
     optimizer.grad_scale, optimizer.found_inf = torch.tensor(1024.0), torch.tensor(0.0)
     telemetry = Telemetry(optimizer, every=1)
-    param.grad = 1024 * g
+    for param, g in zip(params, grads, strict=True):
+        param.grad = torch.empty_strided(g.shape, g.stride(), dtype=g.dtype).copy_(1024 * g)
     optimizer.step()
-    assert telemetry.read()["params"]["number 0 of group 0"]["grad_norm"] == pytest.approx(float(g.norm()), rel=1e-5)
+    report = telemetry.read()
+    assert report is not None
+    for i, g in enumerate(grads):
+        told = report["params"][f"number {i} of group 0"]["grad_norm"]
+        assert told == pytest.approx(g.norm().item(), rel=1e-5)
 
 
 def test_a_bend_that_nothing_remembers_is_not_told() -> None:

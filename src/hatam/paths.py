@@ -71,7 +71,7 @@ def run_adamw(
 ) -> None:
     """γ = 0: torch's own AdamW, so that it is the same to the last bit on every path; other dtypes it does not take."""
     states = rows(state)
-    if any(narrow.needed(*row, o) for row in zip(params, grads, states, strict=True)):
+    if narrows(params, grads, states, o):
         if skipped(o):
             return
         params, grads, states = [real(p) for p in params], scaled(grads, o), [real_state(s) for s in states]
@@ -80,8 +80,7 @@ def run_adamw(
         return
     use_fused, maximize = group["fused"], group["maximize"]
     if use_fused and not torch.compiler.is_compiling():
-        moments = zip(state["exp_avg"], state["exp_avg_sq"], strict=True)
-        if all(p.is_floating_point() and dense(p, [m, v]) for p, (m, v) in zip(params, moments, strict=True)):
+        if walks_memory(params, states):
             grads = [like(g, p) for g, p in zip(grads, params, strict=True)]  # torch's kernel walks raw memory
         elif skipped(o):
             return
@@ -109,6 +108,17 @@ def run_adamw(
         maximize=maximize,
         **amp,
     )
+
+
+def narrows(params: list[Tensor], grads: list[Tensor], states: list[State], o: Options) -> bool:
+    """Whether a tensor of a group where γ = 0 is stored in a dtype that torch's AdamW does not take."""
+    return any(narrow.needed(*row, o) for row in zip(params, grads, states, strict=True))
+
+
+def walks_memory(params: list[Tensor], states: list[State]) -> bool:
+    """Whether all tensors are such as torch's fused AdamW can walk as raw memory."""
+    pairs = zip(params, states, strict=True)
+    return all(p.is_floating_point() and dense(p, [s["exp_avg"], s["exp_avg_sq"]]) for p, s in pairs)
 
 
 def run_form(

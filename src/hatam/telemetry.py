@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import narrow, options, sharded, storage, update
+from . import options, paths, sharded, storage, update
 from .forms import real
+from .fused.batches import like
 from .optimizer import ADAMW_STATE, HATAM
-from .paths import real_state
 from .reports import MEANS, NORMS, Report, finished, flat, of_group, to_json_lines, to_tensorboard
 from .update import Options, State
 
@@ -138,19 +138,24 @@ def _observed(optimizer: HATAM, number: int) -> dict[str, dict[str, Tensor]]:
     group = optimizer.param_groups[number]
     o = options.resolve(group, group["lr_peak"], getattr(optimizer, "grad_scale", None))
     without_scale = options.resolve(group, group["lr_peak"])
-    names, params, found = [], [], []
-    for i, p in enumerate(group["params"]):
-        if p.grad is not None and p.numel() and "step" in optimizer.state.get(p, {}):
-            names.append(options.name_of(group, number, i))
-            params.append(p)
-            state = {key: sharded.local(x) for key, x in optimizer.state[p].items()}
-            # torch's fused AdamW, which does the step where γ = 0, leaves gradients without a GradScaler's scale
-            is_adamw = group["fused"] and state.keys() <= {*ADAMW_STATE} and not narrow.needed(p, p.grad, state, o)
-            used = without_scale if is_adamw else o
-            found.append(observe(sharded.local(p), sharded.local_grad(p.grad, p), state, used))
+    stepped = [p.grad is not None and p.numel() and "step" in optimizer.state.get(p, {}) for p in group["params"]]
+    seen = [i for i, known in enumerate(stepped) if known]
+    params = [group["params"][i] for i in seen]
+    local = [sharded.local(p) for p in params]
+    grads = [sharded.local_grad(p.grad, p) for p in params]
+    states = [{key: sharded.local(x) for key, x in optimizer.state[p].items()} for p in params]
+    # torch's fused AdamW, which does the step where γ = 0, takes a GradScaler's scale off the gradients themselves,
+    # unless they lay in memory otherwise than their parameters and it was given copies.
+    is_adamw = group["fused"] and all(state.keys() <= {*ADAMW_STATE} for state in states)
+    is_torchs = is_adamw and not paths.narrows(local, grads, states, o) and paths.walks_memory(local, states)
+    found = [
+        observe(p, g, state, without_scale if is_torchs and like(g, p) is g else o)
+        for p, g, state in zip(local, grads, states, strict=True)
+    ]
     for key, places in sharded.by_mesh(params).items():
         if key is not None:
             of_whole(key[0], [params[i] for i in places], [found[i] for i in places])
+    names = [options.name_of(group, number, i) for i in seen]
     return dict(zip(names, found, strict=True))
 
 
@@ -187,7 +192,7 @@ def observe(param: Tensor, grad: Tensor, state: State, o: Options) -> dict[str, 
         state: of the optimizer.
         o: the options of the group at that step.
     """
-    state, dtype = real_state(state), storage.arithmetic(real(param).dtype)
+    state, dtype = paths.real_state(state), storage.arithmetic(real(param).dtype)
     w, g = real(param.detach()).to(dtype), real(grad).to(dtype)
     g = g if not isinstance(o.grad_factor, Tensor) and o.grad_factor == 1 else g * o.grad_factor
     m, v = (storage.widened(state[key], dtype) for key in ("exp_avg", "exp_avg_sq"))
