@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _get_scalar_dtype
 
-from . import fused, options
+from . import arguments, fused, options
 from .storage import MOMENTS, SCALARS, restore_dtypes
 
 AMSGRAD = "max_exp_avg_sq"
@@ -34,7 +34,7 @@ def check(
             not one of this version's.
     """
     for i, group in enumerate(groups):
-        options.check({**defaults, **group}, loaded=True)
+        arguments.check({**defaults, **group}, loaded=True)
         for j, p in enumerate(group["params"]):
             _check_state(state.get(p, {}), p, options.name_of(group, i, j))
 
@@ -58,7 +58,7 @@ def check_parts(state_dict: object, defaults: Mapping[str, Any]) -> None:
     ):
         raise TypeError(f"state_dict['param_groups'] must be a list of groups, each with a list 'params'; {remedy}")
     for group in groups:
-        options.check({**defaults, **group}, loaded=True)
+        arguments.check({**defaults, **group}, loaded=True)
         _check_number("lr_peak", group.get("lr_peak", 0.0), "a parameter group")
         for key in MEASURED[1:]:
             if group.get(key) is not None:
@@ -110,7 +110,7 @@ def _check_number(key: str, value: Any, owner: str) -> None:
     if isinstance(value, Tensor) and value.numel() == 1:
         value = 0.0 if value.is_meta else value.item()
     remedy = "load a checkpoint of HATAM or AdamW"
-    options.check_number(f"{key!r} of {owner}", value, 0.0, math.inf, open_end=True, remedy=remedy)
+    arguments.check_number(f"{key!r} of {owner}", value, 0.0, math.inf, open_end=True, remedy=remedy)
 
 
 def kept_options(group: Mapping[str, Any], saved: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

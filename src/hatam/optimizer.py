@@ -16,7 +16,7 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-from . import checkpoints, fused, norms, options, paths, sharded, straightening
+from . import arguments, checkpoints, fused, norms, options, paths, sharded, straightening
 from .forms import FORMS
 from .fused.batches import Division
 from .storage import SCALARS, new_moment
@@ -160,25 +160,25 @@ class HATAM(Optimizer):
             "start_norm": None,
             "start_numel": None,
         }
-        options.check(defaults)
-        options.check_radius_cap(defaults)
-        options.check_amsgrad(amsgrad)
+        arguments.check(defaults)
+        arguments.check_radius_cap(defaults)
+        arguments.check_amsgrad(amsgrad)
         self._divisions: dict[int, Division] = {}
         self._shards, self._is_cut = sharded.Shards(), False
         self._begun = False  # whether a step at an lr above 0 is known to have been
-        super().__init__(options.listed(params), defaults)
+        super().__init__(arguments.listed(params), defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group in mid-training; its options are checked first, so a refused group leaves nothing behind."""
-        options.check({**self.defaults, **param_group})
-        options.check_radius_cap({**self.defaults, **param_group})
+        arguments.check({**self.defaults, **param_group})
+        arguments.check_radius_cap({**self.defaults, **param_group})
         params = param_group["params"]
         if not isinstance(params, (Tensor, set)):
             param_group["params"] = list(params)
-            options.check_params([p[1] if isinstance(p, tuple) else p for p in param_group["params"]])
+            arguments.check_params([p[1] if isinstance(p, tuple) else p for p in param_group["params"]])
         super().add_param_group(param_group)
         try:
-            options.check_devices(self.param_groups[-1])
+            arguments.check_devices(self.param_groups[-1])
             options.complete(self.param_groups[-1])
             sharded.check(self.param_groups[-1])
             self.param_groups[-1]["lr_peak"] = paths.peak_of_kind(self.param_groups[-1])
@@ -253,7 +253,7 @@ class HATAM(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        options.check_step(self.param_groups)
+        arguments.check_step(self.param_groups)
         for group in self.param_groups:
             options.complete(group)  # a form that was changed since may have a radius now
         amp = {key: getattr(self, key) for key in ("grad_scale", "found_inf") if hasattr(self, key)}
