@@ -6,7 +6,8 @@ python benchmarks/isotropic.py
 from __future__ import annotations
 
 import grids
-from targets import STUDY, against
+from targets import STUDY
+from verdicts import against
 
 from hatam.bench import report
 from hatam.bench.report import load
