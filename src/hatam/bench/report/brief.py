@@ -24,14 +24,15 @@ def brief(root: Path, labels: Sequence[str] = ("adamw", "sam", "hatam")) -> str:
     """
     compared, _ = comparisons(load.find(root).entries)
     columns = ("task, n", *labels, *(cell for other in labels[:-1] for cell in (f"{labels[-1]} − {other}", "p, Holm")))
+    several = len({each.group for each in compared}) > 1
     parts = []
     for group, budget in sorted({each.key for each in compared}):
         rows = list(_rows((each for each in compared if each.key == (group, budget)), labels))
         if rows:
             lines = [_line(columns), "|---" * len(columns) + "|", *map(_line, rows)]
-            folder = f"`{group}`" if len({each.group for each in compared}) > 1 else ""
-            words = ", at ".join(filter(None, (folder, budget))) if folder else f"At {budget}" if budget else ""
-            parts.append("\n".join([f"{words}:\n"] * bool(words) + lines))
+            words = ", ".join([f"`{group}`"] * several + [f"at {budget}"] * bool(budget))
+            heading = [f"{words[0].upper()}{words[1:]}:\n"] if words else []
+            parts.append("\n".join(heading + lines))
     return "\n\n".join(parts)
 
 
