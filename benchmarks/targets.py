@@ -57,11 +57,7 @@ def targets(steps: Sequence[Comparison], time: Sequence[Comparison], swapped: di
             lambda form: flatness(steps, form)
         ),
     }
-    told = [
-        f"{i}. **{name}.** {'. '.join(f'{of}, {verdict}' for of, verdict in verdicts.items())}."
-        for i, (name, verdicts) in enumerate(lines.items(), 1)
-    ]
-    return "\n".join(told)
+    return "\n".join(f"{i}. **{name}.** {told(verdicts)}." for i, (name, verdicts) in enumerate(lines.items(), 1))
 
 
 def both(verdict: Callable[[str], Verdict]) -> dict[str, Verdict]:
@@ -69,18 +65,22 @@ def both(verdict: Callable[[str], Verdict]) -> dict[str, Verdict]:
     return {f"`{form}`": verdict(form) for form in FORMS}
 
 
+def told(verdicts: dict[str, Verdict]) -> str:
+    """Several in words."""
+    return ". ".join(f"{of}, {verdict}" for of, verdict in verdicts.items())
+
+
 def again(new: Sequence[Comparison], later: Sequence[Comparison]) -> str:
     """What new seeds say of the targets that they decide, and those of them that were run last of two."""
-    ours = FORMS[0]
     lines = {
-        "Target 1, against AdamW": against(new, "adamw", 0.01, ours, 7),
-        "The same on the later seeds alone": against(later, "adamw", 0.01, ours, 7),
-        "Target 3, against SAM": beside_sam(new, ours),
-        "The same on the later seeds alone, of which there are fewer": beside_sam(later, ours),
-        "Target 5, under shift": under_shift(new, ours),
-        "Target 6, flatness": flatness(new, ours),
+        "Target 1, against AdamW": both(lambda form: against(new, "adamw", 0.01, form, 7)),
+        "The same on the later seeds alone": both(lambda form: against(later, "adamw", 0.01, form, 7)),
+        "Target 3, against SAM": both(lambda form: beside_sam(new, form)),
+        "The same on the later seeds alone, of which there are fewer": both(lambda form: beside_sam(later, form)),
+        "Target 5, under shift": both(lambda form: under_shift(new, form)),
+        "Target 6, flatness": both(lambda form: flatness(new, form)),
     }
-    return "\n".join(f"- {name}: {verdict}." for name, verdict in lines.items())
+    return "\n".join(f"- {name}: {told(verdicts)}." for name, verdicts in lines.items())
 
 
 def swapped_in() -> dict[str, list[Comparison]]:
