@@ -110,14 +110,14 @@ def short(steps: Sequence[Comparison], time: Sequence[Comparison], swapped: dict
     overfits = hurt_by_steps(steps, time, "adamw")
     ahead = [task for task in apart(time, "adamw", ours, 0.05)[0] if task in overfits]
     others = [f"at {where} {seeds(each, untuned.DEFAULT)}" for where, each in swapped.items()]
-    told = [
+    notes = [
         f"Tuned {seeds(steps, ours)} seeds, depending on the task; untuned, {', '.join(others)}.",
         f"At equal time AdamW itself is worse than at equal steps on {names(ahead)} of the tasks on which HATAM is "
         "better there.",
         ranks(steps, ours),
         ranks(time, ours),
     ]
-    return "\n".join([grids.table("task", list(columns), rows), "", *(f"- {each}" for each in told)])
+    return "\n".join([grids.table("task", list(columns), rows), "", *(f"- {each}" for each in notes)])
 
 
 def marks(compared: Sequence[Comparison], other: str, ours: str) -> dict[str, str]:
