@@ -73,6 +73,16 @@ IDENTITY = Check(
 
 LAMBDAS = 41
 COPIES = 5
+USUAL: dict[str, Any] = {
+    "steps": 15000,
+    "window": 3000,
+    "noise": 0.0,
+    "start": 0.1,
+    "cap": math.inf,
+    "lr": 1e-3,
+    "rotated": False,
+    "modulator": "relative",
+}
 CASES: dict[str, dict[str, Any]] = {
     "oscillating": {},
     "oscillating, S = 1": {"modulator": "uniform"},
@@ -90,16 +100,7 @@ def damping(case: str, seed: int) -> Run:
 
     Per coordinate k = Σ q u / Σ u²: q = γ S c is the correction, u the velocity, EMA(w_{t−1} − w_{t−2}).
     """
-    o: dict[str, Any] = {
-        "steps": 15000,
-        "window": 3000,
-        "noise": 0.0,
-        "start": 0.1,
-        "cap": math.inf,
-        "lr": 1e-3,
-        "rotated": False,
-    }
-    o |= {"modulator": "relative"} | CASES[case]
+    o = USUAL | CASES[case]
     rng = torch.Generator().manual_seed(seed)
     lam = torch.logspace(-2, 2, LAMBDAS, dtype=torch.float64)
     basis = torch.eye(LAMBDAS, dtype=torch.float64)
@@ -131,11 +132,17 @@ def damping(case: str, seed: int) -> Run:
         optimizer.step()
     k = (qu / uu.clamp(min=1e-300)).flatten()
     moves = uu.flatten() > 1e-200  # some come to rest, to the last bit
-    x, y = lam.repeat(COPIES)[moves & (k > 0)].log10(), k[moves & (k > 0)].log10()
+    points = {"lambda": lam.tolist(), "k": k.view(COPIES, -1).median(0).values.tolist()}
+    return {**fit_slope(lam.repeat(COPIES)[moves], k[moves]), **points}
+
+
+def fit_slope(lam: Tensor, k: Tensor) -> Run:
+    """Of log k against log λ, half of its 95% interval, and the share of k above 0, which alone have a logarithm."""
+    damped = k > 0
+    x, y = lam[damped].log10(), k[damped].log10()
     fit = stats.linregress(x.numpy(), y.numpy())
     half = fit.stderr * stats.t.ppf(0.975, len(x) - 2)
-    points = {"lambda": lam.tolist(), "k": k.view(COPIES, -1).median(0).values.tolist()}
-    return {"slope": float(fit.slope), "half": float(half), "damped": float((k[moves] > 0).double().mean()), **points}
+    return {"slope": float(fit.slope), "half": float(half), "damped": float(damped.double().mean())}
 
 
 def correction(optimizer: HATAM, param: Tensor) -> Tensor:
