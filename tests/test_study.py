@@ -205,6 +205,23 @@ def test_everyone_gets_as_many_settings(name: str) -> None:
         assert len(tried) == len(set(tried)) == plan.budget_of(name).settings
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_no_choice_is_skipped_wherever_the_search_went(seed: int) -> None:
+    """AdamW comes by β1 twice; by then it has had all of them, though the best may have become another meanwhile."""
+    task, rng = all_tasks()["minilm"], random.Random(seed)
+    cell, spaces = Cell(task, "adamw", "steps", task.steps), importlib.import_module("hatam.bench.spaces")
+    scores: dict[str, float] = {}
+
+    def results(run: Run) -> dict[str, Any]:
+        return {"result": {"status": "ok", "validation": scores.setdefault(str(run.options), rng.random())}}
+
+    settings: dict[str, list[Setting]] = {}
+    for stage in SEARCH[:5]:
+        settings[stage] = settings_of(cell, PLANS["full"], stage, spaces, results, settings.__getitem__)
+    choices = spaces.space("adamw", "minilm")["beta1"].choices
+    assert {setting.params["beta1"] for each in settings.values() for setting in each} == {*choices}
+
+
 def test_the_last_stage_looks_beyond_what_was_tried_first() -> None:
     """Two values past an edge at which the best lies, then choices without a try, then values in between."""
     space = {

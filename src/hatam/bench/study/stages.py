@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, NamedTuple, Protocol, cast
@@ -69,24 +69,29 @@ class Job(NamedTuple):
     runs: list[Run]
 
 
-def neighbours(distribution: BaseDistribution, value: Any, count: int, visit: int) -> list[Any]:
-    """Other values of an option: around this one by factors, half of them below; of choices the first others.
+def neighbours(
+    distribution: BaseDistribution, value: Any, count: int, visit: int, tried: Collection[Any] = ()
+) -> list[Any]:
+    """Other values of an option: around this one by factors, half of them below; of choices the first not tried yet.
 
     Args:
         distribution: its range or choices.
         value: where the search is.
-        count: at most so many.
+        count: at most so many; but of choices all that are left where the search comes by again.
         visit: how often the search has come by before; later factors are smaller.
+        tried: values that any setting had so far, of which no choice is tried again, wherever the search went since.
 
     Example:
         >>> neighbours(FloatDistribution(1e-3, 1.0, log=True), 0.4, 4, visit=0)
         [0.2, 0.1, 0.8, 1.0]
         >>> neighbours(CategoricalDistribution([0.0, 0.5, 0.9]), 0.5, 4, visit=0)
         [0.0, 0.9]
+        >>> neighbours(CategoricalDistribution([0.0, 0.5, 0.8, 0.9]), 0.5, 2, visit=1, tried=[0.9, 0.0, 0.5])
+        [0.8]
     """
     if isinstance(distribution, CategoricalDistribution):
-        others = [choice for choice in distribution.choices if choice != value]
-        return others[:count] if visit == 0 else others[count:]
+        others = [choice for choice in distribution.choices if choice not in (value, *tried)]
+        return others[:count] if visit == 0 else others
     bounds = cast(FloatDistribution, distribution)
     factor = neighbour_factor(count, visit)
     powers = [sign * power for sign in (-1, 1) for power in range(1, count // 2 + 1)]
@@ -192,7 +197,7 @@ def _search(
         return points
     if options:
         option, visit = options[turn % len(options)], turn // len(options)
-        values = neighbours(space[option], here[option], budget.trials, visit)
+        values = neighbours(space[option], here[option], budget.trials, visit, [point[option] for point in known])
         points += [{**here, option: value} for value in values]
     return [point for point in points if point not in known]
 
