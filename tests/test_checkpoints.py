@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DEFAULT_FORMS, generator, through_a_file
+from conftest import DEFAULT_FORMS, feed, generator, gradients, state_bits, through_a_file
 from resume_here import end, network, schedule_of, train
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -122,6 +122,40 @@ def test_a_training_through_adamw_hatam_and_adamw(options: dict[str, Any]) -> No
     alone = Digits()
     alone.train(AdamW(alone.model.parameters(), lr=3e-3), 0, 300)
     assert digits.accuracy() >= alone.accuracy() - 0.02 > 0.85
+
+
+def test_what_adamw_carried_on_of_an_earlier_hatam_is_no_displacement() -> None:
+    """AdamW's checkpoint has all that it was loaded from, as it was; what HATAM itself goes on with is its own."""
+    params = [nn.Parameter(torch.randn(20, generator=generator()))]
+    first = HATAM(params, 0.01, beta_c=0.5, gamma=0.5)
+    feed(first, params, gradients(params, 5))
+    with first.straightened():
+        z = params[0].detach().clone()
+    params[0].data.copy_(z)
+    adamw = AdamW(params, 0.01)
+    adamw.load_state_dict(first.state_dict())
+    feed(adamw, params, gradients(params, 5))
+    carried = through_a_file(adamw.state_dict())
+    assert {"displacement_radius", "exp_avg_grad"} <= carried["state"][0].keys()
+    again, before = HATAM(params, 0.01), params[0].detach().clone()
+    again.load_state_dict(carried)
+    with again.straightened():
+        assert torch.equal(params[0], before)
+    feed(again, params, gradients(params, 5))
+    resumed = HATAM(params, 0.01)
+    resumed.load_state_dict(through_a_file(again.state_dict()))
+    assert state_bits(resumed) == state_bits(again)
+
+
+def test_amsgrad_of_a_group_is_refused() -> None:
+    group = {"params": [nn.Parameter(torch.ones(2))], "amsgrad": True}
+    with pytest.raises(ValueError, match="amsgrad=True is not supported"):
+        HATAM([group])
+    optimizer = HATAM([nn.Parameter(torch.ones(2))])
+    with pytest.raises(ValueError, match="amsgrad=True is not supported"):
+        optimizer.add_param_group(group)
+    optimizer.add_param_group({**group, "amsgrad": False})
+    assert len(optimizer.param_groups) == 2
 
 
 @pytest.mark.parametrize("optimizer", [HATAM, AdamW])

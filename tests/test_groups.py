@@ -78,6 +78,18 @@ def test_described_before_and_after() -> None:
     assert "    number 0 (2, 2)" in hatam.describe(HATAM([torch.ones(2, 2, requires_grad=True)]).param_groups)
 
 
+def test_described_before_it_is_initialized() -> None:
+    text = hatam.describe(hatam.param_groups(nn.Sequential(nn.Linear(2, 3), nn.LazyLinear(4)), names=["1.*"]))
+    assert text.startswith("weight_decay=0.01: 2 tensors, 9 parameters\n")
+    assert text.endswith("    1.weight not initialized yet\n    1.bias not initialized yet")
+
+
+def test_a_pattern_may_match_what_is_frozen() -> None:
+    model = Net()
+    model.scale.requires_grad_(False)
+    assert all("scale" not in names(group) for group in hatam.param_groups(model, names=["scale"]))
+
+
 def test_only_the_first_group_decays() -> None:
     """With gradients of 0 nothing else moves."""
     model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))

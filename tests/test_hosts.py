@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
@@ -130,3 +131,20 @@ def test_closure(options: dict[str, Any]) -> None:
         assert plain.step() is None
     assert calls == [True] * 3
     assert torch.equal(param, other)
+
+
+def test_an_lr_that_requires_a_gradient_may_be_saved_and_copied() -> None:
+    """Its peak is no leaf of the graph, which torch cannot copy."""
+    params, lr = parameters(), torch.tensor(0.01, requires_grad=True)
+    moving = [p.detach().clone().requires_grad_().clone() for p in params]
+    optimizer = HATAM(moving, lr, differentiable=True)
+    for p, g in zip(moving, gradients(params, 1)[0], strict=True):
+        p.grad = g
+    optimizer.step()
+    assert optimizer.param_groups[0]["lr_peak"].requires_grad
+    for p, state in zip(moving, optimizer.state.values(), strict=True):
+        p.detach_()
+        for x in state.values():
+            x.detach_()
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert copy.deepcopy(optimizer).param_groups[0]["lr_peak"] == lr

@@ -270,3 +270,19 @@ def test_the_first_step_is_never_displaced_by_a_mean_that_does_not_exist(options
         assert param.isfinite().all()
         if options["form"] == "decoupled":
             assert relative_error(param, other) <= 1e-15
+
+
+@pytest.mark.parametrize("path", [{}, {"foreach": True}, {"foreach": False}], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "eps"), [(torch.float32, 1e-8), (torch.bfloat16, 1e-8), (torch.float16, 1e-7)], ids=str
+)
+def test_a_gradient_of_0_is_no_measure_of_sharpness(dtype: torch.dtype, eps: float, path: dict[str, Any]) -> None:
+    """The mean of h is then ε, rounded as the dtype has it; the first gradient after it must not be divided by that."""
+    param = torch.nn.Parameter(torch.ones(8, dtype=dtype))
+    optimizer = HATAM([param], 0.01, eps=eps, radius="lr", modulator_cap=math.inf, **path)
+    for g in (torch.zeros(8), 0.01 * torch.randn(8, generator=generator())):
+        param.grad = g.to(dtype)
+        optimizer.step()
+    w = param.detach().clone()
+    with optimizer.straightened():
+        assert torch.equal(param, w)

@@ -40,6 +40,24 @@ def test_options_changed_in_mid_training_resume(given: dict[str, Any], changed: 
     assert equal(params, loaded)
 
 
+@pytest.mark.parametrize("changed", [{"form": "raw"}, {"form": "published"}, {"modulator": "relative"}], ids=str)
+def test_a_displacement_that_nothing_undoes_any_more_stays(changed: dict[str, Any]) -> None:
+    """Before the next step, after it, and of a parameter that has no gradient since."""
+    params = parameters()
+    optimizer = HATAM(params, 0.01, modulator="uniform")
+    feed(optimizer, params, gradients(params, 3))
+    optimizer.param_groups[0].update(changed)
+    before = [p.detach().clone() for p in params]
+    with optimizer.straightened():
+        assert equal(params, before)
+    params[0].grad = None
+    for p, g in zip(params[1:], gradients(params, 1)[0][1:], strict=True):
+        p.grad = g
+    optimizer.step()
+    with optimizer.straightened():
+        assert torch.equal(params[0], before[0])
+
+
 def test_loading_shares_nothing() -> None:
     """Two optimizers from one state do not count each other's steps."""
     params = parameters()

@@ -6,6 +6,7 @@ import json
 import math
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -358,3 +359,34 @@ def test_a_bend_that_nothing_remembers_is_not_told() -> None:
     telemetry = Telemetry(optimizer, every=3)
     feed(optimizer, [param], gradients([param], 3))
     assert math.isnan(telemetry.read()["params"]["number 0 of group 0"]["bend_norm"])
+
+
+def test_after_a_change_of_form_it_tells_what_the_new_one_does() -> None:
+    params = parameters()
+    optimizer = HATAM(params, 0.01)
+    feed(optimizer, params, gradients(params, 3))
+    optimizer.param_groups[0].update(form="raw", gamma=1.0)
+    telemetry = Telemetry(optimizer, every=1)
+    feed(optimizer, params, gradients(params, 2))
+    report = telemetry.read()
+    assert report["step"] == 5  # of the optimizer, so that curves go on where a checkpoint is loaded
+    assert report["groups"][0]["correction_norm"] > 0
+    assert "displacement_norm" not in report["groups"][0]
+
+
+def test_several_optimizers_of_a_lightning_module_have_their_own_names() -> None:
+    params = [parameters([(3, 2)]) for _ in range(2)]
+    logged: list[tuple[int, dict[str, float]]] = []
+    logger = SimpleNamespace(log_metrics=lambda metrics, step: logged.append((step, metrics)))
+    trainer = SimpleNamespace(optimizers=[HATAM(own, 0.01) for own in params], loggers=[logger])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        callback = lightning_callback(every=1)
+    callback.on_train_start(trainer, None)
+    for optimizer, own in zip(trainer.optimizers, params, strict=True):
+        feed(optimizer, own, gradients(own, 1))
+    callback.on_train_end(trainer, None)
+    (first, one), (second, other) = logged
+    assert first == second == 1
+    assert not one.keys() & other.keys()
+    assert "hatam/optimizer1/group0/update_ratio" in other

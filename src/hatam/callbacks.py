@@ -6,6 +6,7 @@ Both are made by functions, so that neither library is needed, or imported, by w
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch.optim import Optimizer
@@ -57,6 +58,8 @@ def trainer_callback(write: Callable[[Report], None], every: int = 200) -> Any:
 def lightning_callback(every: int = 200) -> Any:
     """A callback for PyTorch Lightning that hands what it observes to the trainer's loggers.
 
+    Names begin with ``hatam/``, or ``hatam/optimizer0/`` and so on where the module has several optimizers.
+
     Args:
         every: optimizer steps from one observation to the next.
 
@@ -68,11 +71,14 @@ def lightning_callback(every: int = 200) -> Any:
 
     class TelemetryCallback(Callback):
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            def write(report: Report) -> None:
+            def write(prefix: str, report: Report) -> None:
                 for logger in trainer.loggers:
-                    logger.log_metrics(flat(report), step=report["step"])
+                    logger.log_metrics(flat(report, prefix), step=report["step"])
 
-            self.observed = [Telemetry(unwrapped(optimizer), every, write) for optimizer in trainer.optimizers]
+            self.observed = []
+            for i, optimizer in enumerate(trainer.optimizers):
+                prefix = "hatam" if len(trainer.optimizers) == 1 else f"hatam/optimizer{i}"
+                self.observed.append(Telemetry(unwrapped(optimizer), every, partial(write, prefix)))
 
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
             for telemetry in self.observed:

@@ -65,6 +65,28 @@ def check_parts(state_dict: object, defaults: Mapping[str, Any]) -> None:
                 _check_number(key, group[key], "a parameter group")
 
 
+def without_graph(saved: dict[str, Any]) -> dict[str, Any]:
+    """The same with a peak of lr that can be copied: of an lr that requires a gradient autograd has made it."""
+    for group in saved["param_groups"]:
+        if isinstance(group.get("lr_peak"), Tensor):
+            group["lr_peak"] = group["lr_peak"].detach()
+    return saved
+
+
+def without_leftovers(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint of AdamW without HATAM's state of an earlier part of the training, which AdamW carries on as it was.
+
+    AdamW's groups have ``amsgrad``, and HATAM's have not.
+    """
+    adamws = {i for group in saved["param_groups"] if "amsgrad" in group for i in group["params"]}
+    own = {"exp_avg_grad", *SCALARS}
+    state = {
+        i: {key: x for key, x in found.items() if key not in own} if i in adamws else found
+        for i, found in saved["state"].items()
+    }
+    return {**saved, "state": state}
+
+
 def check_counts(saved: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:
     """Refuse a checkpoint that divides the parameters otherwise.
 
@@ -135,6 +157,7 @@ def loading(optimizer: Any) -> Iterator[None]:
     def look(_: object, changed: dict[str, Any]) -> dict[str, Any]:  # at what the user's hooks made of it
         check_parts(changed, optimizer.defaults)
         check_counts(changed["param_groups"], optimizer.param_groups)
+        changed = without_leftovers(changed)
         both = zip(optimizer.param_groups, changed["param_groups"], strict=True)
         loaded.append({**changed, "param_groups": [kept_options(*each, optimizer.defaults) for each in both]})
         return loaded[-1]

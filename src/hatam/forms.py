@@ -92,8 +92,18 @@ def prepare_corrected(states: list[State], params: list[Tensor], o: Options) -> 
                 if sharded.is_cut(param)
                 else h.mean(dtype=torch.float64)
             )
-            mean = update.next_mean(whole, torch.zeros_like(whole), o)  # in float64: the same for any number of threads
+            mean = update.next_mean(whole, torch.zeros_like(whole), h.dtype, o)  # float64: alike on any threads
             state["denom_mean"] = mean.to(scalar(0.0, param).dtype)
+
+
+def displaced(state: State, o: Options) -> bool:
+    """Whether the form's next step would undo a displacement that a parameter with this state has.
+
+    Not after a change of options that makes it last: to a form without one, or to a modulator with a mean, which is
+    infinite where it was not kept.
+    """
+    knows = "displacement_mean" in state or not o.modulator.needs_mean
+    return FORMS[o.form].radius is not None and "displacement_radius" in state and knows
 
 
 def real(x: Tensor) -> Tensor:

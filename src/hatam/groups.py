@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 NO_DECAY_TYPES: tuple[type[nn.Module], ...] = (
@@ -70,7 +71,7 @@ def param_groups(
     if not found:
         raise ValueError("model has no parameter that requires a gradient; unfreeze some before making groups")
     for pattern in names:
-        if pattern not in NO_DECAY_NAMES and not any(fnmatchcase(name, pattern) for name in found):
+        if pattern not in NO_DECAY_NAMES and not any(fnmatchcase(name, pattern) for name, _, _ in _owned(model)):
             raise ValueError(
                 f"names: {pattern!r} matches no parameter of the model; its names are those of "
                 f"model.named_parameters(), such as {next(iter(found))!r}"
@@ -103,7 +104,8 @@ def describe(groups: Sequence[Mapping[str, Any]] | Optimizer) -> str:
         named = [p if isinstance(p, tuple) else (f"number {i}", p) for i, p in enumerate(group["params"])]
         if "param_names" in group:  # an optimizer has taken them
             named = list(zip(group["param_names"], group["params"], strict=True))
-        count, tensors = sum(p.numel() for _, p in named), "tensor" if len(named) == 1 else "tensors"
+        count = sum(p.numel() for _, p in named if not is_lazy(p))
+        tensors = "tensor" if len(named) == 1 else "tensors"
         lines.append(f"weight_decay={group['weight_decay']}: {len(named)} {tensors}, {count:,} parameters")
-        lines += [f"    {name} {tuple(p.shape)}" for name, p in named]
+        lines += [f"    {name} {'not initialized yet' if is_lazy(p) else tuple(p.shape)}" for name, p in named]
     return "\n".join(lines)

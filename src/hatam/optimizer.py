@@ -172,10 +172,12 @@ class HATAM(Optimizer):
         """Add a group in mid-training; its options are checked first, so a refused group leaves nothing behind."""
         arguments.check({**self.defaults, **param_group})
         arguments.check_radius_cap({**self.defaults, **param_group})
+        arguments.check_amsgrad(param_group.get("amsgrad", False))
         params = param_group["params"]
         if not isinstance(params, (Tensor, set)):
             param_group["params"] = list(params)
             arguments.check_params([p[1] if isinstance(p, tuple) else p for p in param_group["params"]])
+        param_group.pop("amsgrad", None)  # which would mark its checkpoints as AdamW's
         super().add_param_group(param_group)
         try:
             arguments.check_devices(self.param_groups[-1])
@@ -201,18 +203,19 @@ class HATAM(Optimizer):
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
             options.complete(group)
+            group.pop("amsgrad", None)
             for key, kind in (("start_norm", float), ("start_numel", int)):
                 group[key] = None if group[key] is None else kind(group[key])
 
     def __getstate__(self) -> dict[str, Any]:
         self._shards.settle()
         state: dict[str, Any] = super().__getstate__()
-        return state
+        return checkpoints.without_graph({**state, "param_groups": [{**group} for group in state["param_groups"]]})
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's; sums of sharded parameters that are still on their way are awaited."""
         self._shards.settle()
-        return super().state_dict()
+        return checkpoints.without_graph(super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the optimizer's state, as torch does, but keep state in the dtype that it was saved in where that was

@@ -224,7 +224,8 @@ def keep(one: Pending) -> None:
     new: dict[str, Tensor] = {}
     if o.modulator.needs_mean:
         last = torch.stack([state["denom_mean"] for state in one.states])
-        new["denom_mean"] = update.next_mean(next(sums) / one.numel, last, o)
+        dtype = one.states[0]["exp_avg_sq"].dtype
+        new["denom_mean"] = update.next_mean(next(sums) / one.numel, last, dtype, o)
     if o.scaled:
         last = torch.stack([state["displacement_scale"] for state in one.states])
         z2, u2 = (x / one.numel for x in sums)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import narrow, options, sharded
-from .forms import real
+from .forms import displaced, real
 from .paths import real_state
 
 
@@ -24,7 +24,7 @@ def straightened(groups: Iterable[dict[str, Any]], states: Mapping[Tensor, dict[
                 o = options.resolve(group, group["lr_peak"])
                 for number, p in enumerate(group["params"], first):
                     state = states.get(p, {})
-                    if "displacement_radius" in state:
+                    if displaced(state, o):
                         radius = state["displacement_radius"]
                         saved.append((p, p.detach().clone(), radius, radius.clone()))
                         parts = {key: sharded.local(x) for key, x in state.items()}

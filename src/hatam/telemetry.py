@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import options, paths, sharded, storage, update
-from .forms import real
+from .forms import displaced, real
 from .fused.batches import like
 from .optimizer import ADAMW_STATE, HATAM
 from .reports import MEANS, NORMS, Report, finished, flat, of_group, to_json_lines, to_tensorboard
@@ -79,7 +79,8 @@ class Telemetry:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every={every!r} must be an integer of at least 1")
         self.optimizer, self.every, self.write = optimizer, every, write
-        self.steps = 0
+        counts = (int(state["step"].item()) for state in optimizer.state.values() if "step" in state)
+        self.steps = max(counts, default=0)
         self._found: tuple[int, list[dict[str, dict[str, Tensor]]]] | None = None
         self._hook = optimizer.register_step_post_hook(self._after_step)
 
@@ -91,8 +92,9 @@ class Telemetry:
         """The last observation as numbers, None before the first. Waits for the device.
 
         Returns:
-            ``{"step": …, "groups": [{key: number}, …], "params": {name: {key: number}}}``. A name that several groups
-            have is followed by the number of the group.
+            ``{"step": …, "groups": [{key: number}, …], "params": {name: {key: number}}}``. ``step`` counts those before
+            a checkpoint that was loaded before observing began. A name that several groups have is followed by the
+            number of the group.
         """
         if self._found is None:
             return None
@@ -212,7 +214,7 @@ def observe(param: Tensor, grad: Tensor, state: State, o: Options) -> dict[str, 
         "effective_step": o.lr * torch.reciprocal(h, out=u).mean(),  # new memory costs more than arithmetic
         "numel": torch.full((), w.numel(), dtype=dtype, device=w.device),
     }
-    if "displacement_radius" in state:
+    if displaced(state, o):
         spread = o.modulator.spread(u.copy_(h), update.displacement_mean(state), o.cap)
         radius = state["displacement_radius"].to(w.device, dtype)
         found |= {"radius": radius, "displacement_norm": radius * torch.div(e, spread, out=c).norm()}

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from .modulators import Modulator
 
-NO_GRADIENT_YET = 1 + 1e-6  # times ε: the mean of h = ε, with room for rounding
+NO_GRADIENT_YET = 1 + 1e-6  # times ε: the mean of h = ε, with room for rounding; see :func:`no_gradient_yet`
 LEAST_SPAN = 0.25  # of the RMS of e / h in pure noise
 
 Scalar: TypeAlias = Any  # a float, or a 0-dim tensor where a host demands it (capturable, tensor lr, torch.compile)
@@ -119,17 +119,23 @@ def remember_mean_(state: State, h: Tensor, o: Options) -> None:
     if "shard_sums" in state:
         state["shard_sums"][0] = h.sum(dtype=torch.float64)
     else:
-        denom_mean.copy_(next_mean(h.mean(dtype=denom_mean.dtype), denom_mean, o))
+        denom_mean.copy_(next_mean(h.mean(dtype=denom_mean.dtype), denom_mean, h.dtype, o))
 
 
-def next_mean(mean: Tensor, last: Tensor, o: Options) -> Tensor:
+def no_gradient_yet(dtype: torch.dtype, o: Options) -> float:
+    """The largest mean of h that is that of v = 0: ε as ``dtype`` has it, in float16 perhaps a subnormal number."""
+    info = torch.finfo(dtype)
+    return NO_GRADIENT_YET * (o.eps * (1 + info.eps) + info.smallest_normal * info.eps)
+
+
+def next_mean(mean: Tensor, last: Tensor, dtype: torch.dtype, o: Options) -> Tensor:
     """The mean to go on with.
 
     One coordinate with a NaN or infinite gradient makes the mean useless; the tensor then lives on with its last good
     one, so that the coordinate harms itself alone, as in AdamW. This costs no pass over memory. A last mean of ε is
     that of v = 0 and no measure of what has come since: S would be sqrt(v̂) / ε. Infinity, S = 0, is safe.
     """
-    return torch.where(mean < math.inf, mean, torch.where(last > NO_GRADIENT_YET * o.eps, last, math.inf))
+    return torch.where(mean < math.inf, mean, torch.where(last > no_gradient_yet(dtype, o), last, math.inf))
 
 
 def hand_over_mean_(state: State, o: Options) -> None:
@@ -139,8 +145,8 @@ def hand_over_mean_(state: State, o: Options) -> None:
     must stay an operation: the inductor of torch.compile takes a plain copy for an alias of ``denom_mean`` and hands
     over the value that is written there next.)
     """
-    mean = kept(state["denom_mean"])
-    state["displacement_mean"].copy_(torch.where(mean > NO_GRADIENT_YET * o.eps, mean, math.inf))
+    mean, none = kept(state["denom_mean"]), no_gradient_yet(state["exp_avg_sq"].dtype, o)
+    state["displacement_mean"].copy_(torch.where(mean > none, mean, math.inf))
 
 
 def least_span(o: Options) -> float:
