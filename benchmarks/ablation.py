@@ -1,6 +1,6 @@
 """What each part of HATAM does: its winning options of the study with one thing changed at a time, task by task.
 
-Scores are on validation data, at the task's steps, on seeds that nothing else uses.
+Scores are on validation data, at the task's steps, on seeds that no stage of the study uses.
 
     python benchmarks/ablation.py              measure what has no record yet, fill in docs/log.md
     python benchmarks/ablation.py --render     fill in from the records alone

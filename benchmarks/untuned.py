@@ -7,9 +7,9 @@ choice and then a smaller γ were judged likewise, on slow tasks too. A third ro
 displacement, before that was made to begin small and to grow slowly; a fourth, with both, at these options and where
 AdamW has its usual betas and weight decay and its lr alone was tuned; a fifth gave each tensor its share of the norm by
 its weights, no longer by its size. Its choice was judged at torch's own β2 of 0.999 too, and harmed at low lr; the
-sixth caps the radius there. The default comes from these two. Each choice is judged once, on seeds that nothing else
-uses. `hatam` of the third and the fourth round, and the default of those before the sixth, cannot be measured again:
-their records are all that is left.
+sixth caps the radius there. The default comes from these two. Each choice is judged once, on seeds that no other
+choice was made or judged on. `hatam` of the third and the fourth round, and the default of those before the sixth,
+cannot be measured again: their records are all that is left.
 
     python benchmarks/untuned.py              measure what has no record yet, fill in the pages
     python benchmarks/untuned.py --render     fill in from the records alone

@@ -76,8 +76,11 @@ def beside_sam(steps: Sequence[Comparison], ours: str) -> Verdict:
     means = {each.task: sam.score.mean for each in steps if (sam := each.of("sam")) and sam.score}
     signs = {each.task: each.sign for each in steps}
     found = pairs(steps, "sam", ours)
-    margin = {task: MARGIN if signs[task] == 1 else MARGIN / 100 * means[task] for task in found}
-    level = [task for task, d in found.items() if d is not None and d.low >= -margin[task]]
+    level = [
+        task
+        for task, d in found.items()
+        if d is not None and d.low >= -(MARGIN if signs[task] == 1 else MARGIN / 100 * means[task])
+    ]
     return Verdict(len(level) >= 7, f"at equal steps no worse than the margin on {names(level)} of {len(found)}")
 
 
@@ -113,35 +116,38 @@ def first_to_target(compared: Sequence[Comparison], ours: str) -> Verdict:
 
 
 def under_shift(compared: Sequence[Comparison], ours: str) -> Verdict:
-    """Mean corruption error, AdamW's being 100."""
-    found = {each.task: ratios for each in compared if (ratios := corruption_ratios(each))}
-    found = {task: ratios for task, ratios in found.items() if {ours, "sam"} <= ratios.keys()}
+    """Mean corruption error, AdamW's being 100; infinite where runs were lost."""
+    both = [each for each in compared if each.of(ours) and each.of("sam")]
+    found = {
+        each.task: {ours: math.inf, "sam": math.inf} | ratios for each in both if (ratios := corruption_ratios(each))
+    }
     below = [task for task, ratios in found.items() if ratios[ours] < 100]
-    level = [task for task, ratios in found.items() if ratios[ours] <= ratios["sam"]]
+    level = [task for task, ratios in found.items() if ratios[ours] < math.inf and ratios[ours] <= ratios["sam"]]
     words = f"below AdamW's on {names(below)}, no worse than SAM's on {names(level)}, of {len(found)} suites"
     return Verdict(len(below) == len(found) and len(level) > len(found) / 2, words)
 
 
 def flatness(compared: Sequence[Comparison], ours: str) -> Verdict:
-    """Medians of λ_max and the trace over AdamW's, and whether they go with the mean score."""
+    """Medians of λ_max and the trace over AdamW's, and whether they go with the mean score; no flatter where a run was
+    lost.
+    """
     words, holds = [], True
     for key, name in (("lambda_max", "λ_max"), ("trace", "the trace")):
-        ratios, gains = {}, pairs(compared, "adamw", ours)
+        ratios, gains, lost = {}, pairs(compared, "adamw", ours), 0
         for each in compared:
             values = [c.median(sharpness(key)) for label in (ours, "adamw") if (c := each.of(label))]
-            if (
-                len(values) == 2
-                and gains.get(each.task) is not None
-                and all(math.isfinite(x) and x > 0 for x in values)
-            ):
-                ratios[each.task] = values[0] / values[1]
+            if len(values) == 2 and 0 < values[1] < math.inf:
+                if gains[each.task] is None or not 0 < values[0] < math.inf:
+                    lost += 1
+                else:
+                    ratios[each.task] = values[0] / values[1]
         if ratios:
             flatter = [task for task, ratio in ratios.items() if ratio < 1]
             better = sum(d.mean > 0 for task in flatter if (d := gains[task]) is not None)
-            mean, holds = geometric_mean(ratios.values()), holds and len(flatter) > len(ratios) / 2
+            mean, holds = geometric_mean(ratios.values()), holds and len(flatter) > (len(ratios) + lost) / 2
             words.append(
                 f"{name} is {mean:.2g} times AdamW's in the geometric mean and below it on {names(flatter)} of "
-                f"{len(ratios)}, where the mean score is better on {better} and worse on {len(flatter) - better}"
+                f"{len(ratios) + lost}, where the mean score is better on {better} and worse on {len(flatter) - better}"
             )
     return Verdict(holds, "; ".join(words))
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.table import Table
 from typer.testing import CliRunner
 
 from hatam.bench import records, report, runner, schedules
@@ -24,6 +25,7 @@ from hatam.bench.contenders import CONTENDERS, parse
 from hatam.bench.report import summary
 from hatam.bench.stats import estimate, paired
 from hatam.bench.tasks import Data, Split, Task, all_tasks
+from hatam.bench.terminal import show
 from hatam.bench.trainers import Gradient, Losses
 from hatam.bench.training import train
 
@@ -371,3 +373,15 @@ def test_a_task_is_plain_data() -> None:
     base = all_tasks()["mnist1d-mlp"]
     task: Task = dataclasses.replace(base, name="own", data=lambda: Data(split, split, split), batch_size=8, steps=10)
     assert train(task, make_run(task, "adamw", 0))["result"]["status"] == "ok"
+
+
+def test_a_table_is_whole_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    table = Table("contender", "difference")
+    table.add_row("hatam:gamma=0.5,lr=0.002,modulator_cap=3.0", "-0.0336 [-0.0981, +0.0309]")
+    show(table)
+    printed = capsys.readouterr().out
+    assert "hatam:gamma=0.5,lr=0.002,modulator_cap=3.0" in printed
+    assert "-0.0336 [-0.0981, +0.0309]" in printed

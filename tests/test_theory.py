@@ -162,6 +162,11 @@ def test_the_command_measures_resumes_and_draws(name: str, tmp_path: Path) -> No
     assert len(again) == 2 * len(record["runs"])
     assert CHECKS[name].title in done.output
     assert "<svg" in (tmp_path / f"theory-{name}.svg").read_text(encoding="utf-8")
+    lost = [run for run in again if run != one]
+    (tmp_path / f"{name}.json").write_text(json.dumps({**record, "runs": lost}), encoding="utf-8")
+    assert CliRunner().invoke(app, [*command, "--seeds", "1"]).exit_code == 0
+    whole = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))["runs"]
+    assert len(whole) == len(again)  # those of more seeds than are wanted now are kept
 
 
 def test_the_command_refuses(tmp_path: Path) -> None:

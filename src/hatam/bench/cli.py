@@ -21,6 +21,7 @@ from .report.compared import Comparison
 from .report.load import Entry, Found
 from .study.cli import app as study
 from .tasks import Task, all_tasks, find, source
+from .terminal import show
 from .theory.cli import theory
 from .training import prepare
 
@@ -219,7 +220,7 @@ def _run_with_progress(task: Task, runs: list[Run], root: Path, jobs: int, batch
 def _show(task: Task, compared: Comparison) -> None:
     shown = Table(title=f"{task.name}: {task.metric_name}, mean ± 95% interval; differences paired by seed")
     for index, column in enumerate(report.columns(compared)):
-        shown.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+        shown.add_column(column, justify="left" if index == 0 else "right")
     for contestant in compared.contestants:
         shown.add_row(*report.cells(compared, contestant))
-    Console(width=max(console.width, 120)).print(shown)
+    show(shown)

@@ -18,6 +18,7 @@ from rich.table import Table
 from .. import archive, report
 from ..contenders import known
 from ..tasks import all_tasks
+from ..terminal import show
 from . import coordinator
 from .coordinator import Coordinator
 from .local import LocalWorkers
@@ -146,7 +147,7 @@ def status(
     shown = Table("stage", *counts[STAGES[0]], title=f"{name}: {'finished' if queue.noted('finished') else 'open'}")
     for stage, row in counts.items():
         shown.add_row(stage, *map(str, row.values()))
-    console.print(shown)
+    show(shown)
     _say(errors)
 
 
@@ -261,7 +262,7 @@ def _show_cost(study: Coordinator) -> None:
     for contender in study.only or study.plan.contenders or ():
         costs = [_cost(study, contender, stage) for stage in STAGES]
         shown.add_row(contender, *(f"{cost / 1e3:.1f}" for cost in (*costs, sum(costs))))
-    console.print(shown)
+    show(shown)
     _say([f"failed: {failure.stage} {failure.params}: {failure.error}" for failure in study.failures])
 
 

@@ -72,7 +72,8 @@ def measure(check: Check, seeds: int, path: Path, processes: int) -> None:
         bar = progress.add_task(check.name, total=len(missing))
         for run in done(check.name, missing, processes):
             found.append(run)
-            runs = [run for job in wanted for run in found if job.items() <= run.items()]
+            first = [run for job in wanted for run in found if job.items() <= run.items()]
+            runs = first + [run for run in found if run not in first]  # of more seeds than are wanted now
             records.write(path, {"check": check.name, "environment": records.environment(), "runs": runs})
             progress.advance(bar)
 
