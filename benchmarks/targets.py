@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from statistics import fmean
+from typing import Any
 
 import confirmed
 import grids
@@ -35,9 +36,12 @@ STUDY = grids.ROOT / "results/full"
 FORMS = ("hatam", "hatam-relative")  # the default, and the one with its radius in units of the weights
 
 
-def targets(steps: Sequence[Comparison], time: Sequence[Comparison], swapped: dict[str, list[Comparison]]) -> str:
-    """A numbered list: what was to be reached, and what was."""
-    lines = {
+Verdicts = dict[str, dict[str, Verdict]]
+
+
+def verdicts(steps: Sequence[Comparison], time: Sequence[Comparison], swapped: dict[str, list[Comparison]]) -> Verdicts:
+    """What was to be reached, and whether it was: by form, or by where the default was swapped in."""
+    return {
         "Tuned against tuned AdamW, at equal steps: better (p < 0.01) on at least 7, worse on none": both(
             lambda form: against(steps, "adamw", 0.01, form, 7)
         ),
@@ -57,7 +61,19 @@ def targets(steps: Sequence[Comparison], time: Sequence[Comparison], swapped: di
             lambda form: flatness(steps, form)
         ),
     }
-    return "\n".join(f"{i}. **{name}.** {told(verdicts)}." for i, (name, verdicts) in enumerate(lines.items(), 1))
+
+
+def targets(found: Verdicts) -> str:
+    """A numbered list."""
+    return "\n".join(f"{i}. **{name}.** {told(each)}." for i, (name, each) in enumerate(found.items(), 1))
+
+
+def reached(found: Verdicts, form: str) -> str:
+    """Which of them a form reaches, in words; where it was swapped in, everywhere."""
+    by_form = [{form: each[f"`{form}`"]} if f"`{form}`" in each else each for each in found.values()]
+    numbers = [str(i) for i, each in enumerate(by_form, 1) if all(verdict.holds for verdict in each.values())]
+    which = f"{len(numbers)} ({', '.join(numbers)})" if numbers else "none"
+    return f"Of the [{len(found)} targets](docs/results.md#what-hatam-was-to-reach) `{form}` reaches {which}"
 
 
 def both(verdict: Callable[[str], Verdict]) -> dict[str, Verdict]:
@@ -93,7 +109,9 @@ def swapped_in() -> dict[str, list[Comparison]]:
     return {where: comparisons(load.find(untuned.ROUNDS[name].folder).entries)[0] for where, name in rounds.items()}
 
 
-def short(steps: Sequence[Comparison], time: Sequence[Comparison], swapped: dict[str, list[Comparison]]) -> str:
+def short(
+    steps: Sequence[Comparison], time: Sequence[Comparison], swapped: dict[str, list[Comparison]], found: Verdicts
+) -> str:
     """What README says of them, for the default form alone: a row for each task, and what no column can say."""
     ours = FORMS[0]
     columns = {
@@ -111,6 +129,7 @@ def short(steps: Sequence[Comparison], time: Sequence[Comparison], swapped: dict
     ahead = [task for task in apart(time, "adamw", ours, 0.05)[0] if task in overfits]
     others = [f"at {where} {seeds(each, untuned.DEFAULT)}" for where, each in swapped.items()]
     notes = [
+        f"{reached(found, ours)}.",
         f"Tuned {seeds(steps, ours)} seeds, depending on the task; untuned, {', '.join(others)}.",
         f"At equal time AdamW itself is worse than at equal steps on {names(ahead)} of the tasks on which HATAM is "
         "better there.",
@@ -155,7 +174,10 @@ def ranks(compared: Sequence[Comparison], ours: str) -> str:
     mean = {label: fmean(by_task.values()) for label, by_task in found.items()}
     order = sorted(mean, key=mean.__getitem__)
     kin = sum(label.startswith(("hatam", "atam")) for label in order)
-    ahead = {label: [task for task, place in by_task.items() if place == 1] for label, by_task in found.items()}
+    best = {task: min(by_task[task] for by_task in found.values()) for task in found[ours]}  # more than 1 where two are
+    ahead = {
+        label: [task for task, place in by_task.items() if place == best[task]] for label, by_task in found.items()
+    }
     firsts = ", ".join(f"{label} on {names(ahead[label])}" for label in order if ahead[label])
     shown = [label for label in order if label in (*order[:8], ours, "adamw")]
     means = ", ".join(f"{label} {mean[label]:.1f}" for label in shown)
@@ -166,17 +188,31 @@ def ranks(compared: Sequence[Comparison], ours: str) -> str:
     )
 
 
+def tuned_options() -> str:
+    """Where the search of AdamW, SAM and both forms ended, by task."""
+    rows = {task: [in_short(grids.tuned(task, name)) for name in confirmed.CONTENDERS] for task in all_tasks()}
+    return grids.table("task", confirmed.CONTENDERS, {task: cells for task, cells in rows.items() if any(cells)})
+
+
+def in_short(options: dict[str, Any] | None) -> str:
+    """lr, β1, weight decay, and γ or ρ."""
+    keys = ("lr", "beta1", "weight_decay", "gamma", "rho")
+    return ", ".join(f"{options[key]:.2g}" for key in keys if key in options) if options else ""
+
+
 def pages() -> dict[tuple[str, str], str]:
     """What is rendered, by page and marker."""
     compared, _ = comparisons(load.find(STUDY).entries)
     steps, time = ([each for each in compared if each.budget == budget] for budget in ("equal steps", "equal time"))
-    found = steps, time, swapped_in()
+    compared_to = steps, time, swapped_in()
+    found = verdicts(*compared_to)
     new = load.find(confirmed.RECORDS).entries
     later = [run for run in new if run.seed >= confirmed.FIRST_SEED + confirmed.looked_at(run.task)]
     return {
-        ("docs/results.md", "targets"): targets(*found),
+        ("docs/results.md", "targets"): targets(found),
+        ("docs/results.md", "tuned"): tuned_options(),
         ("docs/results.md", "again"): again(*(comparisons(entries)[0] for entries in (new, later))),
-        ("README.md", "short"): short(*found),
+        ("README.md", "short"): short(*compared_to, found),
     }
 
 
