@@ -72,7 +72,7 @@ def reached(found: Verdicts, form: str) -> str:
     """Which of them a form reaches, in words; where it was swapped in, everywhere."""
     by_form = [{form: each[f"`{form}`"]} if f"`{form}`" in each else each for each in found.values()]
     numbers = [str(i) for i, each in enumerate(by_form, 1) if all(verdict.holds for verdict in each.values())]
-    which = f"{len(numbers)} ({', '.join(numbers)})" if numbers else "none"
+    which = f"{len(numbers)}, number {' and '.join(numbers)}" if numbers else "none"
     return f"Of the [{len(found)} targets](docs/results.md#what-hatam-was-to-reach) `{form}` reaches {which}"
 
 
