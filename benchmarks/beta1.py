@@ -1,8 +1,8 @@
 """What other values of β1 do on `bytes`, which a search of 15 settings tries all of for AdamW, and few for the others.
 
-Each contender's winning options of that search, which the study had before (``results/beta1/options.json``), with one
-β1 after another, once at its own lr and weight decay and once at AdamW's. Scores are on validation data, at the task's
-steps, on seeds that nothing else uses.
+Each contender's winning options of that search, kept in ``results/beta1/options.json`` as they were, with one β1 after
+another, once at its own lr and weight decay and once at AdamW's. Scores are on validation data, at the task's steps, on
+seeds that nothing else uses.
 
     python benchmarks/beta1.py              measure what has no record yet, fill in docs/log.md
     python benchmarks/beta1.py --render     fill in from the records alone

@@ -34,8 +34,6 @@ from hatam.bench.tasks import all_tasks
 
 STUDY = grids.ROOT / "results/full"
 FORMS = ("hatam", "hatam-relative")  # the default, and the one with its radius in units of the weights
-
-
 Verdicts = dict[str, dict[str, Verdict]]
 
 
@@ -81,9 +79,9 @@ def both(verdict: Callable[[str], Verdict]) -> dict[str, Verdict]:
     return {f"`{form}`": verdict(form) for form in FORMS}
 
 
-def told(verdicts: dict[str, Verdict]) -> str:
+def told(each: dict[str, Verdict]) -> str:
     """Several in words."""
-    return ". ".join(f"{of}, {verdict}" for of, verdict in verdicts.items())
+    return ". ".join(f"{of}, {verdict}" for of, verdict in each.items())
 
 
 def again(new: Sequence[Comparison], later: Sequence[Comparison]) -> str:
@@ -96,7 +94,7 @@ def again(new: Sequence[Comparison], later: Sequence[Comparison]) -> str:
         "Target 5, under shift": both(lambda form: under_shift(new, form)),
         "Target 6, flatness": both(lambda form: flatness(new, form)),
     }
-    return "\n".join(f"- {name}: {told(verdicts)}." for name, verdicts in lines.items())
+    return "\n".join(f"- {name}: {told(each)}." for name, each in lines.items())
 
 
 def swapped_in() -> dict[str, list[Comparison]]:

@@ -33,7 +33,7 @@ def raising() -> torch.nn.Module:
 
 
 def slow() -> torch.nn.Module:
-    time.sleep(0.4)  # long enough to be interrupted, on a busy machine too
+    time.sleep(0.15)  # long enough to be interrupted
     return torch.nn.Linear(4, 3)
 
 

@@ -92,9 +92,9 @@ class Telemetry:
         """The last observation as numbers, None before the first. Waits for the device.
 
         Returns:
-            ``{"step": …, "groups": [{key: number}, …], "params": {name: {key: number}}}``. ``step`` counts those before
-            a checkpoint that was loaded before observing began. A name that several groups have is followed by the
-            number of the group.
+            ``{"step": …, "groups": [{key: number}, …], "params": {name: {key: number}}}``. ``step`` goes on from
+            that of the optimizer when observing began. A name that several groups have is followed by the number of the
+            group.
         """
         if self._found is None:
             return None
