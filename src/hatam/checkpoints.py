@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import _get_scalar_dtype
 
 from . import arguments, fused, options
-from .storage import MOMENTS, SCALARS, restore_dtypes
+from .storage import HATAM_STATE, MOMENTS, SCALARS, restore_dtypes
 
 AMSGRAD = "max_exp_avg_sq"
 REQUIRED = {"step", "exp_avg", "exp_avg_sq"}
@@ -79,9 +79,8 @@ def without_leftovers(saved: Mapping[str, Any]) -> dict[str, Any]:
     AdamW's groups have ``amsgrad``, and HATAM's have not.
     """
     adamws = {i for group in saved["param_groups"] if "amsgrad" in group for i in group["params"]}
-    own = {"exp_avg_grad", *SCALARS}
     state = {
-        i: {key: x for key, x in found.items() if key not in own} if i in adamws else found
+        i: {key: x for key, x in found.items() if key not in HATAM_STATE} if i in adamws else found
         for i, found in saved["state"].items()
     }
     return {**saved, "state": state}

@@ -19,10 +19,9 @@ from torch.optim.optimizer import (
 from . import arguments, checkpoints, fused, norms, options, paths, sharded, straightening
 from .forms import FORMS
 from .fused.batches import Division
-from .storage import SCALARS, new_moment
+from .storage import HATAM_STATE, new_moment
 
 ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
-HATAM_STATE = ("exp_avg_grad", *SCALARS)
 STATE = (*ADAMW_STATE, *HATAM_STATE)
 
 
