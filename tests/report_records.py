@@ -25,6 +25,7 @@ LABELS = (
 def put(root: Path, label: str, seed: int, score: float, task: str = "mnist1d-mlp", **changed: Any) -> Path:
     """Write the record of a run that ended at ``score``; ``result``, ``time`` or what is run may be given too."""
     result, time = changed.pop("result", {}), changed.pop("time", {"step_median_s": 0.01, "steps_s": 1.0})
+    told = {key: changed.pop(key) for key in ("metric", "started") if key in changed}
     contender = "hostile" if label == HOSTILE else label.partition(":")[0]
     options = {"lr": 0.03, **({"gamma": 3} if ":" in label else {}), **changed.pop("options", {})}
     run = Run(task, label, contender, options, seed, **{"steps": 100, "batch_size": 8, "warmup": 0.05, **changed})
@@ -37,6 +38,7 @@ def put(root: Path, label: str, seed: int, score: float, task: str = "mnist1d-ml
         "result": {"status": "ok", "validation": score, **final, **result},
         "time": time,
         "gradients_per_step": 2.0 if contender == "sam" else 1.0,
+        **told,
     }
     records.write(path, record)
     return path

@@ -214,6 +214,7 @@ def test_statistics_against_known_values() -> None:
     assert rounded.mean == pytest.approx(0.3)
     assert math.isnan(rounded.p)
     assert paired({1: 97.2000001, 2: 97.0}, {1: 97.2, 2: 97.0000001}).p == 1.0
+    assert paired({1: 1e6 + 0.1, 2: 1e6 + 0.6}, {1: 1e6, 2: 1e6}).high > 1.0  # more than float32's rounding
     assert summary.corrected({"a": same, "b": None}) == {"a": 1.0, "b": 1.0}
     for lost in (math.nan, math.inf):  # not the difference of those alone that survived
         assert paired({1: 2.0, 2: 2.0, 3: lost}, {1: 1.0, 2: 1.0, 3: 1.0}) is None
@@ -339,8 +340,10 @@ def test_a_task_that_cannot_be_scored_is_refused_before_training() -> None:
     run = make_run(task, "adamw", 0, 5)
     for changed, batch_size, message in (
         ({}, 100_000, "batch_size=100000 of 'diabetes' must be in"),
-        ({"loss": one_number}, 20, "loss of 'diabetes' gives one number for all samples"),
-        ({"metric": one_number}, 20, "metric of 'diabetes' gives one number"),
+        ({"loss": one_number}, 20, r"loss of 'diabetes' gives shape \(\) .* for 2 samples: it must give one"),
+        ({"loss": lambda outputs, y: outputs.expand(-1, 2)}, 20, r"loss of 'diabetes' gives shape \(2, 2\)"),
+        ({"metric": one_number}, 20, r"metric of 'diabetes' gives shape \(\)"),
+        ({"metric": lambda outputs, y: y > 0}, 20, r"metric of 'diabetes' gives .* torch.bool"),
     ):
         with pytest.raises(ValueError, match=message):
             train(dataclasses.replace(task, **changed), dataclasses.replace(run, batch_size=batch_size))

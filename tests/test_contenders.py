@@ -393,3 +393,19 @@ def test_sgd_without_momentum_is_sgd() -> None:
     before = flat(model)
     step(trainer, 1, 0.1)
     torch.testing.assert_close(flat(model), before - 0.1 * gradient(before, 1))
+
+
+def test_a_task_moves_what_is_on_adamws_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lr and, where it is decoupled, weight decay: Lion's are a tenth of AdamW's and ten times it, everywhere."""
+    task = dataclasses.replace(all_tasks()["diabetes"], options={"lr": 3e-4, "weight_decay": 0.01})
+    monkeypatch.setitem(all_tasks(), "moved", task)
+    begun = {name: parse(name, "moved")[1] for name in ("adamw", "adan", "lion", "sgd")}
+    assert {name: (pytest.approx(o["lr"]), pytest.approx(o["weight_decay"])) for name, o in begun.items()} == {
+        "adamw": (3e-4, 0.01),
+        "adan": (3e-4, 0.01),
+        "lion": (3e-5, 0.1),
+        "sgd": (3e-3, 5e-4),
+    }
+    monkeypatch.setitem(all_tasks(), "misspelt", dataclasses.replace(task, options={"weight_decy": 0.1}))
+    with pytest.raises(ValueError, match=r"unknown option of task misspelt 'weight_decy'.* 'weight_decay'"):
+        parse("adamw", "misspelt")

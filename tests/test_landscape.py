@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import bits, generator
 from torch import nn
 from typer.testing import CliRunner
 
 from hatam.bench.cli import app
-from hatam.bench.landscape import filter_normalized, surface
+from hatam.bench.landscape import _generators, draw, filter_normalized, surface
 
 
 def test_directions_are_as_long_as_the_filters() -> None:
@@ -51,3 +53,22 @@ def test_the_command(tmp_path: Path) -> None:
     text = out.read_text(encoding="utf-8")
     assert "adamw: " in text
     assert "training loss" in text
+
+
+def test_one_that_diverged_takes_no_other_s_picture(tmp_path: Path) -> None:
+    flat, lost = [[1.0] * 3] * 3, [[math.nan] * 3] * 3
+    surfaces = [{"contender": name, "loss": loss, "validation": 0.5} for name, loss in (("a", flat), ("b", lost))]
+    draw({"surfaces": surfaces, "span": 1.0}, tmp_path / "one.svg")
+    assert (tmp_path / "one.svg").stat().st_size > 1000
+    with pytest.raises(ValueError, match="all diverged"):
+        draw({"surfaces": surfaces[1:], "span": 1.0}, tmp_path / "none.svg")
+
+
+def test_directions_are_not_the_first_weights() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(300, 100)
+    w = model.weight.detach()
+    for rng in _generators(0):
+        d = filter_normalized(w, rng)
+        cosine = (d * w).sum() / (d.norm() * w.norm())
+        assert abs(float(cosine)) < 0.05

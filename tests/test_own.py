@@ -20,6 +20,7 @@ import torch
 from hatam import HATAM
 from hatam.bench import archive, compare, evaluating, records
 from hatam.bench.cli import make_run
+from hatam.bench.digests import digest
 from hatam.bench.own import _contestants, make_optimizer
 from hatam.bench.stats import paired
 from hatam.bench.tasks import find
@@ -175,7 +176,29 @@ def closure(offset: float) -> Any:
     return lambda make_optimizer, seed: seed + offset
 
 
-@pytest.mark.parametrize("made", [Constant, closure, lambda offset: partial(shifted, offset=offset)])
+class Slotted:
+    """The same in a slot."""
+
+    __slots__ = ("offset",)
+
+    def __init__(self, offset: float) -> None:
+        self.offset = offset
+
+    def __call__(self, make_optimizer: Any, seed: int) -> float:
+        return seed + self.offset
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        Constant,
+        Slotted,
+        closure,
+        lambda offset: Constant(offset).__call__,
+        lambda offset: partial(shifted, offset=offset),
+        lambda offset: partial(shifted, offset=np.float32(offset)),
+    ],
+)
 def test_what_is_bound_to_a_function_tells_its_runs_apart(tmp_path: Path, made: Any) -> None:
     means = [compare(made(x), ["adamw"], 2, folder=tmp_path, name="n").rows[0].score.mean for x in (0.0, 9.0, 0.0)]
     assert means == [0.5, 9.5, 0.5]
@@ -239,6 +262,34 @@ def test_a_class_its_bases_and_constants_tell_their_runs_apart(
     assert len(records.read_all(tmp_path / "runs")) == 2 * len(changes)
 
 
+def test_foreign_functions_and_class_methods_tell_their_runs_apart() -> None:
+    class One:
+        @classmethod
+        def make(cls) -> None: ...
+
+    class Two(One): ...
+
+    made = [One.make, Two.make, *(partial(shifted, x) for x in (torch.relu, torch.tanh, torch.float32, torch.float64))]
+    assert len({digest(one) for one in made}) == len(made)
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def train(make_optimizer: Any, seed: int) -> dict[str, float]:
+        return {"speed [/s] :two:": 1.0 + seed}
+
+    compare(train, ["adamw", ("mine[a]", torch.optim.SGD)], 2, options={"lr": 0.1}, folder=tmp_path)
+    printed = capsys.readouterr().out
+    assert printed.count("speed [/s] :two:") == 2
+    assert "mine[a]:lr=0.1" in printed
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    result = compare(shifted, ["adamw"], np.int64(2), options={"lr": np.array([0.1, 0.2])}, folder=tmp_path)
+    assert [row.label for row in result.rows] == ["adamw:lr=0.1", "adamw:lr=0.2"]
+    result = compare(shifted, ["adamw"], 1, options={"lr": np.float64(0.5)}, folder=tmp_path)
+    assert result.rows[0].label == "adamw:lr=0.5"
+
+
 def test_options_in_the_name_of_a_factory_are_its_own(tmp_path: Path) -> None:
     given: list[dict[str, Any]] = []
 
@@ -288,6 +339,7 @@ def test_processes_need_what_they_can_import(tmp_path: Path) -> None:
         ("adamw", "must be a list of contenders"),
         (["adamw", "adamw"], "a name twice"),
         (["hatm"], "Did you mean 'hatam'"),
+        ([("SGD: nesterov", torch.optim.SGD)], "' nesterov' .* is not of the form option=value"),
         (["adamw", torch.optim.NAdam], r"NAdam.* must be a name .* or a pair \(name, factory\)"),
     ],
 )

@@ -170,6 +170,8 @@ def test_a_run_without_a_score_counts_as_diverged_and_is_last(tmp_path: Path) ->
     assert (row["n"], row["mean"], row["diverged"]) == ("2", "80.00", "1")
     comparison = comparisons_of(tmp_path)
     assert summary.mean_ranks([compared.shared(comparison[0], ["adamw", "sam"])]).tolist() == [1.0, 2.0]
+    beside = np.array([[0.1], [0.2], [0.3], [3e6]])  # which takes no digits from the others
+    assert summary.mean_ranks([beside]).tolist() == [4.0, 3.0, 2.0, 1.0]
     level = np.array([[90.96000099], [90.96000023], [90.97], [-np.inf]])  # equal but for float32's rounding
     assert summary.mean_ranks([level]).tolist() == [2.5, 2.5, 1.0, 4.0]
     table = tabulate.diverged(load.find(tmp_path).entries, "")
@@ -192,6 +194,7 @@ def test_lower_is_better_is_heeded_everywhere(tmp_path: Path, monkeypatch: pytes
     assert "sam: cheapest on 100%" in overall.profiles([comparison], look, nothing).alt
     assert "(lower is better)" in figures.curves(comparison, look, nothing).caption
     assert [row[:2] for row in tabulate.corruption(comparison, nothing).rows] == [("adamw", "100.0"), ("sam", "50.0")]
+    put(tmp_path, "adamw", 7, 0.1, purpose="tune", options={"lr": 0.2}, result={"status": "diverged"})  # left out
     tune = [entry for entry in load.find(tmp_path).entries if entry.purpose == "tune"]
     assert "adamw: 2 at 0.1, 2.5 at 0.2" in sensitivity.figures(tune, look, "")[0].alt
 
@@ -202,6 +205,67 @@ def test_corruption_error_is_of_what_is_missing_to_100(tmp_path: Path) -> None:
         put(tmp_path, label, 0, score, result={"shifts": shifts})
     table = tabulate.corruption(comparisons_of(tmp_path)[0], sections.sources([], ""))
     assert table.rows[1] == ("sam", "62.5", "–", "50.0", "75.0")
+
+
+def test_the_corruption_error_of_a_share_is_not_known(tmp_path: Path) -> None:
+    for label, score in (("adamw", 0.8), ("sam", 0.9)):
+        put(tmp_path, label, 0, score, result={"shifts": {"noise": {"1.0": score}}})
+    table = tabulate.corruption(comparisons_of(tmp_path)[0], sections.sources([], ""))
+    assert table.rows[1] == ("sam", "–", "–", "–")
+
+
+def test_the_records_of_an_unknown_task_tell_its_metric(tmp_path: Path) -> None:
+    told: dict[str, Any] = {"task": "own.py:TASK", "metric": {"name": "error", "higher_is_better": False}}
+    for label, score in (("adamw", 1e-5), ("sam", 3e-5)):
+        for seed in (0, 1):
+            put(tmp_path, label, seed, score * (1 + seed), **told)
+    [comparison] = comparisons_of(tmp_path)
+    assert comparison.metric == "error (lower is better)"
+    look = style.looks(["adamw", "sam"])
+    assert "adamw: 1.00" in overall.ranks([comparison], look, sections.sources([], "")).alt
+    assert comparison.format(comparison.contestants[0].score.mean) == "0.0000150"
+    assert "unknown" not in "".join(sections.build(load.find(tmp_path), "r")[0].notes)
+
+
+def test_a_page_runs_no_code_that_a_record_names(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text("raise SystemExit(7)")
+    put(tmp_path / "records", "adamw", 0, 70.0, task=f"{file}:TASK")
+    command = sections.build(load.find(tmp_path / "records"), "r")[0].tables[0].sources.command
+    assert "--contender adamw" in command
+
+
+def test_of_runs_whose_code_has_changed_the_last_count(tmp_path: Path) -> None:
+    for source, when, score in (("b" * 10, "2026-01-01", 50.0), ("a" * 10, "2026-01-02", 90.0)):
+        for label in ("adamw", "sam"):
+            put(tmp_path, label, 0, score, task="train", source=source, started=when)
+    found, odd = compared.comparisons(load.find(tmp_path).entries)
+    assert [(c.label, c.score.mean) for each in found for c in each.contestants] == [("adamw", 90.0), ("sam", 90.0)]
+    assert "2 runs on train are left out" in odd[0]
+
+
+def test_tuning_is_told_by_folder_and_by_settings(tmp_path: Path) -> None:
+    """The same options at another length are no other setting; what a grid beside a study tried is no tuning."""
+    for folder, gamma, steps in (("a", 1, 150), ("a", 1, 300), ("b", 2, 150)):
+        put(tmp_path / folder, "hatam", 0, 70.0, options={"gamma": gamma}, steps=steps, purpose="tune")
+    tables = tabulate.tuning(load.find(tmp_path).entries, "")
+    assert [(table.title, table.rows[0][:3]) for table in tables] == [
+        ("Cost of tuning on mnist1d-mlp (a)", ("hatam", "1", "2")),
+        ("Cost of tuning on mnist1d-mlp (b)", ("hatam", "1", "1")),
+    ]
+
+
+def test_holm_counts_what_is_told_apart(tmp_path: Path) -> None:
+    for seed in range(3):
+        put(tmp_path, "adamw", seed, 70.0 + seed)
+        for gamma in (1, 2):
+            put(tmp_path, "hatam", seed, 72.0 + 1.5 * seed + gamma, options={"gamma": gamma})
+    found = comparisons_of(tmp_path)
+    p_values = tabulate.corrected(found)
+    plain = {c.label: found[0].difference(c).p for c in found[0].contestants if c.label != "adamw"}
+    assert len(plain) == len(p_values) == 2
+    smallest = min(plain, key=lambda label: plain[label])
+    assert min(p_values.values()) == pytest.approx(2 * plain[smallest])
 
 
 def test_a_contender_has_its_own_sensitivity(made: Path) -> None:

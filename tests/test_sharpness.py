@@ -195,6 +195,13 @@ def test_a_loss_that_is_not_finite_gives_nan() -> None:
     assert all(math.isnan(number) for number in measure(model, make_task(), split).values())
 
 
+def test_a_model_of_one_parameter() -> None:
+    """Of which Lanczos knows nothing."""
+    model, x = torch.nn.Linear(1, 1, bias=False), torch.tensor([[1.0], [2.0]])
+    task = dataclasses.replace(make_task(), loss=lambda outputs, targets: outputs[:, 0] ** 2)
+    assert measure(model, task, Split(x, torch.zeros(2)))["lambda_max"] == pytest.approx(5.0)
+
+
 def test_a_flat_loss_is_flat() -> None:
     model, split = make_case()
     task = dataclasses.replace(make_task(), loss=lambda outputs, targets: 0 * outputs.sum(1) ** 2)

@@ -171,7 +171,7 @@ def test_the_command_measures_resumes_and_draws(name: str, tmp_path: Path) -> No
 
 def test_the_command_refuses(tmp_path: Path) -> None:
     render = CliRunner().invoke(app, ["theory", "damping", "--render", "--results", str(tmp_path)])
-    assert "there is no record" in str(render.exception)
+    assert "damping.json lacks 8 runs" in str(render.exception)
     unknown = CliRunner().invoke(app, ["theory", "dampin", "--results", str(tmp_path)])
     assert "Did you mean 'damping'" in str(unknown.exception)
 

@@ -231,7 +231,7 @@ def of_modulator(s: Tensor, o: Options) -> dict[str, Tensor]:
     if not len(flat):
         nothing = s.new_full((), math.nan)
         return dict.fromkeys(("modulator_mean", "modulator_max", "capped", *QUANTILES), nothing)
-    sample = flat[:: max(1, len(flat) // SAMPLED)].sort().values
+    sample = flat[:: math.ceil(len(flat) / SAMPLED)].sort().values
     at = {key: sample[min(len(sample) - 1, int(q * len(sample)))] for key, q in QUANTILES.items()}
     capped = torch.count_nonzero(s >= o.cap * (1 - 1e-6)).to(s.dtype) / s.numel()
     return {"modulator_mean": s.mean(), "modulator_max": s.max(), "capped": capped, **at}

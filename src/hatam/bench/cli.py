@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -20,8 +19,8 @@ from .records import Run
 from .report.compared import Comparison
 from .report.load import Entry, Found
 from .study.cli import app as study
-from .tasks import Task, all_tasks, find, source
-from .terminal import show
+from .tasks import Task, all_tasks, ready, source
+from .terminal import plain_console, show
 from .theory.cli import theory
 from .training import prepare
 
@@ -35,7 +34,7 @@ app = typer.Typer(
 app.add_typer(study, name="study")
 app.command()(theory)
 app.command()(landscape)
-console = Console()
+console = plain_console()
 
 
 def main() -> None:
@@ -43,7 +42,7 @@ def main() -> None:
     try:
         app()
     except (ValueError, RuntimeError, OSError) as error:
-        Console(stderr=True).print(f"hatam: {error}", markup=False, highlight=False, soft_wrap=True)
+        plain_console(stderr=True).print(f"hatam: {error}", soft_wrap=True)
         raise SystemExit(2) from None
 
 
@@ -74,9 +73,7 @@ def compare(
 
     Example: hatam compare --task mnist1d-conv --contender adamw --contender hatam:gamma=0.1 --seeds 8
     """
-    chosen = find(task)
-    if missing := chosen.missing():
-        raise ValueError(f"the task {task!r} cannot run: {missing}")
+    chosen = ready(task)
     runs = [
         make_run(chosen, spec, seed, steps)
         for seed in range(first_seed, first_seed + seeds)
@@ -85,7 +82,7 @@ def compare(
     runner.refuse_twice([run for run in runs if run.seed == first_seed], records_)
     todo = runner.missing(runs, records_)
     if len(todo) < len(runs):
-        console.print(f"{len(runs) - len(todo)} of {len(runs)} runs have records already", highlight=False)
+        console.print(f"{len(runs) - len(todo)} of {len(runs)} runs have records already")
     _refuse_unusable(chosen, todo)
     failed = _run_with_progress(chosen, todo, records_, jobs or os.cpu_count() or 1, batch)
     failures = {id(run) for run, _ in failed}
@@ -93,9 +90,9 @@ def compare(
     for compared in report.comparisons(entries)[0]:
         _show(chosen, compared)
         for path in report.draw(compared, out or records_):
-            console.print(f"plot: {path}", soft_wrap=True, highlight=False)
+            console.print(f"plot: {path}", soft_wrap=True)
     for run, error in failed:
-        console.print(f"failed: {run.label}, seed {run.seed}: {error}", markup=False, soft_wrap=True)
+        console.print(f"failed: {run.label}, seed {run.seed}: {error}", soft_wrap=True)
     if failed:
         raise typer.Exit(1)
 
@@ -134,11 +131,18 @@ def table(
         texts.setdefault(compared.task, []).append(f"{compared.title}\n\n{report.markdown(compared)}")
         if plots is not None:
             report.draw(compared, plots)
-    for task, parts in texts.items():
-        if update is None:
-            console.print("\n\n".join(parts), "\n", soft_wrap=True, highlight=False, markup=False)
-        elif f"<!-- {task}:start -->" in update.read_text(encoding="utf-8"):
-            report.fill_in(update, task, "\n\n".join(parts))
+    if update is None:
+        for parts in texts.values():
+            console.print("\n\n".join(parts), "\n", soft_wrap=True)
+        return
+    page = update.read_text(encoding="utf-8")
+    marked = [task for task in texts if f"<!-- {task}:start -->" in page]
+    if not marked:
+        raise ValueError(
+            f"{update} has no line <!-- TASK:start --> of a task in {records_}: {', '.join(texts) or 'none'}"
+        )
+    for task in marked:
+        report.fill_in(update, task, "\n\n".join(texts[task]))
 
 
 @app.command("report")
@@ -153,33 +157,36 @@ def report_(
     found = report.write(records_, out)
     _say_damaged(found)
     counted = f"{len(found.entries)} records of runs, {found.others} other JSON files left out"
-    console.print(f"report: {out / 'index.html'} ({counted})", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"report: {out / 'index.html'} ({counted})", soft_wrap=True)
 
 
 def _say_damaged(found: Found) -> None:
     for path, what in found.damaged:
-        console.print(f"damaged and left out: {path}: {what}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"damaged and left out: {path}: {what}", soft_wrap=True)
 
 
 @app.command()
 def tasks() -> None:
-    """List the tasks. Example: hatam tasks"""
+    """List the tasks, and the options with which AdamW begins there if they are others. Example: hatam tasks"""
     for task in all_tasks().values():
-        console.print(f"{task.name:20}{task.summary}", highlight=False, soft_wrap=True)
+        console.print(f"{task.name:20}{task.summary}", soft_wrap=True)
+        if task.options:
+            options = ", ".join(f"{key}={value}" for key, value in task.options.items())
+            console.print(f"{'':20}{options}", soft_wrap=True)
         if missing := task.missing():
-            console.print(f"{'':20}cannot run: {missing}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{'':20}cannot run: {missing}", soft_wrap=True)
 
 
 @app.command()
 def contenders() -> None:
     """List the contenders and their options. Example: hatam contenders"""
     for contender in CONTENDERS.values():
-        console.print(f"{contender.name:20}{contender.summary} ({contender.source})", highlight=False, soft_wrap=True)
+        console.print(f"{contender.name:20}{contender.summary} ({contender.source})", soft_wrap=True)
         options = ", ".join(f"{key}={value}" for key, value in contender.options.items())
-        console.print(f"{'':20}{options}", highlight=False, soft_wrap=True)
+        console.print(f"{'':20}{options}", soft_wrap=True)
         for task, changed in contender.by_task.items():
             there = ", ".join(f"{key}={value}" for key, value in changed.items())
-            console.print(f"{'':20}on {task}: {there}", highlight=False, soft_wrap=True)
+            console.print(f"{'':20}on {task}: {there}", soft_wrap=True)
 
 
 def make_run(task: Task, spec: str, seed: int, steps: int | None = None) -> Run:
@@ -202,10 +209,8 @@ def _run_with_progress(task: Task, runs: list[Run], root: Path, jobs: int, batch
     if not runs:
         return []
     task.data()  # once, before the workers all want it
-    bars = Progress(
-        TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-    )
-    with bars:
+    label = TextColumn("{task.description:32}", markup=False)
+    with Progress(label, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console) as bars:
         total = {label: sum(run.steps for run in runs if run.label == label) for label in {r.label: 0 for r in runs}}
         ids = {label: bars.add_task(label, total=steps) for label, steps in total.items()}
         try:

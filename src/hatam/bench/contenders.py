@@ -30,6 +30,7 @@ class Contender:
         train: builds its trainer from a model, a loss per sample and its options.
         options: every option that it takes, with its default.
         by_task: defaults that differ on a task.
+        scaled: options on a scale of its own, which keep their ratio to AdamW's where a task asks for another of these.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Contender:
     train: Train
     options: Options
     by_task: Mapping[str, Options] = field(default_factory=dict)
+    scaled: tuple[str, ...] = ()
 
 
 def hatam_options(form: str, **changed: Any) -> Options:
@@ -119,6 +121,7 @@ CONTENDERS: dict[str, Contender] = {
             "torch.optim.SGD",
             builders.sgd,
             {"lr": 0.3, "momentum": 0.9, "weight_decay": 5e-4},
+            scaled=("lr",),
         ),
         Contender(
             "nadam",
@@ -154,6 +157,7 @@ CONTENDERS: dict[str, Contender] = {
             "arXiv 2302.06675",
             builders.lion,
             {"lr": 0.003, "beta1": 0.9, "beta2": 0.99, "weight_decay": 1.5},
+            scaled=("lr", "weight_decay"),
         ),
         Contender(
             "atam",
@@ -223,25 +227,38 @@ def parse(spec: str, task: str) -> tuple[Contender, Options]:
     name, _, changes = spec.partition(":")
     contender = CONTENDERS[known(name, CONTENDERS, "contender")]
     options = {**contender.options, **_of_task(contender, task), **contender.by_task.get(task, {})}
-    for change in filter(None, changes.split(",")):
-        key, equals, text = change.partition("=")
-        if not equals:
-            raise ValueError(f"{change!r} in {spec!r} is not of the form option=value")
-        options[known(key.strip(), options, f"option of {name}")] = value_of(text.strip())
+    for key, value in changed(spec, filter(None, changes.split(","))).items():
+        options[known(key, options, f"option of {name}")] = value
     return contender, options
 
 
+def changed(spec: str, changes: Iterable[str]) -> Options:
+    """The options that a spec changes, from its parts.
+
+    Raises:
+        ValueError: one is not of the form option=value.
+    """
+    found: Options = {}
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals:
+            raise ValueError(f"{change!r} in {spec!r} is not of the form option=value")
+        found[key.strip()] = value_of(text.strip())
+    return found
+
+
 def _of_task(contender: Contender, task: str) -> Options:
-    """The defaults that a task asks for. They are AdamW's: where a contender has a scale of its own, as SGD and Lion
-    have, its lr keeps its ratio to AdamW's, and the rest stays."""
-    changed: Options = {}
+    """The defaults that a task asks for. They are AdamW's: what a contender has on a scale of its own keeps its ratio
+    to AdamW's, as the lr of SGD and Lion, or stays."""
+    found: Options = {}
+    every = dict.fromkeys(key for each in CONTENDERS.values() for key in each.options)
     for key, value in (find(task).options if task in all_tasks() or ":" in task else {}).items():
-        own, usual = contender.options.get(key), ADAMW_OPTIONS.get(key)
+        own, usual = contender.options.get(known(key, every, f"option of task {task}")), ADAMW_OPTIONS.get(key)
         if own is not None and (own == usual or usual is None):
-            changed[key] = value
-        elif own is not None and key == "lr":
-            changed[key] = value * own / usual
-    return changed
+            found[key] = value
+        elif key in contender.scaled:
+            found[key] = value * own / usual
+    return found
 
 
 def value_of(text: str) -> Any:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import CodeType
 from typing import Any
 
-PLAIN = (bool, int, float, str, bytes, type(None))
+import numpy as np
+import torch
+
+PLAIN = (bool, int, float, str, bytes, type(None), enum.Enum, torch.dtype, torch.device)
 
 
 def digest(*functions: Callable[..., Any] | None) -> str:
@@ -37,13 +41,26 @@ def _text(x: Any, seen: tuple[Any, ...] = ()) -> str:
     elif inspect.isclass(x):
         text, own = f"{x.__module__}.{x.__qualname__}", [base for base in x.__mro__ if _is_own(base)]
         parts = [*map(_lines, own), *(f for base in own for f in vars(base).values() if inspect.isfunction(f))]
-    elif callable(x) and hasattr(x, "__dict__"):
-        text, parts = "object", [type(x), *(item for pair in vars(x).items() for item in pair)]
+    elif inspect.ismethod(x):
+        owner = x.__self__
+        text, parts = "method", [x.__func__, *([owner] if inspect.isclass(owner) else [type(owner), *_held(owner)])]
+    elif isinstance(x, np.generic):
+        text = repr(x.item())
     elif isinstance(x, PLAIN):
         text = repr(x)
-    else:
-        text, parts = type(x).__qualname__, [*x] if isinstance(x, tuple) else []
+    elif callable(x) and (hasattr(x, "__dict__") or _is_own(type(x))):
+        text, parts = f"object {getattr(x, '__name__', '')}", [type(x), *_held(x)]
+    else:  # a function that is not Python's has a name at least
+        text, parts = f"{type(x).__qualname__} {getattr(x, '__name__', '')}", [*x] if isinstance(x, tuple) else []
     return " ".join([text, *(_text(part, (*seen, x)) for part in parts)])
+
+
+def _held(x: Any) -> Iterator[Any]:
+    """The attributes of an object by name, those in slots too."""
+    slots = (cls.__dict__.get("__slots__", ()) for cls in type(x).__mro__)
+    names = [name for each in slots for name in ([each] if isinstance(each, str) else each)]
+    for name in [*getattr(x, "__dict__", ()), *names]:
+        yield from (name, getattr(x, name, None))
 
 
 def _lines(x: Callable[..., Any]) -> str:

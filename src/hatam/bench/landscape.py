@@ -15,19 +15,21 @@ import matplotlib
 import torch
 import typer
 from matplotlib.figure import Figure
-from rich.console import Console
 from torch import Tensor, nn
 
 from . import records
 from .contenders import parse
 from .records import Run
-from .tasks import Task, find
+from .report.load import number
+from .tasks import Task, ready
+from .terminal import plain_console
 from .trainers import answered
 from .training import prepare, training
 
 SAMPLES = 1000  # of the training data, the first ones
 LEVELS = 12
-console = Console()
+DIRECTIONS = 1_000_000  # where their seeds begin
+console = plain_console()
 Row = list[float]
 
 
@@ -38,7 +40,7 @@ def landscape(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of networks, batches and directions.")] = 0,
     points: Annotated[int, typer.Option(min=3, help="Along each axis.")] = 21,
-    span: Annotated[float, typer.Option(min=0.0, help="How far an axis goes, in lengths of a filter.")] = 1.0,
+    span: Annotated[float, typer.Option(min=0.01, help="How far an axis goes, in lengths of a filter.")] = 1.0,
     steps: Annotated[int | None, typer.Option(min=2, help="Steps of a run. Default: the task's.")] = None,
     record: Annotated[Path | None, typer.Option(help="Where the numbers go. Default: beside the picture.")] = None,
     out: Annotated[Path, typer.Option(help="The picture, .svg or .png.")] = Path("runs/landscape.svg"),
@@ -47,15 +49,15 @@ def landscape(
 
     Example: hatam landscape --task mnist1d-mlp-plain --contender adamw --contender hatam:gamma=1
     """
-    where = find(task)
+    where = ready(task)
     surfaces = []
     for spec in contender or ["adamw", "sam", "hatam"]:
-        console.print(f"{spec} …", highlight=False)
+        console.print(f"{spec} …")
         surfaces.append({"contender": spec, **around(where, spec, seed, points, span, steps)})
     found = {"task": task, "seed": seed, "span": span, "environment": records.environment(), "surfaces": surfaces}
     records.write(record or out.with_suffix(".json"), found)
     draw(found, out)
-    console.print(f"{out}", highlight=False, soft_wrap=True)
+    console.print(f"{out}", soft_wrap=True)
 
 
 def around(task: Task, spec: str, seed: int, points: int, span: float, steps: int | None = None) -> dict[str, Any]:
@@ -114,7 +116,9 @@ def surface(model: nn.Module, loss: Any, seed: int, points: int, span: float) ->
 
 
 def _generators(seed: int) -> tuple[torch.Generator, torch.Generator]:
-    return torch.Generator().manual_seed(2 * seed), torch.Generator().manual_seed(2 * seed + 1)
+    """Of neither a network's first weights nor a task's data, which begin with seeds from 0."""
+    first = DIRECTIONS + 2 * seed
+    return torch.Generator().manual_seed(first), torch.Generator().manual_seed(first + 1)
 
 
 def filter_normalized(w: Tensor, rng: torch.Generator) -> Tensor:
@@ -128,11 +132,19 @@ def filter_normalized(w: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """A panel for each contender, all with the same axes and levels."""
+    """A panel for each contender, all with the same axes and levels; one that diverged has none of them.
+
+    Raises:
+        ValueError: all of them diverged.
+    """
     surfaces, span = found["surfaces"], found["span"]
-    grids = [torch.tensor(one["loss"]) for one in surfaces]
-    low = min(float(grid[grid.isfinite()].min()) for grid in grids)
-    high = max(float(grid[grid.isfinite()].median()) for grid in grids)
+    grids = [torch.tensor([[number(x) for x in row] for row in one["loss"]]) for one in surfaces]
+    finite = [grid[grid.isfinite()] for grid in grids if grid.isfinite().any()]
+    if not finite:
+        raise ValueError("no contender has a finite loss: all diverged; take a smaller lr")
+    low = min(float(grid.min()) for grid in finite)
+    high = max(float(grid.median()) for grid in finite)
+    high = max(high, 1.01 * low)
     levels = torch.logspace(math.log10(max(low, 1e-8)), math.log10(max(high, 2e-8)), LEVELS).tolist()
     axis = torch.linspace(-span, span, len(grids[0])).tolist()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import Progress as Bars
 from torch import Tensor
 from torch.optim import Optimizer
@@ -24,10 +24,11 @@ from torch.optim.optimizer import ParamsT
 
 from . import execution, records, runner
 from .builders import Options
-from .contenders import parse, value_of
+from .contenders import changed, parse
 from .digests import digest
 from .records import Run
 from .results import Result, tabulate
+from .terminal import plain_console
 from .trainers import Trainer
 from .training import Progress
 
@@ -72,8 +73,8 @@ def compare(
             ``(name, factory)`` with a ``factory(params, **options)``. The first is the one to which differences are.
             Only those with one gradient a step: SAM and its kin own the step and need a :class:`Task`.
         seeds: how many, or which.
-        options: of all contenders, such as ``{"lr": 1e-3}``; their defaults are those of the study. A list is a grid:
-            every contender runs with each of its values. What a contender's own text says counts more.
+        options: of all contenders, such as ``{"lr": 1e-3}``; their defaults are those of the study. A list or an array
+            is a grid: every contender runs with each of its values. What a contender's own text says counts more.
         jobs: processes, of one thread each. With more than one, ``train_fn`` must be a function of a module, and a
             script needs ``if __name__ == "__main__":`` around what it does.
         folder: of the records.
@@ -102,7 +103,7 @@ def compare(
     root = Path(folder)
     if isinstance(contenders, str):
         raise ValueError(f"contenders={contenders!r} must be a list of contenders; put it in brackets")
-    chosen = [operator.index(seed) for seed in (range(seeds) if isinstance(seeds, int) else seeds)]
+    chosen = [operator.index(seed) for seed in (seeds if isinstance(seeds, Iterable) else range(seeds))]
     if not chosen:
         raise ValueError(f"seeds={seeds!r} is none: it must be how many, from 1, or a list of them")
     task = name or str(getattr(getattr(train_fn, "func", train_fn), "__name__", type(train_fn).__name__))
@@ -186,10 +187,10 @@ def _contestants(contender: str | tuple[str, OwnFactory], options: Mapping[str, 
         ) from None
     name, _, text = spec.partition(":")
     changes = [change for change in text.split(",") if change]
-    given = {key.strip(): value_of(value.strip()) for key, _, value in (change.partition("=") for change in changes)}
+    given = changed(spec, changes)
     axes = [
         [(key, value) for value in (values if isinstance(values, list) else [values])]
-        for key, values in options.items()
+        for key, values in ((key, plain(values)) for key, values in options.items())
         if key not in given
     ]
     made = []
@@ -197,6 +198,13 @@ def _contestants(contender: str | tuple[str, OwnFactory], options: Mapping[str, 
         label = f"{name}:{','.join([*changes, *(f'{key}={value}' for key, value in point)])}".rstrip(":")
         made.append(Contestant(label, name, given | dict(point) if factory else parse(label, "")[1], factory))
     return made
+
+
+def plain(value: Any) -> Any:
+    """What numpy made as Python's own: a number, or a list."""
+    if isinstance(value, list):
+        return [plain(x) for x in value]
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
 
 
 def _run(todo: Sequence[Run], root: Path, jobs: int, work: execution.Work) -> list[tuple[Run, str]]:
@@ -213,7 +221,7 @@ def _run(todo: Sequence[Run], root: Path, jobs: int, work: execution.Work) -> li
                 f"jobs={jobs} needs functions that another process can import ({error}): define train_fn and factories "
                 "at the top of a module, or use jobs=1"
             ) from None
-    with Bars(console=Console(stderr=True), transient=True) as bars:
+    with Bars(console=plain_console(stderr=True), transient=True) as bars:
         bar = bars.add_task("training", total=len(todo))
         if jobs > 1 and todo:
             return runner.run_all(todo, root, min(jobs, len(todo)), lambda run, n: bars.advance(bar, n), work=work)

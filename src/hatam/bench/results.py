@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from .records import Run
 from .stats import Difference, Estimate, estimate, p_text, paired
+from .terminal import plain_console
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,16 @@ class Result:
 
     def __str__(self) -> str:
         """One table for each score, and the failures."""
-        console = Console(file=io.StringIO(), width=200, color_system=None)
+        console = plain_console(file=io.StringIO(), width=200, color_system=None)
         for metric in dict.fromkeys(row.metric for row in self.rows):
             rows = [row for row in self.rows if row.metric == metric]
-            console.print(f"{metric}: mean ± 95% interval; differences to the first, paired by seed", markup=False)
+            console.print(f"{metric}: mean ± 95% interval; differences to the first, paired by seed")
             table = Table("contender", "n", metric, "difference", "p", "time", box=None)
             for row in rows:
                 table.add_row(*row.cells())
             console.print(table)
         for label, seed, text in self.failures:
-            console.print(f"failed: {label}, seed {seed}: {text}", markup=False, soft_wrap=True)
+            console.print(f"failed: {label}, seed {seed}: {text}", soft_wrap=True)
         return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
 
 

@@ -60,6 +60,7 @@ def run_all(
         RuntimeError: a worker died, for instance for want of memory. Finished runs are kept.
         KeyboardInterrupt: as usual, after the workers were ended. Finished runs are kept.
     """
+    others = {*multiprocessing.active_children()}
     context = multiprocessing.get_context("spawn")
     progress = context.Queue()
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(progress,))
@@ -73,7 +74,7 @@ def run_all(
         pool.shutdown()
         return failed
     except BaseException as error:
-        for worker in multiprocessing.active_children():
+        for worker in {*multiprocessing.active_children()} - others:
             worker.terminate()
         pool.shutdown(wait=False, cancel_futures=True)
         if isinstance(error, BrokenProcessPool):

@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -114,7 +114,10 @@ class Hessian:
         return self.scale * flat(product)
 
     def largest_eigenvalue(self) -> float:
-        """By Lanczos, to 1% relative."""
+        """By Lanczos, to 1% relative; NaN where that finds no end. Of a 2 × 2 matrix or less exactly."""
+        if self.shape[0] <= 2:  # which Lanczos refuses
+            whole = self @ torch.eye(self.shape[0], dtype=self.dtype, device=self.device)
+            return float(torch.linalg.eigvalsh(whole)[-1])
 
         def product(v: Array) -> Array:
             return self.times(torch.from_numpy(v).to(self.gradient)).double().cpu().numpy()
@@ -123,7 +126,10 @@ class Hessian:
         if not product(start).any():
             return 0.0  # the matrix is 0, which ARPACK refuses
         operator = LinearOperator(self.shape, matvec=product, dtype=np.float64)
-        (eigenvalue,) = eigsh(operator, k=1, which="LA", tol=1e-2, return_eigenvectors=False, v0=start)
+        try:
+            (eigenvalue,) = eigsh(operator, k=1, which="LA", tol=1e-2, return_eigenvectors=False, v0=start)
+        except ArpackError:  # of a measure the whole run must not be lost
+            return math.nan
         return float(eigenvalue)
 
     def trace(self) -> float:

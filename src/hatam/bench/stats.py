@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+FLOAT32_EPS = float(np.finfo(np.float32).eps)
+
 
 class Estimate(NamedTuple):
     """A mean with its 95% interval; the interval is NaN where n < 2."""
@@ -62,7 +64,7 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Differ
     differences = [values[seed] - baseline[seed] for seed in seeds]
     if len(seeds) < 2 or not np.isfinite([*values.values(), *baseline.values()]).all():
         return None
-    rounding = 1e-6 * max(abs(x) for seed in seeds for x in (values[seed], baseline[seed]))
+    rounding = 2 * FLOAT32_EPS * max(abs(x) for seed in seeds for x in (values[seed], baseline[seed]))
     if np.ptp(differences) <= rounding:
         mean, nan = float(np.mean(differences)), float("nan")
         return Difference(mean, *((mean, mean, 1.0) if abs(mean) <= rounding else (nan, nan, nan)), n=len(seeds))

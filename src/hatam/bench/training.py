@@ -54,6 +54,7 @@ def training(task: Task, run: Run, trainer: Trainer, progress: Progress) -> Trai
         return {
             "schema": records.SCHEMA,
             "run": vars(run),
+            "metric": {"name": task.metric_name, "higher_is_better": task.higher_is_better},
             "environment": records.environment(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             "curve": curve,
@@ -97,7 +98,7 @@ def _check_first(task: Task, model: nn.Module, data: Data, batch_size: int) -> N
     """Refuse what would train to the end and have no score then.
 
     Raises:
-        ValueError: the batch is larger than the training data, or a loss or metric is not one number per sample.
+        ValueError: the batch is larger than the training data, or a loss or metric is not one real number per sample.
     """
     samples = len(data.train.y)
     if not 1 <= batch_size <= samples:
@@ -108,10 +109,11 @@ def _check_first(task: Task, model: nn.Module, data: Data, batch_size: int) -> N
         outputs = model(few.x)
         for name in ("loss", "metric"):
             found = getattr(task, name)(outputs, few.y)
-            if found.ndim == 0:
+            if found.shape != (len(few.y),) or not found.is_floating_point():
                 raise ValueError(
-                    f"{name} of {task.name!r} gives one number for all samples: it must give one for each, as "
-                    "torch's losses do with reduction='none'"
+                    f"{name} of {task.name!r} gives shape {tuple(found.shape)} and {found.dtype} for {len(few.y)} "
+                    "samples: it must give one floating-point number for each, as torch's losses do with "
+                    "reduction='none' where a sample has one target; take the mean over the others, or .float()"
                 )
     model.train()
 

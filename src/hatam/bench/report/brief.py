@@ -46,7 +46,9 @@ def _rows(compared: Iterable[Comparison], labels: Sequence[str]) -> Iterable[Seq
         cells = [_score(each, c) for c in chosen]
         for d, p in ((column[each.task], p[each.task]) for column, p in zip(columns, p_values, strict=True)):
             cells += [each.format_difference(d), "" if d is None else p_text(p)]
-        yield (f"{each.task} {'↑' if each.sign == 1 else '↓'}, {len(chosen[0].runs)}", *cells)
+        n = sorted({len(c.runs) for c in chosen})
+        counted = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
+        yield (f"{each.task} {'↑' if each.sign == 1 else '↓'}, {counted}", *cells)
 
 
 def _score(comparison: Comparison, c: Contestant) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -14,8 +15,8 @@ import numpy as np
 from ..contenders import CONTENDERS
 from ..stats import Difference, Estimate, estimate, paired
 from ..tasks import Task, all_tasks
-from .load import Entry
-from .parts import slug
+from .load import Entry, Metric
+from .parts import folder_name, slug
 from .summary import Floats
 
 
@@ -71,17 +72,22 @@ class Comparison:
     def known(self) -> Task | None:
         return all_tasks().get(self.task)
 
+    @cached_property
+    def told(self) -> Metric | None:
+        """What its task says of the score, or else its records."""
+        return metric_of(self.task, (run for c in self.contestants for run in c.runs))
+
     @property
     def sign(self) -> int:
         """1 where a higher score is better, −1 where a lower one is."""
-        return 1 if self.known is None or self.known.higher_is_better else -1
+        return 1 if self.told is None or self.told.higher_is_better else -1
 
     @property
     def metric(self) -> str:
         """The score's name, and which direction is better."""
-        if self.known is None:
+        if self.told is None:
             return "score (task unknown here: higher taken as better)"
-        return f"{self.known.metric_name} ({'higher' if self.sign == 1 else 'lower'} is better)"
+        return f"{self.told.name} ({'higher' if self.sign == 1 else 'lower'} is better)"
 
     @property
     def title(self) -> str:
@@ -90,7 +96,7 @@ class Comparison:
     @property
     def where(self) -> str:
         """The folder of records and the budget, in brackets."""
-        words = ", ".join(filter(None, (self.group.removesuffix("records").rstrip("/"), self.budget)))
+        words = ", ".join(filter(None, (folder_name(self.group), self.budget)))
         return f" ({words})" if words else ""
 
     @property
@@ -100,7 +106,7 @@ class Comparison:
 
     def slug(self, *words: str) -> str:
         """A name for files and ids."""
-        return slug(*words, self.group.removesuffix("records").rstrip("/"), self.budget.replace(" ", "-"), self.task)
+        return slug(*words, folder_name(self.group), self.budget.replace(" ", "-"), self.task)
 
     @property
     def baseline(self) -> Contestant:
@@ -128,9 +134,15 @@ class Comparison:
         return median(ratios) if ratios else math.nan
 
     def format(self, value: float, sign: str = "") -> str:
-        """A score with the digits that it deserves: two of an accuracy in %, four of a loss. NaN is a dash."""
-        accuracy = any(abs(x) >= 10 for c in self.contestants for x in c.scores.values())
-        return f"{value:{sign}.{2 if accuracy else 4}f}" if math.isfinite(value) else "–"
+        """A score with the digits that it deserves: two of an accuracy in %, four of a loss or more. NaN is a dash."""
+        return f"{value:{sign}.{self.decimals}f}" if math.isfinite(value) else "–"
+
+    @cached_property
+    def decimals(self) -> int:
+        """Of a score, by the size of most."""
+        scores = [abs(x) for c in self.contestants for x in c.scores.values()]
+        usual = median(scores) if scores else 0.0
+        return 2 if usual >= 10 else max(4, 2 - math.floor(math.log10(usual))) if usual > 0 else 4
 
     def format_score(self, score: Estimate | None) -> str:
         """A mean with its interval; nothing where there is none."""
@@ -146,25 +158,49 @@ class Comparison:
         return self.format(d.mean, "+") + interval
 
 
+def metric_of(task: str, entries: Iterable[Entry]) -> Metric | None:
+    """Of a task that is known here, or else as the runs of it tell."""
+    known = all_tasks().get(task)
+    if known is not None:
+        return Metric(known.metric_name, known.higher_is_better)
+    return next((entry.metric for entry in entries if entry.metric is not None), None)
+
+
 def comparisons(entries: Iterable[Entry]) -> tuple[list[Comparison], list[str]]:
     """The final runs by folder of records, budget and task, and what is odd about them, in words.
 
-    Runs of one label that differ in their options lie in folders of their own: they are told apart by those.
+    Runs of one label that differ in their options lie in folders of their own: they are told apart by those. Of runs
+    that differ in nothing but the user's own code only those of the last code count.
     """
     grouped: dict[tuple[str, str], list[Entry]] = defaultdict(list)
     for entry in entries:
         if entry.purpose == "final":
             grouped[entry.group, entry.task].append(entry)
     result, odd = [], []
-    for (group, task), runs in sorted(grouped.items()):
+    for (group, task), found in sorted(grouped.items()):
+        runs = _of_last_code(found)
+        if len(runs) < len(found):
+            odd.append(f"{len(found) - len(runs)} runs on {task} are left out: its code has changed after them")
         for budget, chosen in _budgets(runs).items():
             contestants = _contestants(chosen)
             result.append(Comparison(group, budget, task, tuple(sorted(contestants, key=lambda c: order(c.label)))))
             mixed = sorted({c.runs[0].label for c in contestants if c.label != c.runs[0].label})
             odd += [f"{label} on {task} was run with several settings, told apart by their folders" for label in mixed]
-    unknown = sorted({task for _, task in grouped} - set(all_tasks()))
+    unknown = sorted({each.task for each in result if each.told is None})
     odd += [f"task {task} is not known to this version: a higher score is taken as better" for task in unknown]
     return sorted(result, key=lambda each: (each.group, each.budget, each.task)), odd
+
+
+def _of_last_code(runs: list[Entry]) -> list[Entry]:
+    """Without the runs of a label, with the same options and steps, that others with another source came after."""
+    last: dict[tuple[str, str, int], Entry] = {}
+    for run in sorted(runs, key=lambda run: run.started):
+        last[_but_for_code(run)] = run
+    return [run for run in runs if run.source == last[_but_for_code(run)].source]
+
+
+def _but_for_code(run: Entry) -> tuple[str, str, int]:
+    return run.label, json.dumps(run.options, sort_keys=True, default=str), run.steps
 
 
 def _budgets(runs: list[Entry]) -> dict[str, list[Entry]]:

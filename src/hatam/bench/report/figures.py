@@ -203,10 +203,10 @@ def draw_band(axes: Axes, line: dict[float, Estimate], look: Look) -> None:
 
 
 def counts(comparison: Comparison) -> str:
-    """The numbers of seeds, as "16" or "8 to 16"."""
-    n = sorted({len(c.runs) for c in comparison.contestants})
+    """The numbers of seeds that gave a score, as "16" or "8 to 16"."""
+    n = sorted({len(c.scores) for c in comparison.contestants})
     return str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
 
 
 def _metric(comparison: Comparison) -> str:
-    return "score" if comparison.known is None else comparison.known.metric_name
+    return "score" if comparison.told is None else comparison.told.name

@@ -8,10 +8,17 @@ import re
 import unicodedata
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import archive
 from ..records import SCHEMA
+
+
+class Metric(NamedTuple):
+    """What a score is called, and which direction is better."""
+
+    name: str
+    higher_is_better: bool
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,9 @@ class Entry:
         step_s: median seconds of a step; a study's are measured once, all contenders in turns.
         timed: whether they were, which a study does to give everyone the same time.
         stage: of a study, where it belongs to one.
+        source: of code of the user's own that decided the outcome, a digest; "" for the harness's tasks.
+        started: when, as text that sorts.
+        metric: of its scores, None where the record does not tell.
     """
 
     group: str
@@ -48,6 +58,9 @@ class Entry:
     gradients_per_step: float
     timed: bool = False
     stage: str = ""
+    source: str = ""
+    started: str = ""
+    metric: Metric | None = None
 
 
 Key = tuple[str, str, str]  # group, task, contender
@@ -203,6 +216,9 @@ def entry(path: Path, record: dict[str, Any]) -> Entry:
         sharpness=sharpness,
         step_s=number(time.get("step_median_s")),
         gradients_per_step=number(record.get("gradients_per_step")),
+        source=str(run.get("source", "")),
+        started=str(record.get("started", "")),
+        metric=Metric(text(told["name"]), bool(told["higher_is_better"])) if (told := record.get("metric")) else None,
     )
 
 

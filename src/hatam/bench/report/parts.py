@@ -86,6 +86,11 @@ def sources(entries: Iterable[Entry], command: str) -> Sources:
     return Sources(tuple(sorted(Counter(entry.folder for entry in entries).items())), command)
 
 
+def folder_name(group: str) -> str:
+    """A folder of records in words: that of a study is the study's."""
+    return group.removesuffix("records").rstrip("/")
+
+
 def slug(*words: str) -> str:
     """A name for files and ids. Words that lose something in it get a digest, so that no two share one.
 

@@ -25,6 +25,8 @@ def build(found: Found, root: str) -> list[Section]:
     """
     compared, odd = comparisons(found.entries)
     tune = [entry for entry in found.entries if entry.purpose == "tune"]
+    studied = {entry.group for entry in tune if entry.stage}  # beside studies, what others tried is no tuning
+    tune = [entry for entry in tune if entry.group in studied or not studied]
     labels = {c.label for each in compared for c in each.contestants} | {entry.contender for entry in tune}
     look = looks(sorted(labels, key=order))
     made_by = {id(each): _sources(each, root) for each in compared}
@@ -75,8 +77,9 @@ def in_markdown(root: Path) -> str:
 
 
 def _empty(root: str) -> Iterator[Section]:
-    task = next(iter(all_tasks()))
-    shifted = next((name for name, each in all_tasks().items() if each.shifts), None)
+    ready = {name: each for name, each in all_tasks().items() if not each.missing()}
+    task = next(iter(ready))
+    shifted = next((name for name, each in ready.items() if each.shifts), None)
     compare = f"hatam compare --task {{}} --records {shlex.quote(root)}"
     one = f"No records. This makes some: {compare.format(task)}"
     tasks = "No records of at least two contenders on the same seeds. This makes some: " + compare.format(task)
@@ -118,12 +121,18 @@ def _sources(comparison: Comparison, root: str) -> Sources:
         for spec in sorted({_spec(run) for run in here}, key=order):
             words += ["--contender", spec]
         words += ["--seeds", str(max(seeds) - min(seeds) + 1), "--first-seed", str(min(seeds))]
+        if not steps:  # in a training loop of one's own
+            commands.append(f"hatam.bench.compare: {comparison.task}")
+            continue
         commands.append(shlex.join([*words, "--steps", str(steps), "--records", where]))
     return sources(runs, "\n".join(commands))
 
 
 def _spec(run: Entry) -> str:
-    """What the command line calls a contender with these options; its label where that says it, or is unknown here."""
+    """What the command line calls a contender with these options; its label where that says it, or is unknown here, as
+    a task in a file of somebody's is, which to look at would run it."""
+    if ":" in run.task:
+        return run.label
     try:
         labelled, usual = (parse(spec, run.task)[1] for spec in (run.label, run.contender))
     except ValueError:

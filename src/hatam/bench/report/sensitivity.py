@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..tasks import all_tasks
+from .compared import metric_of
 from .figures import Looks, finish
 from .load import Entry, number
-from .parts import Figure, slug, sources
+from .parts import Figure, folder_name, slug, sources
 from .style import canvas, drawing, log_scale, name_points
 from .tabulate import plain
 
@@ -22,12 +22,13 @@ Trial = tuple[Any, float]  # the option's value, and the mean validation score o
 
 
 def figures(entries: Sequence[Entry], looks: Looks, command: str) -> list[Figure]:
-    """A figure for each task and option of which some contender tried at least two values."""
+    """A figure for each folder, task and option of which some contender tried at least two values."""
     result = []
-    for task in sorted({entry.task for entry in entries}):
+    for group, task in sorted({(entry.group, entry.task) for entry in entries}):
+        there = [entry for entry in entries if (entry.group, entry.task) == (group, task)]
+        steps = _usual([entry.steps for entry in there])
         for option in OPTIONS:
-            steps = _usual([entry.steps for entry in entries if entry.task == task])
-            here = [e for e in entries if (e.task, e.steps) == (task, steps) and option in e.options]
+            here = [entry for entry in there if entry.steps == steps and option in entry.options]
             by_contender = {
                 name: _trials([entry for entry in here if entry.contender == name], option)
                 for name in sorted({entry.contender for entry in here})
@@ -45,11 +46,12 @@ def _usual(steps: list[int]) -> int:
 
 
 def _trials(entries: Iterable[Entry], option: str) -> list[Trial]:
-    """One trial per setting; one that has no finite score is left out."""
+    """One trial per setting; one that diverged on a seed, or has no finite score, is left out."""
     folders: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         folders[entry.folder].append(entry)
-    trials = [(runs[0].options[option], float(np.mean([run.validation for run in runs]))) for runs in folders.values()]
+    settled = [runs for runs in folders.values() if not any(run.diverged for run in runs)]
+    trials = [(runs[0].options[option], float(np.mean([run.validation for run in runs]))) for runs in settled]
     return [(_value(x), y) for x, y in trials if math.isfinite(y)]
 
 
@@ -62,11 +64,12 @@ def _value(x: Any) -> Any:
 def _figure(
     task: str, option: str, varied: dict[str, list[Trial]], used: list[Entry], looks: Looks, command: str
 ) -> Figure:
-    known = all_tasks().get(task)
-    sign = 1 if known is None or known.higher_is_better else -1
+    score = metric_of(task, used)
+    sign = 1 if score is None or score.higher_is_better else -1
     values = sorted({x for trials in varied.values() for x, _ in trials}, key=_order)
     grid = len(values) <= BINS
-    name = slug("sensitivity", option.replace("_", "-"), task)
+    where = folder_name(used[0].group)
+    name = slug("sensitivity", option.replace("_", "-"), where, task)
     alt = []
     with drawing(name):
         figure, axes = canvas(len(varied))
@@ -86,19 +89,19 @@ def _figure(
         elif all(x > 0 for trials in varied.values() for x, _ in _finite(trials)):
             log_scale(axes)
         better = "higher" if sign == 1 else "lower"
-        metric = "score" if known is None else known.metric_name
+        metric = "score" if score is None else score.name
         axes.set(xlabel=option, ylabel=f"validation {metric}")
         axes.margins(x=0.05)
         name_points(axes, ends)
         seeds = len({entry.seed for entry in used})
-        where = "at each value" if grid else f"in each of up to {BINS} groups of near values"
+        points_of = "at each value" if grid else f"in each of up to {BINS} groups of near values"
         caption = (
             f"Validation {metric} ({better} is better) at {used[0].steps} steps. A faint point is a setting, the mean "
             f"over its seeds ({seeds} seeds in all, n = {sum(map(len, varied.values()))} settings); the line is the "
-            f"best of them {where}, whatever the other options were. No band: settings are not a sample. One that "
+            f"best of them {points_of}, whatever the other options were. No band: settings are not a sample. One that "
             "diverged is left out."
         )
-        title = f"Sensitivity to {option}: {task}"
+        title = f"Sensitivity to {option}: {task}{where and f' ({where})'}"
         return finish(figure, name, title, caption, f"{title}, best score. {'; '.join(alt)}.", sources(used, command))
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from ..stats import Difference
 
 Floats = NDArray[np.float64]
 RESAMPLES = 2000
+Name = TypeVar("Name")
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -29,7 +30,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(x) for x in corrected]
 
 
-def corrected(differences: Mapping[str, Difference | None]) -> dict[str, float]:
+def corrected(differences: Mapping[Name, Difference | None]) -> dict[Name, float]:
     """:func:`holm` of differences by their names. One that could not be told, as a run was lost, counts as p = 1."""
     p_values = holm([1.0 if d is None or np.isnan(d.p) else d.p for d in differences.values()])
     return dict(zip(differences, p_values, strict=True))
@@ -65,9 +66,10 @@ def mean_ranks(tables: Sequence[Floats]) -> Floats:
 
 
 def _rounded(means: Floats) -> Floats:
-    """To six digits of the largest."""
-    largest = np.abs(means[np.isfinite(means)]).max(initial=0.0)
-    return np.round(means, 6 - math.ceil(math.log10(largest))) if largest > 0 else means
+    """To six digits each."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scale = 10.0 ** (5 - np.floor(np.log10(np.abs(means))))
+        return np.where(np.isfinite(means) & np.isfinite(scale), np.round(means * scale) / scale, means)
 
 
 def cost_to_target(curve: Sequence[tuple[int, float]], target: float, cost_per_step: float) -> float:

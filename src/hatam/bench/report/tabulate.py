@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ from ..stats import Difference, p_text
 from . import summary
 from .compared import Comparison, Contestant
 from .load import Entry
-from .parts import Sources, Table, slug, sources
+from .parts import Sources, Table, folder_name, slug, sources
 from .summary import Floats, resampled
 
 MEASURED = ("gradients/step", "time/step", "λ_max", "diverged")
@@ -20,16 +21,13 @@ PValues = dict[tuple[str, ...], float]
 
 def corrected(compared: Sequence[Comparison]) -> PValues:
     """Holm's p by comparison and label: the tests of a label over the tasks of one folder and budget are a family."""
-    families: dict[tuple[str, ...], dict[str, Difference | None]] = {}
+    families: dict[tuple[str, ...], dict[tuple[str, str], Difference | None]] = {}
     for comparison in compared:
         for c in comparison.contestants:
             if c is not comparison.baseline:
-                families.setdefault((*comparison.key, c.label), {})[comparison.task] = comparison.difference(c)
-    return {
-        (*key, task, label): p
-        for (*key, label), family in families.items()
-        for task, p in summary.corrected(family).items()
-    }
+                family = families.setdefault((*comparison.key, c.runs[0].label), {})  # also where it is told apart
+                family[comparison.task, c.label] = comparison.difference(c)
+    return {(*key, *test): p for (*key, _), family in families.items() for test, p in summary.corrected(family).items()}
 
 
 def results(comparison: Comparison, p_values: PValues, made_by: Sources) -> Table:
@@ -112,8 +110,8 @@ def _errors(comparison: Comparison, c: Contestant, base: Contestant, shifts: lis
     own, other = ({run.seed: run for run in each.runs} for each in (c, base))
     seeds = [seed for seed in sorted(own.keys() & other.keys()) if own[seed].shifts.keys() >= set(shifts)]
     seeds = [seed for seed in seeds if all(_same(own[seed], other[seed], name) for name in shifts)]
-    if not seeds:
-        return None
+    if not seeds or (comparison.sign == 1 and max((*c.scores.values(), *base.scores.values()), default=0.0) <= 1):
+        return None  # a share is no percentage
     offset = 100.0 if comparison.sign == 1 else 0.0
     table = np.array(
         [
@@ -135,11 +133,11 @@ def _ratios(tables: list[Floats]) -> Floats:
 
 
 def tuning(entries: Sequence[Entry], command: str) -> list[Table]:
-    """What tuning cost, a table per task; not what a study's stage "sensitivity" did after it."""
+    """What tuning cost, a table per folder and task; not what a study's stage "sensitivity" did after it."""
     result = []
     entries = [entry for entry in entries if entry.stage != "sensitivity"]
-    for task in sorted({entry.task for entry in entries}):
-        here = [entry for entry in entries if entry.task == task]
+    for group, task in sorted({(entry.group, entry.task) for entry in entries}):
+        here = [entry for entry in entries if (entry.group, entry.task) == (group, task)]
         rows = []
         for name in sorted({entry.contender for entry in here}):
             runs = [entry for entry in here if entry.contender == name]
@@ -149,7 +147,7 @@ def tuning(entries: Sequence[Entry], command: str) -> list[Table]:
             rows.append(
                 (
                     name,
-                    str(len({run.folder for run in runs})),
+                    str(len({json.dumps(run.options, sort_keys=True) for run in runs})),
                     str(len(runs)),
                     f"{sum(steps):,}",
                     f"{sum(gradients):,.0f}" if np.isfinite(gradients).all() else "–",
@@ -161,7 +159,9 @@ def tuning(entries: Sequence[Entry], command: str) -> list[Table]:
         caption = "Settings tried, and the whole cost of their runs. Gradients count whole batches; hours are steps "
         caption += "times the median time of a step, of the runs for which that was measured."
         made_by = sources(here, command)
-        result.append(Table(slug("tuning", task), f"Cost of tuning on {task}", columns, tuple(rows), caption, made_by))
+        where = folder_name(group)
+        title = f"Cost of tuning on {task}{where and f' ({where})'}"
+        result.append(Table(slug("tuning", where, task), title, columns, tuple(rows), caption, made_by))
     return result
 
 

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Annotated, cast
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from .. import archive, report
 from ..contenders import known
 from ..tasks import all_tasks
-from ..terminal import show
+from ..terminal import plain_console, show
 from . import coordinator
 from .coordinator import Coordinator
 from .local import LocalWorkers
@@ -32,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Tune, choose and judge all contenders by one protocol.\n\nExample: hatam study run --plan quick",
 )
-console = Console()
+console = plain_console()
 
 NAME = typer.Option(help="Of the study; its folder below --results. Default: the plan's.")
 RESULTS = typer.Option(help="Folder of all studies.")
@@ -80,7 +79,7 @@ def run(
     if retry_failed:
         queue.try_again()
     for timed in study.time():
-        console.print(f"step times: {timed}", highlight=False)
+        console.print(f"step times: {timed}")
     count = _count(jobs)
     finished = study.step()  # so that what is recorded already is known
     _predict(study, count)
@@ -163,7 +162,7 @@ def collect(
     """
     queue = Queue(storage or _queued(results / name), name)
     count = coordinator.collect(queue, results / name / "records")
-    console.print(f"{count} records are in {results / name / 'records'}", soft_wrap=True, highlight=False)
+    console.print(f"{count} records are in {results / name / 'records'}", soft_wrap=True)
 
 
 @app.command()
@@ -198,7 +197,7 @@ def table(
 
 def _pack(root: Path) -> None:
     if root.exists():
-        console.print(f"{archive.pack(root)} records are in the archives in {root}", soft_wrap=True, highlight=False)
+        console.print(f"{archive.pack(root)} records are in the archives in {root}", soft_wrap=True)
 
 
 def _there(folder: Path) -> Path:
@@ -236,7 +235,7 @@ def _predict(study: Coordinator, jobs: int) -> None:
 def _lead(study: Coordinator, workers: LocalWorkers) -> None:
     """Until the study is finished; progress is counted in seconds of work, as measured in the timing stage."""
     bars = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>5.1f}%"),
         TimeElapsedColumn(),
@@ -275,4 +274,4 @@ def _cost(study: Coordinator, contender: str, stage: str) -> float:
 
 def _say(lines: list[str]) -> None:
     for line in lines:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        console.print(line, soft_wrap=True)

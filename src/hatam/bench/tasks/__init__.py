@@ -138,6 +138,18 @@ def find(name: str) -> Task:
     return dataclasses.replace(task, name=name)
 
 
+def ready(name: str) -> Task:
+    """:func:`find`, of a task whose data are there.
+
+    Raises:
+        ValueError: they are not; the message says what to do.
+    """
+    task = find(name)
+    if missing := task.missing():
+        raise ValueError(f"the task {name!r} cannot run: {missing}")
+    return task
+
+
 def source(name: str) -> str:
     """A digest of the file in which a task of the user's own lies, so that a changed one is run again; else empty."""
     place, colon, _ = name.rpartition(":")

@@ -14,15 +14,15 @@ import matplotlib
 import torch
 import typer
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .. import records, report
 from ..contenders import known
+from ..terminal import plain_console
 from . import CHECKS
 from .check import Check, Job, Run
 
-console = Console()
+console = plain_console()
 
 
 def theory(
@@ -46,12 +46,12 @@ def theory(
         if not render:
             measure(one, seeds, path, jobs or os.cpu_count() or 1)
         record = read(path)
-        if not record["runs"]:
-            raise ValueError(f"there is no record {path}; run without --render")
+        if lacking := _missing(one.jobs(1), record["runs"]):
+            raise ValueError(f"{path} lacks {len(lacking)} runs that its table needs; run without --render")
         text = one.table(record["runs"])
         draw(one, record["runs"], (figures or results) / f"theory-{name}.svg")
         if update is None:
-            console.print(f"\n{one.title}\n", style="bold", highlight=False)
+            console.print(f"\n{one.title}\n", style="bold")
             print(text)
         else:
             report.fill_in(update, name, text)
@@ -65,17 +65,22 @@ def read(path: Path) -> dict[str, Any]:
 def measure(check: Check, seeds: int, path: Path, processes: int) -> None:
     """Do the runs that have no record yet; each is written as it ends."""
     wanted = check.jobs(seeds)
-    found: list[Run] = read(path)["runs"]
-    missing = [job for job in wanted if not any(job.items() <= run.items() for run in found)]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    record = read(path)
+    found: list[Run] = record["runs"]
+    missing = _missing(wanted, found)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task(check.name, total=len(missing))
         for run in done(check.name, missing, processes):
-            found.append(run)
+            found.append({**run, "environment": records.environment()})
             first = [run for job in wanted for run in found if job.items() <= run.items()]
             runs = first + [run for run in found if run not in first]  # of more seeds than are wanted now
-            records.write(path, {"check": check.name, "environment": records.environment(), "runs": runs})
+            records.write(path, {**record, "check": check.name, "runs": runs})
             progress.advance(bar)
+
+
+def _missing(jobs: list[Job], runs: list[Run]) -> list[Job]:
+    return [job for job in jobs if not any(job.items() <= run.items() for run in runs)]
 
 
 def done(name: str, missing: list[Job], processes: int) -> Iterator[Run]:
