@@ -28,11 +28,15 @@ def a_step_waits_for_nothing(device: str, kind: str) -> None:
 
 
 def a_graph_replays_eager_steps(device: str, kind: str) -> None:
-    """Bit for bit, with lr that changes."""
+    """Bit for bit, with lr that changes, of two groups of as many tensors."""
     params, others = parameters(device, torch.float32), parameters(device, torch.float32)
     lr, other_lr = torch.tensor(LR, device=device), torch.tensor(LR, device=device)
-    optimizer = HATAM(params, lr, fused=True, capturable=True, **KINDS[kind])
-    plain = HATAM(others, other_lr, fused=True, capturable=True, **KINDS[kind])
+    half = len(params) // 2
+    params, others = params[: 2 * half], others[: 2 * half]
+    optimizer, plain = (
+        HATAM([{"params": ps[:half]}, {"params": ps[half:]}], rate, fused=True, capturable=True, **KINDS[kind])
+        for ps, rate in ((params, lr), (others, other_lr))
+    )
     rows = gradients(params, 9)
     for p, q in zip(params, others, strict=True):
         p.grad, q.grad = torch.zeros_like(p), torch.zeros_like(q)

@@ -63,6 +63,7 @@ LAYOUTS: dict[str, tuple[Callable[[], Pair], int]] = {
     ),
     "gradient-of-a-sum": (lambda: ([normal(5, 4)], [torch.ones(()).expand(5, 4)]), 1),
     "negated-by-a-bit": (lambda: ([normal(50)], [torch._neg_view(normal(50, seed=1))]), 1),
+    "negated-parameter": (lambda: ([torch._neg_view(normal(50))], [normal(50, seed=1)]), 0),
     "zero-by-a-key": (lambda: ([normal(50)], [torch._efficientzerotensor(50)]), 1),
     "unaligned": (lambda: ([unaligned(normal(1030))], [unaligned(normal(1030, seed=1), 3)]), 1),
     "complex": (lambda: ([normal(9, 4, dtype=torch.complex64)], [normal(9, 4, dtype=torch.complex64, seed=1)]), 1),
@@ -225,7 +226,11 @@ def test_sparse_gradients_are_refused_before_anything_moves() -> None:
 @pytest.mark.parametrize("maximize", [False, True], ids=["minimize", "maximize"])
 @pytest.mark.parametrize("scale", [None, 8.0], ids=["unscaled", "loss-scale"])
 @pytest.mark.parametrize(
-    "name", ["transposed-gradient", "transposed-parameter", "complex", "strided-slices", "negated-by-a-bit"]
+    "name",
+    [
+        *("transposed-gradient", "transposed-parameter", "complex", "strided-slices", "negated-by-a-bit"),
+        "negated-parameter",
+    ],
 )
 def test_gamma_0_in_any_layout(name: str, scale: float | None, maximize: bool) -> None:
     """torch's fused AdamW walks raw memory whatever lies there; what it would get wrong it is not given."""
@@ -240,6 +245,22 @@ def test_gamma_0_in_any_layout(name: str, scale: float | None, maximize: bool) -
                 p.grad = g * scale if scale is not None and fused else clone(g)
             optimizer.step()
         results.append([torch.view_as_real(p.detach()) if p.is_complex() else p.detach() for p in params])
+    assert all(relative_error(x, y) <= 2e-6 for x, y in zip(*results, strict=True))
+
+
+def test_strides_that_change_at_one_address() -> None:
+    """Of a parameter beside one that has never been contiguous; its moments stay as they lie."""
+    results = []
+    for fused in (True, False):
+        params = [normal(4, 3, 5, 5).to(memory_format=torch.channels_last), normal(4, 4)]
+        optimizer = HATAM([p.requires_grad_() for p in params], 0.01, fused=fused)
+        for i in range(5):
+            if i == 2:
+                params[1].data = params[1].data.t()
+            for p in params:
+                p.grad = normal(*p.shape, seed=i)
+            optimizer.step()
+        results.append([p.detach() for p in params])
     assert all(relative_error(x, y) <= 2e-6 for x, y in zip(*results, strict=True))
 
 

@@ -72,6 +72,19 @@ def test_a_capture_without_a_step_before_it_is_refused(monkeypatch: Any) -> None
         gpu.tables(b"", 3, torch.device("cuda", 0))
 
 
+def test_parts_of_a_group_have_spares_of_their_own(monkeypatch: Any) -> None:
+    """However many tensors they have, and no more than some are kept."""
+    monkeypatch.setattr(gpu, "_spares", {})
+    cpu = torch.device("cpu")
+    for address in (0, 1, 0):
+        for gradient in (2, 3):
+            gpu.spare_for(bytes([address] * 8 + [gradient] * 8), 1, cpu)
+    assert gpu._spares.keys() == {bytes([0] * 8), bytes([1] * 8)}
+    for address in range(gpu.SPARES + 5):
+        gpu.spare_for(address.to_bytes(8, "little"), 1, cpu)
+    assert len(gpu._spares) == gpu.SPARES
+
+
 def test_none_takes_every_kernel() -> None:
     """Unless something else was asked for; captured steps belong to the GPU's."""
     group = HATAM([torch.zeros(1)], 0.01).param_groups[0]

@@ -286,3 +286,63 @@ def test_a_gradient_of_0_is_no_measure_of_sharpness(dtype: torch.dtype, eps: flo
     w = param.detach().clone()
     with optimizer.straightened():
         assert torch.equal(param, w)
+
+
+def test_a_complex_parameter_beside_a_narrow_one() -> None:
+    """γ = 0 with state of another dtype, where torch's own AdamW cannot serve."""
+    results = []
+    for state_dtype in (None, torch.float32):
+        c, b = torch.nn.Parameter(normal_complex()), torch.nn.Parameter(torch.ones(3).bfloat16())
+        optimizer = HATAM([c, b], 0.1, gamma=0, state_dtype=state_dtype)
+        for _ in range(5):
+            c.grad, b.grad = normal_complex(), torch.ones(3).bfloat16()
+            optimizer.step()
+        results.append(torch.view_as_real(c.detach()))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("options", [{"foreach": False}, {"foreach": True}, {"fused": True}], ids=str)
+def test_a_gradient_that_is_conjugated_by_a_bit(options: dict[str, Any]) -> None:
+    """As autograd gives it."""
+    results = []
+    for grad in (normal_complex().conj(), normal_complex().conj().resolve_conj()):
+        c = torch.nn.Parameter(normal_complex())
+        optimizer = HATAM([c], 0.1, **options)
+        for _ in range(3):
+            c.grad = grad
+            optimizer.step()
+        results.append(torch.view_as_real(c.detach()))
+    assert torch.equal(*results)
+
+
+def normal_complex() -> torch.Tensor:
+    return torch.complex(torch.randn(4, generator=generator()), torch.randn(4, generator=generator(1)))
+
+
+@pytest.mark.parametrize("bad", [0, 3])
+@pytest.mark.parametrize("options", [{"foreach": False}, {"foreach": True}, {"fused": True}], ids=str)
+def test_without_a_cap_a_square_beyond_the_range_harms_nobody(options: dict[str, Any], bad: int) -> None:
+    """h is infinite there, and nothing moves, as in AdamW."""
+    rng = generator()
+    p = torch.nn.Parameter(torch.randn(4, generator=rng))
+    optimizer = HATAM([p], 0.01, modulator_cap=math.inf, **options)
+    for i in range(6):
+        p.grad = torch.randn(4, generator=rng)
+        if i == bad:
+            p.grad[0] = 1e21
+        optimizer.step()
+        assert p.isfinite().all()
+        assert p.abs().max() < 10
+
+
+def test_a_tensor_that_begins_at_0_has_a_derivative() -> None:
+    """Of the scale of its displacement there is none before the first gradient."""
+    start = torch.zeros(3, requires_grad=True)
+    w = start.clone()
+    optimizer = HATAM([w], 0.1, differentiable=True)
+    for i in range(3):
+        w.grad = torch.ones(3) * (i > 0)
+        optimizer.step()
+    w.sum().backward()
+    assert start.grad is not None
+    assert start.grad.isfinite().all()

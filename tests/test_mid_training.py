@@ -76,3 +76,54 @@ def test_lr_may_become_a_tensor_of_another_shape() -> None:
     optimizer.param_groups[0]["lr"] = torch.tensor([0.02])
     feed(optimizer, params, gradients(params, 1))
     assert optimizer.param_groups[0]["lr_peak"] == torch.tensor(0.02)
+
+
+@pytest.mark.parametrize("path", [{"foreach": True}, {"fused": True}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [{"lr": torch.tensor(0.01, dtype=torch.float64)}],
+        [{"modulator": "uniform"}, {"modulator": "relative"}],
+        [{"form": "raw"}, {"modulator": "uniform"}, {"modulator": "relative"}],
+    ],
+    ids=str,
+)
+def test_paths_agree_on_what_is_changed(changes: list[dict[str, Any]], path: dict[str, Any]) -> None:
+    """With the gradients growing, as a mean that is not kept up would show then."""
+    params = parameters(dtype=torch.float64)
+    others = twins(params)
+    optimizers = HATAM(params, 0.01, foreach=False, fused=False), HATAM(others, 0.01, **path)
+    for i, change in enumerate([{}, *changes]):
+        for optimizer in optimizers:
+            optimizer.param_groups[0].update(change)
+        for grads in gradients(params, 4):
+            for optimizer, own in zip(optimizers, (params, others), strict=True):
+                feed(optimizer, own, [[g * 10**i for g in grads]])
+    for ours, theirs in zip(params, others, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_after_the_uniform_modulator_no_mean_is_known() -> None:
+    """So z is w as it stands, however long a relative one was before."""
+    params = parameters()
+    optimizer = HATAM(params, 0.01)
+    for modulator in ("relative", "uniform", "relative"):
+        optimizer.param_groups[0]["modulator"] = modulator
+        before = [p.detach().clone() for p in params]
+        if optimizer.state and modulator == "relative":
+            with optimizer.straightened():
+                assert equal(params, before)
+        feed(optimizer, params, gradients(params, 3))
+
+
+def test_an_lr_of_a_whole_number_has_a_peak_that_is_none() -> None:
+    w = torch.nn.Parameter(torch.ones(3))
+    optimizer = HATAM([w], torch.tensor(0), betas=(0.9, 0.95))
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.01)
+    feed(optimizer, [w], gradients([w], 2))
+    assert float(optimizer.param_groups[0]["lr_peak"]) == pytest.approx(0.01)
+    optimizer.param_groups[0]["lr"] = torch.tensor([0.01, 0.02])
+    with pytest.raises(ValueError, match="lr as a tensor must have one element"):
+        optimizer.step()
+    with pytest.raises(TypeError, match="a parameter group must be a dict"):
+        optimizer.add_param_group([w])

@@ -363,6 +363,18 @@ def test_what_others_keep_in_the_state_changes_nothing() -> None:
     assert all(optimizer.state[p].keys() == {"note", "step", "exp_avg", "exp_avg_sq"} for p in params)
 
 
+def test_what_others_keep_in_the_state_does_not_hinder_straightening() -> None:
+    params = parameters()
+    optimizer = HATAM(params, 0.01)
+    for p in params:
+        optimizer.state[p]["note"] = "mine"
+    feed(optimizer, params, gradients(params, 3))
+    before = twins(params)
+    with optimizer.straightened():
+        assert not equal(params, before)
+    assert equal(params, before)
+
+
 def test_a_checkpoint_from_inside_straightened_is_whole() -> None:
     """Parameters z with radius 0: a run resumed from it goes on from the same z."""
     params = parameters(dtype=torch.float64)

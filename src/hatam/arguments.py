@@ -231,6 +231,8 @@ def check_step(groups: list[dict[str, Any]]) -> None:
         gamma = group["gamma"]
         if type(gamma) is not float or not 0.0 <= gamma < math.inf:  # which costs nothing where it is right
             check_gamma(gamma)
+        if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
+            check_lr(group["lr"])
         for j, p in enumerate(group["params"]):
             if p.grad is not None and p.grad.is_sparse:
                 raise RuntimeError(

@@ -132,7 +132,7 @@ def decoupled_(params: Tensors, grads: Tensors, states: list[State], o: Options)
     descend_(params, ms, hs, steps, o)
 
     # w = z − d_t, d_t = ρ_t S_t e_t / h_t
-    if isinstance(steps[0], Tensor):
+    if isinstance(steps[0], Tensor) or isinstance(o.lr, Tensor):  # which the descent has overwritten h for
         del hs
         hs = denominators(vs, steps, o)
     over = spreads(states, hs, o)

@@ -60,7 +60,6 @@ def scalar(value: float, param: Tensor, device: torch.device | None = None) -> T
 def prepare_decoupled(states: list[State], params: list[Tensor], o: Options) -> None:
     """e only where it is not m; no displacement and, as mean(h_0) does not exist, an infinite mean: S_1 = 0."""
     own = o.beta_c != o.beta1 or any("exp_avg_grad" in state for state in states)
-    means = ("denom_mean", "displacement_mean") if o.modulator.needs_mean else ()
     scaled = o.scaled or any("displacement_scale" in state for state in states)
     for state, param in zip(states, params, strict=True):
         if own and "exp_avg_grad" not in state:
@@ -69,8 +68,10 @@ def prepare_decoupled(states: list[State], params: list[Tensor], o: Options) -> 
             state["displacement_radius"] = scalar(0.0, param, state["step"].device)
         if scaled and "displacement_scale" not in state:
             state["displacement_scale"] = scalar(0.0, param)
-        for key in means:
-            if key not in state:
+        for key in ("denom_mean", "displacement_mean"):
+            if not o.modulator.needs_mean:
+                state.pop(key, None)  # which nothing keeps up
+            elif key not in state:
                 state[key] = scalar(math.inf, param)
 
 
@@ -84,7 +85,9 @@ def prepare_corrected(states: list[State], params: list[Tensor], o: Options) -> 
             state["displacement_radius"].zero_()
         if "exp_avg_grad" not in state:
             state["exp_avg_grad"] = storage.copied(state["exp_avg"])
-        if o.modulator.needs_mean and "denom_mean" not in state:
+        if not o.modulator.needs_mean:
+            state.pop("denom_mean", None)  # which nothing keeps up
+        elif "denom_mean" not in state:
             v = storage.widened(real(sharded.local(state["exp_avg_sq"])), storage.arithmetic(param.dtype.to_real()))
             h = update.denominator(v, state["step"], o)
             whole = (

@@ -169,6 +169,8 @@ class HATAM(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group in mid-training; its options are checked first, so a refused group leaves nothing behind."""
+        if not isinstance(param_group, dict):
+            raise TypeError(f"a parameter group must be a dict with 'params', not {type(param_group).__name__}")
         arguments.check({**self.defaults, **param_group})
         arguments.check_radius_cap({**self.defaults, **param_group})
         arguments.check_amsgrad(param_group.get("amsgrad", False))

@@ -14,6 +14,7 @@ from .radii import GROWTH, RADII, Start, needs_norm, needs_scale, pace, radius
 from .update import Options, Scalar
 
 DEFAULT_GAMMA = 1.0  # of the forms without a radius
+MOST = 1e10  # times the mean of h: a displacement in a coordinate that looks sharper still
 
 
 def resolve(
@@ -37,7 +38,7 @@ def resolve(
         gamma=group["gamma"],
         beta_c=memory(group),
         modulator=MODULATORS[group["modulator"]],
-        cap=form.cap if group["modulator_cap"] is None else group["modulator_cap"],
+        cap=cap(group),
         radius=0.0 if form.radius is None else radius(group, lr, lr_peak, start),
         scaled=form.radius is not None and needs_scale(group),
         grad_factor=(-1 if group["maximize"] else 1) / (1 if grad_scale is None else grad_scale),
@@ -51,6 +52,13 @@ def resolve(
         ramp=beta2 if is_norm else 0.0,
         pace=pace(group, lr_peak, start) if is_norm else math.inf,
     )
+
+
+def cap(group: Mapping[str, Any]) -> float:
+    """The modulator's, with the default of the form filled in; of a displacement never none, as ∞ / ∞ is no number."""
+    form = FORMS[group["form"]]
+    given = float(form.cap if group["modulator_cap"] is None else group["modulator_cap"])
+    return given if form.radius is None else min(given, MOST)
 
 
 def zero_dim(x: Scalar) -> Scalar:

@@ -50,13 +50,19 @@ def peak_of_kind(group: dict[str, Any]) -> Scalar:
     """``lr_peak`` as a tensor where lr is one, so that torch.compile sees no constant that changes."""
     lr, peak = group["lr"], group["lr_peak"]
     if isinstance(lr, Tensor):
-        return peak if isinstance(peak, Tensor) else torch.full_like(lr, peak, requires_grad=False)
+        dtype = lr.dtype if lr.is_floating_point() else torch.float32
+        return peak if isinstance(peak, Tensor) else torch.full_like(lr, peak, dtype=dtype, requires_grad=False)
     return peak if isinstance(peak, Tensor) and not peak.is_cpu else float(peak)  # without waiting for a device
 
 
 def real_state(state: State) -> State:
-    """A state with its complex tensors as pairs of real numbers."""
-    return {key: real(x) for key, x in state.items()}
+    """A state with its complex tensors as pairs of real numbers; what others keep in it is left as it is."""
+    return {key: real(x) if isinstance(x, Tensor) else x for key, x in state.items()}
+
+
+def real_grads(grads: list[Tensor]) -> list[Tensor]:
+    """The same of gradients, which autograd may conjugate by a bit alone."""
+    return [real(g.resolve_conj()) for g in grads]
 
 
 def run_adamw(
@@ -74,7 +80,7 @@ def run_adamw(
     if narrows(params, grads, states, o):
         if skipped(o):
             return
-        params, grads, states = [real(p) for p in params], scaled(grads, o), [real_state(s) for s in states]
+        params, grads, states = [real(p) for p in params], scaled(real_grads(grads), o), [*map(real_state, states)]
         for param, grad, one, number in zip(params, grads, states, numbers, strict=True):
             narrow.step(update.ADAMW, param, grad, one, o, number)
         return
@@ -133,7 +139,7 @@ def run_form(
 ) -> None:
     """Run the group's form: in a fused kernel what it takes, the rest on another path."""
     if any(map(torch.is_complex, params)):
-        params, grads = [real(p) for p in params], [real(g) for g in grads]
+        params, grads = [real(p) for p in params], real_grads(grads)
         state = {key: [real(x) for x in column] for key, column in state.items()}
     devices = fused.chosen(group)
     if devices:

@@ -173,11 +173,18 @@ def next_scale(z2: Tensor, u2: Tensor, last: Tensor, o: Options) -> Tensor:
     It is one step old when it is used, and a u that swings from step to step would be displaced furthest when it is
     largest. So it may shrink at once, and grow only slowly.
     """
-    new = (z2 / u2.clamp(min=least_span(o))).sqrt()
+    new = root(z2 / u2.clamp(min=least_span(o)))
     good = (u2 < math.inf) & (new < math.inf)
     if o.growth < math.inf:
         new = torch.where(last > 0, torch.minimum(new, o.growth * last), new)
     return torch.where(u2 == 0, 0.0, torch.where(good, new, last))
+
+
+def root(x: Tensor) -> Tensor:
+    """√x; its derivative at 0 is 0 where autograd asks, for a NaN would come through the choice that follows."""
+    if not torch.is_grad_enabled():
+        return x.sqrt()
+    return torch.where(x == 0, 0.0, torch.where(x == 0, 1.0, x).sqrt())
 
 
 def set_radius_(state: State, o: Options) -> None:

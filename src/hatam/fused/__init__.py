@@ -98,7 +98,7 @@ def step(
 
     columns = {"param": params, **state}
     at, last = located(columns), memory.get(numbers[0])
-    tensors = (kinds(params), kinds(grads), all(map(Tensor.is_contiguous, params)))
+    tensors = (kinds(params), kinds(grads), all(map(Tensor.is_contiguous, params)) or [*map(Tensor.stride, params)])
     asked = (devices, o.form, o.scaled, o.modulator, o.eps, o.round_param, o.round_state, *tensors)
     if last is None or not last.holds(asked, columns, at):
         divided = divide({"param": params, "grad": grads, **state}, takes)

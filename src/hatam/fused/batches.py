@@ -100,7 +100,12 @@ def alike(dtypes: dict[str, torch.dtype]) -> bool:
 
 
 def dense(param: Tensor, moments: Iterable[Tensor]) -> bool:
-    """Whether parameter and state lie in memory alike and without holes, so that they can be walked as one line."""
+    """Whether parameter and state lie in memory alike and without holes, so that they can be walked as one line.
+
+    Not where a bit negates what is there.
+    """
+    if param.is_neg():
+        return False
     if param.is_contiguous():
         return all(x.is_contiguous() for x in moments)
     stride = param.stride()
@@ -109,7 +114,8 @@ def dense(param: Tensor, moments: Iterable[Tensor]) -> bool:
 
 def all_dense(places: list[int], params: list[Tensor], moments: list[list[Tensor]]) -> list[int]:
     """The places where that is so."""
-    if all(all(map(Tensor.is_contiguous, column)) for column in (params, *moments)):
+    plain = all(all(map(Tensor.is_contiguous, column)) for column in (params, *moments))
+    if plain and not any(map(Tensor.is_neg, params)):
         return places
     return [i for i in places if dense(params[i], [column[i] for column in moments])]
 

@@ -117,8 +117,7 @@ def tables(listing: bytes, tensors: int, device: torch.device) -> Tables:
         return cached(listing, tensors, device, 0)
     if torch.cuda.is_current_stream_capturing():
         return captured(listing, tensors, device)
-    if tensors not in _spares:
-        _spares[tensors] = blank(tensors, device)
+    spare_for(listing, tensors, device)
     return cached(listing, tensors, device, torch.cuda.current_stream(device).cuda_stream)
 
 
@@ -128,17 +127,32 @@ def cached(listing: bytes, tensors: int, device: torch.device, stream: int) -> T
     return build(listing, blank(tensors, device), device)
 
 
-_spares: dict[int, Tensor] = {}  # pinned memory for the tables of a capture, in which none may be allocated
+_spares: dict[bytes, Tensor] = {}  # pinned memory for the tables of a capture, in which none may be allocated
 _in_graphs: list[Tables] = []
+SPARES = 256  # parts of groups; the last that had a step
+
+
+def whose(listing: bytes, tensors: int) -> bytes:
+    """The addresses of the parameters, which stay while those of gradients come and go."""
+    return listing[: 8 * tensors]
+
+
+def spare_for(listing: bytes, tensors: int, device: torch.device) -> None:
+    """Set memory aside for a capture of a step of these parameters."""
+    key = whose(listing, tensors)
+    if key not in _spares:
+        _spares[key] = blank(tensors, device)
+    if len(_spares) > SPARES:
+        del _spares[next(iter(_spares))]
 
 
 def captured(listing: bytes, tensors: int, device: torch.device) -> Tables:
     """Tables of their own for a CUDA graph, which copies them anew at every replay."""
-    spare = _spares.pop(tensors, None)
+    spare = _spares.pop(whose(listing, tensors), None)
     if spare is None:
         raise RuntimeError(
-            f"step() was captured in a CUDA graph with {tensors} tensors on one code path, but no eager step of as "
-            "many came since the last capture; take one before the capture, as torch's notes on CUDA graphs show"
+            f"step() was captured in a CUDA graph with {tensors} tensors on one code path, but no eager step of these "
+            "came since the last capture; take one before the capture, as torch's notes on CUDA graphs show"
         )
     _in_graphs.append(build(listing, spare, device))
     return _in_graphs[-1]
