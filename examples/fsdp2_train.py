@@ -127,7 +127,7 @@ def main() -> None:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     make = {"hatam": HATAM, "adamw": torch.optim.AdamW}[args.optimizer]
-    optimizer = make(param_groups(model, weight_decay=0.1), lr=3e-3, betas=(0.9, 0.99))
+    optimizer = make(param_groups(model, weight_decay=0.1), lr=3e-3, betas=(0.9, 0.95))
 
     training = Training(model, optimizer, args.folder)
     first = training.resume()

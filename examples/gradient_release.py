@@ -8,6 +8,7 @@ at once, and are not possible so.
 Needs, in a clone: pip install . scikit-learn. Run it with: python examples/gradient_release.py
 """
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -42,7 +43,13 @@ def main() -> None:
     x, y = (torch.as_tensor(a) for a in load_digits(return_X_y=True))
     x = x.float() / 16
     released, ordinary = network(), network()
-    options: dict[str, Any] = {"lr": 3e-3, "weight_decay": 0.1, "radius": "relative", "gamma": 0.05}
+    options: dict[str, Any] = {
+        "lr": 3e-3,
+        "betas": (0.9, 0.95),
+        "weight_decay": 0.1,
+        "radius": "relative",
+        "gamma": 0.05,
+    }
     optimizers = release(released, **options)
     optimizer = HATAM(ordinary.parameters(), **options)
     schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, STEPS) for o in (*optimizers.values(), optimizer)]
@@ -56,7 +63,9 @@ def main() -> None:
             schedule.step()
     assert all(p.grad is None for p in released.parameters())
     same = all(map(torch.equal, released.parameters(), ordinary.parameters()))
-    with torch.no_grad():
+    with torch.no_grad(), ExitStack() as straightened:
+        for one in optimizers.values():
+            straightened.enter_context(one.straightened())
         accuracy = float((released(x[1200:]).argmax(1) == y[1200:]).float().mean())
     print(f"the same as with one optimizer: {same}")
     print(f"accuracy: {accuracy:.3f}")

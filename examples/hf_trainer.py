@@ -5,6 +5,7 @@ Needs, in a clone: pip install . 'transformers[torch]'. Run it with: python exam
 
 import math
 import tempfile
+from contextlib import nullcontext
 from pydoc_data.topics import topics
 
 import torch
@@ -29,18 +30,30 @@ class Windows(torch.utils.data.Dataset):
 
 
 class StraightenedTrainer(Trainer):
-    """Evaluates at the point that AdamW would hold.
+    """Evaluates, predicts and saves at the point that AdamW would hold, and goes on from there where it loads the best.
 
-    Checkpoints hold the displaced weights, as resuming needs: to publish a model, save it inside
-    ``optimizer.straightened()``.
+    A checkpoint is whole: its optimizer knows that these weights are not displaced, and training resumes from them.
     """
 
-    def evaluate(self, *args, **kwargs):
+    def straightened(self):
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
-        if optimizer is None:  # before training
-            return super().evaluate(*args, **kwargs)
-        with optimizer.straightened():
-            return super().evaluate(*args, **kwargs)
+        return optimizer.straightened() if isinstance(optimizer, HATAM) else nullcontext()  # None before training
+
+    def evaluation_loop(self, *args, **kwargs):  # of evaluate() and predict()
+        with self.straightened():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def save_model(self, *args, **kwargs):
+        with self.straightened():
+            super().save_model(*args, **kwargs)
+
+    def _save_checkpoint(self, *args, **kwargs):  # model and optimizer together
+        with self.straightened():
+            super()._save_checkpoint(*args, **kwargs)
+
+    def _load_best_model(self):  # load_best_model_at_end
+        super()._load_best_model()
+        getattr(self.optimizer, "optimizer", self.optimizer).weights_replaced()
 
 
 def main() -> None:
@@ -71,7 +84,7 @@ def main() -> None:
             ),
             train_dataset=Windows(text[:200_000]),
             eval_dataset=Windows(text[200_000:208_000]),
-            optimizer_cls_and_kwargs=(HATAM, {"lr": 3e-3, "betas": (0.9, 0.99)}),  # learning_rate would not count
+            optimizer_cls_and_kwargs=(HATAM, {"lr": 3e-3, "betas": (0.9, 0.95)}),  # learning_rate would not count
         )
         before = trainer.evaluate()["eval_loss"]
         trainer.train()

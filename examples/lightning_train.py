@@ -16,7 +16,10 @@ from hatam import HATAM
 
 
 class Digits(lightning.LightningModule):
-    """A classifier whose optimizer is HATAM; the two validation hooks are all that is new."""
+    """A classifier whose optimizer is HATAM; the hooks are all that is new.
+
+    Beside a ModelCheckpoint, give that ``save_on_train_epoch_end=False``: it then saves inside the validation's block.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,7 +27,7 @@ class Digits(lightning.LightningModule):
         self.straightened = ExitStack()
 
     def configure_optimizers(self):
-        optimizer = HATAM(self.parameters(), lr=3e-3, weight_decay=0.1)
+        optimizer = HATAM(self.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -40,6 +43,13 @@ class Digits(lightning.LightningModule):
 
     def on_validation_end(self) -> None:
         self.straightened.close()
+
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_validation_end
+
+    def on_load_checkpoint(self, checkpoint) -> None:
+        for optimizer in self.trainer.optimizers:  # of a training before, as where the best is loaded to test it
+            optimizer.weights_replaced()
 
 
 def main() -> None:

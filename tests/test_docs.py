@@ -134,5 +134,5 @@ def test_the_snippets_of_the_migration_page_run(
     names: dict[str, object] = {}
     for snippet in snippets:
         exec(snippet, names)
-    assert len(snippets) == 6
+    assert len(snippets) == 7
     assert "3.weight (1, 16)" in capsys.readouterr().out

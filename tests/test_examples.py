@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -96,6 +97,80 @@ def test_hf_trainer_resumes(tmp_path: Path) -> None:
             trainer.train(resume_from_checkpoint=resume)
             ends.append([bits(p) for p in model.parameters()] + state_bits(trainer.optimizer))
     assert ends[0] == ends[1]
+
+
+def test_hf_trainer_finds_its_best_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was evaluated is what is saved, loaded and evaluated at the end, where lr never falls."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers import TrainingArguments
+
+        trainer_class = importlib.import_module("hf_trainer").StraightenedTrainer
+        rng = torch.Generator().manual_seed(0)
+        data = [{"x": torch.randn(8, generator=rng), "labels": torch.randn(1, generator=rng)} for _ in range(64)]
+        torch.manual_seed(1)
+        arguments = TrainingArguments(
+            str(tmp_path),
+            per_device_train_batch_size=4,
+            max_steps=30,
+            lr_scheduler_type="constant",
+            eval_strategy="steps",
+            eval_steps=5,
+            save_steps=5,
+            load_best_model_at_end=True,
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+            logging_strategy="no",
+        )
+        kinds = (HATAM, {"lr": 0.05, "betas": (0.9, 0.95), "gamma": 2.0})
+        trainer = trainer_class(
+            Net(), arguments, train_dataset=data[:32], eval_dataset=data[32:], optimizer_cls_and_kwargs=kinds
+        )
+        trainer.train()
+        best = trainer.state.best_metric
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(best, rel=1e-6)
+        assert trainer.predict(data[32:]).metrics["test_loss"] == pytest.approx(best, rel=1e-6)
+        before = trainer.state.log_history
+        assert len({entry["eval_loss"] for entry in before if "eval_loss" in entry}) > 3
+
+
+def test_lightning_finds_its_best_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the example's hooks, in the trainer that trained and in a new one."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import lightning
+        from lightning.pytorch.callbacks import ModelCheckpoint
+
+        module = importlib.import_module("lightning_train")
+
+        class Digits(module.Digits):  # type: ignore[name-defined,misc]
+            def configure_optimizers(self):
+                return HATAM(self.parameters(), lr=3e-3, betas=(0.9, 0.95), gamma=3.0)
+
+            def validation_step(self, batch, index):
+                self.log("loss", nn.functional.cross_entropy(self.model(batch[0]), batch[1]))
+
+            test_step = validation_step
+
+        lightning.seed_everything(0, verbose=False)
+        rng = torch.Generator().manual_seed(0)
+        x = torch.randn(160, 64, generator=rng)
+        data = torch.utils.data.TensorDataset(x, x[:, :10].argmax(1))
+        train, validation = (torch.utils.data.Subset(data, part) for part in (range(96), range(96, 160)))
+        loaders = [torch.utils.data.DataLoader(each, batch_size=32) for each in (train, validation)]
+        quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        kept = ModelCheckpoint(tmp_path, monitor="loss", save_on_train_epoch_end=False)
+        trainer = lightning.Trainer(max_epochs=6, accelerator="cpu", callbacks=[kept], **quiet)
+        model = Digits()
+        trainer.fit(model, *loaders)
+        best = float(kept.best_model_score)
+        for one in (trainer, lightning.Trainer(accelerator="cpu", **quiet)):
+            for look in (one.validate, one.test):
+                found = look(model, loaders[1], ckpt_path=kept.best_model_path, verbose=False)[0]["loss"]
+                assert found == pytest.approx(best, rel=1e-5)
 
 
 @pytest.mark.compatible("PyTorch Lightning", "refuses to clip where fused=True unscales by itself")

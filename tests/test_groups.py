@@ -51,10 +51,34 @@ def test_biases_of_other_names(module: nn.Module, inside: bool) -> None:
 
 def test_types_and_names_are_the_users() -> None:
     decayed, spared = hatam.param_groups(Net(), types=[nn.Linear], names=["scale", "norms.1.*"])
-    assert names(spared) == ["scale", "norms.1.weight", "body.weight", "body.bias"]
-    assert "tokens.weight" in names(decayed)
+    assert names(spared) == ["scale", "tokens.weight", "norms.1.weight", "body.weight", "body.bias"]  # the head's
+    assert "norms.0.weight" in names(decayed)
     (everything,) = hatam.param_groups(Net(), types=[], names=[])
     assert len(everything["params"]) == len([p for p in Net().parameters() if p.requires_grad])
+
+
+class TheirRMSNorm(nn.Module):
+    """A norm that is none of torch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+
+def test_norms_of_others_are_known_by_their_names_unless_types_are_given() -> None:
+    model = nn.Sequential(TheirRMSNorm(), nn.Linear(4, 4))
+    decayed, spared = hatam.param_groups(model)
+    assert (names(decayed), names(spared)) == (["1.weight"], ["0.weight", "1.bias"])
+    assert names(hatam.param_groups(model, types=[nn.LayerNorm])[0]) == ["0.weight", "1.weight"]
+
+
+def test_a_shared_embedding_is_spared_whoever_comes_first() -> None:
+    model = nn.Sequential(nn.Linear(4, 7, bias=False), nn.Embedding(7, 4))
+    model[0].weight = model[1].weight
+    (spared,) = hatam.param_groups(model)
+    assert (names(spared), spared["weight_decay"]) == (["0.weight"], 0.0)
+    with pytest.raises(ValueError, match=r"weight_decay=-1.0 is out of range"):
+        hatam.param_groups(model, -1.0)
 
 
 @pytest.mark.parametrize("bad", ["norm.*", "norms"])

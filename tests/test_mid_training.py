@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import equal, feed, gradients, parameters, twins
@@ -127,3 +128,59 @@ def test_an_lr_of_a_whole_number_has_a_peak_that_is_none() -> None:
         optimizer.step()
     with pytest.raises(TypeError, match="a parameter group must be a dict"):
         optimizer.add_param_group([w])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"radius_cap": -1.0}, "radius_cap=-1.0 is out of range"),
+        ({"modulator_cap": 0.0}, "modulator_cap=0.0 is out of range"),
+        ({"fade": 0.0}, "fade=0.0 is out of range"),
+        ({"betas": (1.0, 0.9)}, r"betas\[0\]=1.0 is out of range"),
+        ({"betas": 0.9}, "betas must be a pair"),
+        ({"lr": -0.1}, "lr=-0.1 is out of range"),
+        ({"radius": "relativ"}, "radius='relativ' is unknown: it must be one of"),
+        ({"modulator": "uniforn"}, "modulator='uniforn' is unknown"),
+        ({"form": "foo"}, "form='foo' is unknown"),
+        ({"gamma": None}, "gamma must be a number"),
+    ],
+    ids=str,
+)
+def test_options_that_cannot_be_are_refused_at_the_step(changed: dict[str, Any], message: str) -> None:
+    """Before anything has moved."""
+    params = parameters()
+    optimizer = HATAM(params, 0.01)
+    feed(optimizer, params, gradients(params, 2))
+    before = twins(params)
+    optimizer.param_groups[0].update(changed)
+    with pytest.raises((ValueError, TypeError), match=message):
+        optimizer.step()
+    assert equal(params, before)
+
+
+@pytest.mark.parametrize("changed", [{"lr": 1}, {"betas": [0.9, 0.95]}, {"lr": np.float64(0.01)}], ids=str)
+def test_options_of_other_kinds_go_on(changed: dict[str, Any]) -> None:
+    params = parameters()
+    optimizer = HATAM(params, 0.01)
+    optimizer.param_groups[0].update(changed)
+    feed(optimizer, params, gradients(params, 2))
+    assert all(p.isfinite().all() for p in params)
+
+
+def test_weights_that_were_put_back_are_not_displaced() -> None:
+    """As by early stopping: what was saved inside is what is tested inside."""
+    params = parameters()
+    optimizer = HATAM(params, 0.01, betas=(0.9, 0.95))
+    feed(optimizer, params, gradients(params, 5))
+    with optimizer.straightened():
+        best = twins(params)
+        with pytest.raises(RuntimeError, match=r"weights_replaced\(\) inside straightened"):
+            optimizer.weights_replaced()
+    feed(optimizer, params, gradients(params, 5, seed=2))
+    with torch.no_grad():
+        for p, x in zip(params, best, strict=True):
+            p.copy_(x)
+    optimizer.weights_replaced()
+    with optimizer.straightened():
+        assert equal(params, best)
+    feed(optimizer, params, gradients(params, 5, seed=3))

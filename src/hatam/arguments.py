@@ -225,14 +225,30 @@ def check_params(params: list[Any]) -> None:
             )
 
 
+def looks_right(group: Mapping[str, Any]) -> bool:
+    """Whether what may change in mid-training is in its range: quick, for every step. Else :func:`check` says what."""
+    gamma, betas, lr = group["gamma"], group["betas"], group["lr"]
+    return (
+        type(gamma) is float
+        and 0.0 <= gamma < math.inf
+        and type(betas) is tuple
+        and len(betas) == 2
+        and all(type(beta) is float and 0.0 <= beta < 1.0 for beta in betas)
+        and (lr.numel() == 1 if isinstance(lr, Tensor) else type(lr) is float and 0.0 <= lr < math.inf)
+        and (group["fade"] is None or 0.0 < group["fade"] <= 1.0)
+        and all(group[cap] is None or group[cap] > 0.0 for cap in ("modulator_cap", "radius_cap"))
+        and group["form"] in FORMS
+        and group["modulator"] in MODULATORS
+        and (group["radius"] is None or group["radius"] in RADII)
+    )
+
+
 def check_step(groups: list[dict[str, Any]]) -> None:
-    """A γ out of range and sparse gradients are refused before anything has moved."""
+    """Options that a group was given since and sparse gradients are refused before anything has moved."""
     for i, group in enumerate(groups):
-        gamma = group["gamma"]
-        if type(gamma) is not float or not 0.0 <= gamma < math.inf:  # which costs nothing where it is right
-            check_gamma(gamma)
-        if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
-            check_lr(group["lr"])
+        if not looks_right(group):
+            check_gamma(group["gamma"])
+            check(group, loaded=True)
         for j, p in enumerate(group["params"]):
             if p.grad is not None and p.grad.is_sparse:
                 raise RuntimeError(

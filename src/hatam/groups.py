@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
+
+from .arguments import check_number
 
 NO_DECAY_TYPES: tuple[type[nn.Module], ...] = (
     _NormBase,  # BatchNorm and InstanceNorm
@@ -36,20 +39,21 @@ def param_groups(
     """Two parameter groups of a model: with weight decay, and without it for norms, biases and embeddings.
 
     Args:
-        model: whose parameters that require gradients are divided, each once; one that is shared by several modules
-            belongs to the first of them.
+        model: whose parameters that require gradients are divided, each once; one that is shared by several modules is
+            not decayed where one of them says so, and has the name that it has in the first.
         weight_decay: of the first group, >= 0.
-        types: modules whose own parameters are not decayed; of subclasses too. A library's own norms are to be named
-            here: ``types=(*hatam.groups.NO_DECAY_TYPES, TheirRMSNorm)``.
+        types: modules whose own parameters are not decayed; of subclasses too. Unless given, also those of a class
+            whose name has "norm" in it, as a library's own have.
         names: patterns of full names that are not decayed, in place of the usual ones, which are biases'. To add one:
-            ``names=(*hatam.groups.NO_DECAY_NAMES, "*.scale")``.
+            ``names=(*hatam.groups.NO_DECAY_NAMES, "*.scale", "pos_embed")``.
 
     Returns:
         groups for any optimizer of torch, the parameters with their names; a group without parameters is left out.
 
     Raises:
         TypeError: ``model`` is no module.
-        ValueError: the model has no parameter that requires a gradient, or a pattern matches none of its parameters.
+        ValueError: the model has no parameter that requires a gradient, a pattern matches none of its parameters, or
+            the weight decay is negative.
 
     Example:
         >>> import torch, hatam
@@ -67,19 +71,27 @@ def param_groups(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not of type {type(model).__name__}; pass the model itself")
-    found = {name: (module, p) for name, module, p in _owned(model) if p.requires_grad}
-    if not found:
+    check_number("weight_decay", weight_decay, 0.0, math.inf, open_end=True, remedy="0 turns it off")
+    held = list(_held(model))
+    if not any(p.requires_grad for _, _, p in held):
         raise ValueError("model has no parameter that requires a gradient; unfreeze some before making groups")
     for pattern in names:
-        if pattern not in NO_DECAY_NAMES and not any(fnmatchcase(name, pattern) for name, _, _ in _owned(model)):
+        if pattern not in NO_DECAY_NAMES and not any(fnmatchcase(name, pattern) for name, _, _ in held):
             raise ValueError(
                 f"names: {pattern!r} matches no parameter of the model; its names are those of "
-                f"model.named_parameters(), such as {next(iter(found))!r}"
+                f"model.named_parameters(), such as {held[0][0]!r}"
             )
+    spared = {
+        p
+        for name, module, p in held
+        if isinstance(module, tuple(types))
+        or (types is NO_DECAY_TYPES and "norm" in type(module).__name__.lower())
+        or any(fnmatchcase(name, pattern) for pattern in names)
+    }
     decayed: dict[bool, list[tuple[str, Tensor]]] = {True: [], False: []}
-    for name, (module, p) in found.items():
-        spared = isinstance(module, tuple(types)) or any(fnmatchcase(name, pattern) for pattern in names)
-        decayed[not spared].append((name, p))
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            decayed[p not in spared].append((name, p))
     return [
         {"params": params, "weight_decay": weight_decay if decays else 0.0}
         for decays, params in decayed.items()
@@ -87,14 +99,11 @@ def param_groups(
     ]
 
 
-def _owned(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
-    """Every parameter once, with its full name and the module that holds it."""
-    seen: set[int] = set()
+def _held(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """Every parameter with its full name and the module that holds it, once for each that does."""
     for prefix, module in model.named_modules():
         for name, p in module.named_parameters(recurse=False):
-            if id(p) not in seen:
-                seen.add(id(p))
-                yield (f"{prefix}.{name}" if prefix else name), module, p
+            yield (f"{prefix}.{name}" if prefix else name), module, p
 
 
 def describe(groups: Sequence[Mapping[str, Any]] | Optimizer) -> str:

@@ -39,12 +39,12 @@ class HATAM(Optimizer):
         h_t = \sqrt{\hat v_t} + \varepsilon, \qquad S_t = \min(h_t / \mathrm{mean}(h_{t-1}), \mathrm{cap}),
 
     with :math:`\rho_t` such that each tensor is displaced by the share :math:`\gamma / \lVert w_0 \rVert` of its
-    weights, at most a quarter: beside the first weights :math:`w_0` the whole displacement has the Euclidean norm
+    weights, at most a quarter, and by less where its gradient swings or fades: beside the first weights :math:`w_0` the whole displacement has the Euclidean norm
     :math:`\gamma`, as SAM's perturbation has its ρ. It begins small, and once lr has fallen to ``fade`` of its peak, it
     runs out with lr. Unless γ is given, it is also capped by how far AdamW may have gone (``radius_cap``).
 
     Taking gradients there is straightening the trajectory by :math:`c_t = \mathrm{EMA}(g_t - g_{t-1})` in other
-    coordinates. After a step at lr = 0, w is z and there is nothing to switch; before that
+    coordinates. After a step at lr = 0, w is z where it got a gradient, and there is nothing to switch; before that
     :meth:`straightened` gives z. The forms "raw" and "published" correct the gradient instead,
     :math:`\hat g = g + \gamma S c`; see :mod:`hatam.forms`.
 
@@ -298,7 +298,8 @@ class HATAM(Optimizer):
     def straightened(self) -> Iterator[None]:
         """Inside, the parameters are z, the straightened point; on leaving, exactly what they were.
 
-        For validation or for saving a model in mid-training. After a step at lr = 0 it changes nothing.
+        For validation or for saving a model in mid-training. After a step at lr = 0 it changes nothing of what got a
+        gradient in it. Weights that are put back later, without the optimizer's state, need :meth:`weights_replaced`.
         The forms "raw" and "published" have no displacement: there it never changes anything. Holds one copy of the
         displaced parameters meanwhile, and of one tensor at a time some float32 ones as it begins.
 
@@ -320,6 +321,31 @@ class HATAM(Optimizer):
                 yield
         finally:
             self._straightened -= 1
+
+    def weights_replaced(self) -> None:
+        """Tell the optimizer that its parameters were given other weights, which nothing displaces.
+
+        To be called after an early stopping's best weights were put back, or any that were saved inside
+        :meth:`straightened`, if the optimizer's state was not put back with them. Else the next step, and
+        :meth:`straightened`, would add the displacement of the weights that they replace.
+
+        Raises:
+            RuntimeError: inside :meth:`straightened`, which puts the old weights back on leaving.
+
+        Example:
+            >>> import torch
+            >>> from hatam import HATAM
+            >>> model = torch.nn.Linear(2, 1)
+            >>> optimizer = HATAM(model.parameters())
+            >>> with optimizer.straightened():
+            ...     best = {name: x.clone() for name, x in model.state_dict().items()}
+            >>> _ = model.load_state_dict(best)
+            >>> optimizer.weights_replaced()
+        """
+        self._refuse_while_straightened("weights_replaced()")
+        for state in self.state.values():
+            if "displacement_radius" in state:
+                state["displacement_radius"].zero_()
 
     def _init_group(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *columns: list[Tensor]

@@ -21,7 +21,7 @@ from .batches import Batch, alike
 
 LAYOUT = 8  # of cpu.h
 LIBRARY = Path(__file__).with_name("_cpu.so")
-REMEDY = "install hatam where a C compiler is present (pip install --force-reinstall --no-binary hatam hatam)"
+REMEDY = "install hatam where a C compiler is present (in its clone: pip install --force-reinstall --no-deps .)"
 LOOP = {"decoupled": 0, "raw": 4, "published": 5}  # decoupled: 1 more with e of its own, 2 more with a scaled radius
 DTYPE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 
