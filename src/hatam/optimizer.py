@@ -39,9 +39,10 @@ class HATAM(Optimizer):
         h_t = \sqrt{\hat v_t} + \varepsilon, \qquad S_t = \min(h_t / \mathrm{mean}(h_{t-1}), \mathrm{cap}),
 
     with :math:`\rho_t` such that each tensor is displaced by the share :math:`\gamma / \lVert w_0 \rVert` of its
-    weights, at most a quarter, and by less where its gradient swings or fades: beside the first weights :math:`w_0` the whole displacement has the Euclidean norm
-    :math:`\gamma`, as SAM's perturbation has its ρ. It begins small, and once lr has fallen to ``fade`` of its peak, it
-    runs out with lr. Unless γ is given, it is also capped by how far AdamW may have gone (``radius_cap``).
+    weights, at most a quarter, and by less where its gradient swings or fades: beside the first weights :math:`w_0` the
+    whole displacement has the Euclidean norm :math:`\gamma`, as SAM's perturbation has its ρ. It begins small, and once
+    lr has fallen to ``fade`` of its peak, it runs out with lr. Unless γ is given, it is also capped by how far AdamW
+    may have gone (``radius_cap``).
 
     Taking gradients there is straightening the trajectory by :math:`c_t = \mathrm{EMA}(g_t - g_{t-1})` in other
     coordinates. After a step at lr = 0, w is z where it got a gradient, and there is nothing to switch; before that
