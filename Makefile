@@ -51,12 +51,12 @@ study-quick: $(VENV)/bench ## a first look at the study and its report, with too
 	$(BIN)/hatam report runs/quick --out runs/quick/report
 
 log: $(VENV)/bench ## what docs/log.md and the new seeds of docs/results.md tell of; after the study; resumes
-	for script in radius rules steady straightened untuned confirmed ablation schedules beta1; do $(BIN)/python benchmarks/$$script.py || exit; done
+	for script in radius rules steady straightened untuned confirmed ablation schedules beta1 longer_search; do $(BIN)/python benchmarks/$$script.py || exit; done
 
 readme: $(VENV)/dev ## render tables and plots of README and docs from the committed records
 	$(BIN)/hatam study table --update README.md
 	$(BIN)/hatam study table --everyone --update docs/results.md
-	for script in feedback step_cost training_cost small_state batched task_ranges radius rules steady straightened untuned confirmed ablation schedules beta1 compatibility; do $(BIN)/python benchmarks/$$script.py --render || exit; done
+	for script in feedback step_cost training_cost small_state batched task_ranges radius rules steady straightened untuned confirmed ablation schedules beta1 longer_search compatibility; do $(BIN)/python benchmarks/$$script.py --render || exit; done
 	for script in targets isotropic norms scale; do $(BIN)/python benchmarks/$$script.py || exit; done
 	$(BIN)/python benchmarks/telemetry.py --render
 	$(BIN)/hatam theory --render --results results/theory --figures docs/figures --update docs/theory.md

@@ -22,12 +22,12 @@ SLOW = frozenset(PLANS["full"].budgets)
 Scores = dict[tuple[str, str], dict[int, float]]
 
 
-def tuned(task: str, contender: str, alone: str | None = None) -> dict[str, Any] | None:
-    """A contender's winning options of the study at equal steps, None where it has not come to them yet.
+def tuned(task: str, contender: str, cells: Path = CELLS, alone: str | None = None) -> dict[str, Any] | None:
+    """A contender's winning options of a study at equal steps, None where it has not come to them yet.
 
     ``alone`` is a stage of the search: the best of its settings, which for the first differ in lr alone.
     """
-    path = CELLS / task / f"{contender}-steps.json"
+    path = cells / task / f"{contender}-steps.json"
     if not path.exists():
         return None
     cell = json.loads(path.read_text(encoding="utf-8"))

@@ -71,7 +71,19 @@ def test_untuned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["ablation", "beta1", "norms", "radius", "rules", "schedules", "steady", "straightened", "untuned"]
+    "name",
+    [
+        "ablation",
+        "beta1",
+        "longer_search",
+        "norms",
+        "radius",
+        "rules",
+        "schedules",
+        "steady",
+        "straightened",
+        "untuned",
+    ],
 )
 def test_log_tables(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
