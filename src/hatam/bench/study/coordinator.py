@@ -30,7 +30,7 @@ OPEN = 32
 """The most cells that have jobs in the queue at a time: enough for many workers, few enough to look at often."""
 
 
-GROWING = ("contenders", "tasks")
+GROWING = ("contenders", "tasks", "budgets")
 """What may join a study that has begun."""
 
 
@@ -235,14 +235,14 @@ class Coordinator:
 
 
 def _same_plan(plan: Plan, path: Path) -> None:
-    """A study keeps the plan with which it began, but for contenders and tasks that join it later."""
+    """A study keeps the plan with which it began, but for contenders and tasks, with budgets, that join it later."""
     new = plan.as_json()
     if not path.exists():
         records.write(path, new)
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
         differing = [key for key in new if old[key] != records.jsonable(new[key])]
-        changed = [key for key in differing if key not in GROWING or not {*old[key]} <= {*new[key]}]
+        changed = [key for key in differing if key not in GROWING or not _has(records.jsonable(new[key]), old[key])]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); remove it and run again") from error
     if changed:
@@ -253,6 +253,11 @@ def _same_plan(plan: Plan, path: Path) -> None:
         )
     if differing:
         records.write(path, new)
+
+
+def _has(new: Any, old: Any) -> bool:
+    """Whether a list has all that another has; of a mapping, the names with their values."""
+    return old.items() <= new.items() if isinstance(old, dict) else {*old} <= {*new}
 
 
 def collect(queue: Queue, root: Path) -> int:

@@ -29,7 +29,7 @@ def load_diabetes() -> Data:
     from sklearn.datasets import load_diabetes as load  # slow to import
 
     x, y = load(return_X_y=True)
-    data = _standardized(divided(torch.from_numpy(x), torch.from_numpy(y), (180, 112, 150), stratified=False))
+    data = standardized(divided(torch.from_numpy(x), torch.from_numpy(y), (180, 112, 150), stratified=False))
     mean, std = data.train.y.mean(), data.train.y.std()
     return Data(*(Split(split.x, ((split.y - mean) / std).float()) for split in data))
 
@@ -40,10 +40,11 @@ def load_breast_cancer() -> Data:
     from sklearn.datasets import load_breast_cancer as load  # slow to import
 
     x, y = load(return_X_y=True)
-    return _standardized(divided(torch.from_numpy(x), torch.from_numpy(y).long(), (100, 169, 300)))
+    return standardized(divided(torch.from_numpy(x), torch.from_numpy(y).long(), (100, 169, 300)))
 
 
-def _standardized(data: Data) -> Data:
+def standardized(data: Data) -> Data:
+    """Features of mean 0 and variance 1 in the training split."""
     mean, std = data.train.x.mean(0), data.train.x.std(0)
     return Data(*(Split(((split.x - mean) / std).float(), split.y) for split in data))
 
@@ -60,6 +61,14 @@ def missing(load: Load, share: float) -> Split:
     """Test data with a share of the values unknown and set to their feature's mean; the more severe lacks them too."""
     x, y = load().test
     return Split(x.where(torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) >= share, 0.0), y)
+
+
+def shifts(load: Load) -> tuple[Shift, ...]:
+    """Both of them, of a table whose features are standardized."""
+    return (
+        Shift("noise", (0.25, 0.5, 1.0, 2.0), partial(noise, load)),
+        Shift("missing", (0.1, 0.2, 0.4, 0.6), partial(missing, load)),
+    )
 
 
 def mlp(inputs: int, outputs: int, width: int = 64) -> nn.Module:
@@ -84,10 +93,7 @@ def _task(
         higher_is_better=False,
         steps=1000,
         batch_size=20,
-        shifts=(
-            Shift("noise", (0.25, 0.5, 1.0, 2.0), partial(noise, data)),
-            Shift("missing", (0.1, 0.2, 0.4, 0.6), partial(missing, data)),
-        ),
+        shifts=shifts(data),
         options={"lr": 0.001},
     )
 

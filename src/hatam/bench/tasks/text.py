@@ -2,7 +2,7 @@
 
 The text is deterministic for a version of Python (see :mod:`.corpus`) and differs a little between versions: compare
 runs of one version alone. A paragraph is in one split alone. ``bytes`` sees its training text once, so that it
-underfits; ``bytes-overfit`` sees 20 kB of it again and again.
+underfits; ``bytes-overfit`` sees 20 kB of it again and again; ``bytes-long`` sees all of it several times.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -138,18 +139,17 @@ def _windows(text: bytes, count: int) -> Array:
     return np.frombuffer(text, np.uint8)[starts[:, None] + np.arange(CONTEXT + 1)]
 
 
-def _task(name: str, summary: str, data: Callable[[], Data], lr: float) -> Task:
+def _task(name: str, summary: str, data: Callable[[], Data], lr: float, width: int = 64, **more: Any) -> Task:
     return Task(
         name=name,
         summary=summary,
         data=data,
-        model=Transformer,
+        model=partial(Transformer, width),
         loss=cross_entropy,
         metric=bits,
         metric_name="bits per byte",
         higher_is_better=False,
-        steps=320,
-        batch_size=32,
+        **{"steps": 320, "batch_size": 32, **more},
         shifts=(Shift("part", tuple(PARTS), part), Shift("noise", (0.01, 0.03, 0.1, 0.3), noise)),
         options={"lr": lr},
     )
@@ -158,4 +158,15 @@ def _task(name: str, summary: str, data: Callable[[], Data], lr: float) -> Task:
 TASKS = [
     _task("bytes", "Python's documentation byte by byte, one pass, a transformer of 137,216 parameters", load, 0.006),
     _task("bytes-overfit", "the same on 20 kB, 32 passes", load_slice, 0.003),
+    _task(
+        "bytes-long",
+        "the same text, 4.7 passes, a transformer of 44,160 parameters",
+        load,
+        0.03,
+        width=32,
+        steps=3000,
+        batch_size=16,
+        curve_points=5,
+        sharpness=False,
+    ),
 ]
