@@ -8,10 +8,23 @@ from .edge import CEILING, EDGE
 from .feedback import FEEDBACK
 from .linear import DAMPING, IDENTITY
 from .probing import EXCHANGE, RADIUS, TRACE
+from .straightened import STRAIGHTENED
 
 CHECKS: dict[str, Check] = {
     check.name: check
-    for check in (IDENTITY, DAMPING, QUASI_NEWTON, PROXY, EXCHANGE, RADIUS, TRACE, EDGE, CEILING, FEEDBACK)
+    for check in (
+        IDENTITY,
+        DAMPING,
+        QUASI_NEWTON,
+        PROXY,
+        EXCHANGE,
+        RADIUS,
+        TRACE,
+        EDGE,
+        CEILING,
+        FEEDBACK,
+        STRAIGHTENED,
+    )
 }
 """By name, in the order of the page."""
 

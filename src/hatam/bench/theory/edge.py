@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from statistics import fmean
 from typing import Any
 
 import torch
 from matplotlib.axes import Axes
-from torch import nn
+from torch import Tensor, nn
 
 from hatam import HATAM, theory
 
@@ -30,27 +31,43 @@ POINTS = 20
 
 def edge(optimizer: str, lr: float, seed: int, steps: int = 4000) -> Run:
     """lr λ_max of the preconditioned Hessian, without and with the gain of the correction at an oscillation."""
+    options = STRAIGHTENED[optimizer]
+    plain: list[float] = []
+    effective: list[float] = []
+    make = partial(HATAM, betas=(0.9, 0.99), eps=1e-7, weight_decay=0.0, **options)
+    for made, params, curvature in full_batch(make, lr, seed, steps):
+        h = denominators(made, params)
+        s = modulators(h, 3.0) if options.get("modulator") != "uniform" else [torch.ones_like(a) for a in h]
+        gain = 1 + options["gamma"] * abs(theory.transfer(torch.pi, 0.9)) * flat(s)
+        plain.append(lr * curvature(flat(h).rsqrt()))
+        effective.append(lr * curvature((gain / flat(h)).sqrt()))
+    return {"plain": plain, "effective": effective}
+
+
+Curvature = Callable[[Tensor], float]
+
+
+def full_batch(
+    make: Callable[..., Any], lr: float, seed: int, steps: int
+) -> Iterator[tuple[Any, list[nn.Parameter], Curvature]]:
+    """Train a small tanh network on all of its data at once, in float64, and stop ``POINTS`` times: the optimizer, the
+    parameters, and the largest eigenvalue of D H D for a diagonal D."""
     data = find(TASK).data().train
     x, y = data.x[:FULL_BATCH].double(), nn.functional.one_hot(data.y[:FULL_BATCH], 10).double()
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(40, 50), nn.Tanh(), nn.Linear(50, 50), nn.Tanh(), nn.Linear(50, 10)).double()
-    params, options = list(model.parameters()), STRAIGHTENED[optimizer]
-    made = HATAM(params, lr, betas=(0.9, 0.99), eps=1e-7, weight_decay=0.0, **options)
-    plain: list[float] = []
-    effective: list[float] = []
+    params = list(model.parameters())
+    made = make(params, lr)
     for step in range(1, steps + 1):
         made.zero_grad()
         nn.functional.mse_loss(model(x), y).backward()  # type: ignore[no-untyped-call]
         made.step()
         if step % (steps // POINTS) == 0:
-            h = denominators(made, params)
-            s = modulators(h, 3.0) if options.get("modulator") != "uniform" else [torch.ones_like(a) for a in h]
-            gain = 1 + options["gamma"] * abs(theory.transfer(torch.pi, 0.9)) * flat(s)
-            for found, scale in ((plain, flat(h).rsqrt()), (effective, (gain / flat(h)).sqrt())):
-                found.append(
-                    lr * hessian(lambda: nn.functional.mse_loss(model(x), y), params, scale).largest_eigenvalue()
-                )
-    return {"plain": plain, "effective": effective}
+            yield (
+                made,
+                params,
+                lambda scale: hessian(lambda: nn.functional.mse_loss(model(x), y), params, scale).largest_eigenvalue(),
+            )
 
 
 def edge_jobs(seeds: int) -> list[Job]:
@@ -107,7 +124,7 @@ def ceiling(gamma: float, beta_c: float, seed: int) -> Run:
     return {"ratios": ratios, "accuracy": training.accuracy(), "train_loss": float(training.loss(slice(None)).detach())}
 
 
-def displacement_scale(training: Training, gamma: float) -> torch.Tensor:
+def displacement_scale(training: Training, gamma: float) -> Tensor:
     """ρ S / h, flat: of the displacement that there is, or for γ = 0 of the one that γ = UNIT would make."""
     h = denominators(training.optimizer, training.params)
     s = modulators(h, 1.0)
