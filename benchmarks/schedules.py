@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from unittest import mock
 
 import grids
 import torch
@@ -22,27 +20,16 @@ from ablation import tasks
 from hatam.bench import records
 from hatam.bench.batched import train_many
 from hatam.bench.records import Run
-from hatam.bench.schedules import constant, cosine
 from hatam.bench.tasks import find
-from hatam.bench.trainers import Trainer
 
 RECORDS = grids.ROOT / "results/schedules"
 FIRST_SEED, SEEDS = 6900, 12  # no stage of the study has these
-LAST = 0.2  # of the steps
-
-
-def late(step: int, steps: int, warmup: float) -> float:
-    """The warm-up, then 1, and a line to exactly 0 at the last step."""
-    return min(constant(step, steps, warmup), (steps - step - 1) / (LAST * steps))
-
-
-SCHEDULES: dict[str, Callable[[int, int, float], float]] = {"cosine": cosine, "late": late}
 ROWS = {
-    "Schedule-Free": ("schedule-free", "cosine"),  # which has a schedule of its own
+    "Schedule-Free": ("schedule-free", "cosine"),  # as its records are called: it has a schedule of its own
     **{
         f"{words}, {schedule}": (contender, schedule)
         for contender, words in (("adamw", "AdamW"), ("sam", "SAM"), ("hatam", "HATAM"))
-        for schedule in SCHEDULES
+        for schedule in ("cosine", "late")
     },
 }
 
@@ -57,14 +44,13 @@ def measure() -> None:
                 continue
             task, options = find(name), grids.tuned(name, contender) or {}
             numbers = {key: math.inf if value == "inf" else value for key, value in options.items()}
+            if schedule != "cosine":
+                numbers["schedule"] = schedule
             runs = [
                 Run(name, contender, contender, numbers, seed, task.steps, task.batch_size, task.warmup, "tune")
                 for seed in range(FIRST_SEED, FIRST_SEED + SEEDS)
             ]
-            with mock.patch.object(Trainer, "schedule", staticmethod(SCHEDULES[schedule])):
-                scores = {
-                    run.seed: r["result"]["validation"] for run, r in zip(runs, train_many(task, runs), strict=True)
-                }
+            scores = {run.seed: r["result"]["validation"] for run, r in zip(runs, train_many(task, runs), strict=True)}
             found = {"benchmark": "schedules", "environment": records.environment(), "options": options}
             records.write(path, {**found, "schedule": schedule, "validation": scores})
             print(name, contender, schedule, grids.cell(scores.values()), flush=True)

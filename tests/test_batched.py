@@ -175,7 +175,7 @@ def test_trainers_that_cannot_be_batched_are_refused(
     def make(model: nn.Module, loss: Any, options: dict[str, Any]) -> Trainer:
         return kind(model, loss, torch.optim.SGD(model.parameters(), lr=options["lr"]))
 
-    monkeypatch.setitem(CONTENDERS, "adamw", dataclasses.replace(CONTENDERS["adamw"], train=make))
+    monkeypatch.setitem(CONTENDERS, "adamw", dataclasses.replace(CONTENDERS["adamw"], build=make))
     said = refusal(MLP_TASK, "adamw")
     assert said is None if reason is None else reason in (said or "")
 

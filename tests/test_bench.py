@@ -45,9 +45,11 @@ def build(spec: str, task_name: str = "mnist1d-mlp"):
     return task, model, contender.train(model, task.loss, options)
 
 
-def weights_after(spec: str, steps: int = 5) -> torch.Tensor:
-    _, model, trainer = build(spec)
+def weights_after(spec: str, steps: int = 6) -> torch.Tensor:
+    _, model, trainer = build(f"{spec},schedule=constant" if ":" in spec else f"{spec}:schedule=constant")
+    lr = trainer.optimizer.param_groups[0]["lr"]
     for seed in range(steps):
+        trainer.arrive(seed, steps, 0.0, lr)
         trainer.step(*make_batch(seed))
     with trainer.evaluation():
         return torch.cat([p.detach().flatten().clone() for p in model.parameters()])
@@ -64,6 +66,12 @@ def weights_after(spec: str, steps: int = 5) -> torch.Tensor:
         ("k-sam:k_fraction=1,rho=0.5", "sam"),
         ("asam:rho=0", "adamw"),
         ("adamw-ema:decay=0", "adamw"),
+        ("gpa:mu_x=0", "adamw"),
+        ("ema-nesterov:ahead=0", "adamw"),
+        ("ema-nesterov:rest=1", "adamw"),
+        ("late-sam:share=0", "adamw:beta1=0.0"),
+        ("late-sam:share=1", "sam"),
+        ("ademamix:alpha=0", "adamw"),
     ],
 )
 def test_limits_of_contenders(spec: str, same: str) -> None:

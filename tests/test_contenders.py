@@ -70,9 +70,10 @@ def build(name: str, outputs: int = 2, **changed: object) -> tuple[nn.Linear, Tr
     return model, contender.train(model, squares, options), options
 
 
-def step(trainer: Trainer, t: int, lr: float) -> None:
-    for group in trainer.optimizer.param_groups:
-        group["lr"] = lr
+def step(trainer: Trainer, t: int, lr: float, peak: float | None = None) -> None:
+    peak = 1.0 if peak is None else peak
+    trainer.schedule = lambda *_: lr / peak
+    trainer.arrive(t - 1, STEPS, 0.2, peak)
     trainer.step(*make_batch(t, getattr(trainer.model, "out_features", 2)))
 
 
@@ -128,7 +129,7 @@ def msam(w, grad, o, lr):
 
 
 def schedule_free(w, grad, o, lr):
-    """Algorithm 1: bias correction in γ_t, and averaging with weights γ_t²."""
+    """Algorithm 1: bias correction in γ_t, and averaging with weights γ_t², times t^r."""
     x, z, v, total = w, w, torch.zeros_like(w), 0.0
     for t in range(1, STEPS + 1):
         y = (1 - o["beta1"]) * z + o["beta1"] * x
@@ -136,9 +137,58 @@ def schedule_free(w, grad, o, lr):
         v = o["beta2"] * v + (1 - o["beta2"]) * g**2
         rate = lr(t) * math.sqrt(1 - o["beta2"] ** t)
         z = z - rate * (g / (v.sqrt() + o["eps"]) + o["weight_decay"] * y)
-        total += rate**2
-        x = (1 - rate**2 / total) * x + rate**2 / total * z
+        weight = t ** o.get("r", 0.0) * rate**2
+        total += weight
+        x = (1 - weight / total) * x + weight / total * z
         yield x
+
+
+def gpa(w, grad, o, lr):
+    """With AdamW's direction, and its weight decay of z."""
+    x, z, m, v = w, w, torch.zeros_like(w), torch.zeros_like(w)
+    for t in range(1, STEPS + 1):
+        y = o["mu_y"] * x + (1 - o["mu_y"]) * z
+        m, v, z = adamw_step(z, grad(y, t), m, v, o, lr(t), t)
+        x = o["mu_x"] * x + (1 - o["mu_x"]) * z
+        yield x
+
+
+def ema_nesterov(w, grad, o, lr):
+    """With β_t in proportion to lr, and 0 in the two steps of the warm-up and in the last one."""
+    m, v, ahead = torch.zeros_like(w), torch.zeros_like(w), torch.zeros_like(w)
+    for t in range(1, STEPS + 1):
+        beta = o["ahead"] * lr(t) / o["lr"] if 2 < t < STEPS else 0.0
+        y = w + beta * ahead
+        m, v, new = adamw_step(y, grad(y, t), m, v, o, lr(t), t)
+        ahead = o["decay"] * ahead + (1 - o["decay"]) * (new - w)
+        w = new
+        yield w
+
+
+def late_sam(w, grad, o, lr):
+    m = v = torch.zeros_like(w)
+    for t in range(1, STEPS + 1):
+        g = grad(w, t)
+        if t > STEPS - round(o["share"] * STEPS):
+            g = grad(w + o["rho"] * g / g.norm(), t)
+        m, v, w = adamw_step(w, g, m, v, o, lr(t), t)
+        yield w
+
+
+def ademamix(w, grad, o, lr):
+    """Algorithm 1 with T_α = T_β3 the number of steps: no bias correction of the slow momentum."""
+    m = slow = v = torch.zeros_like(w)
+    for t in range(1, STEPS + 1):
+        g, part = grad(w, t), t / STEPS
+        alpha = part * o["alpha"]
+        log1, log3 = math.log(o["beta1"]), math.log(o["beta3"])
+        beta3 = math.exp(log1 * log3 / ((1 - part) * log3 + part * log1))
+        m = o["beta1"] * m + (1 - o["beta1"]) * g
+        slow = beta3 * slow + (1 - beta3) * g
+        v = o["beta2"] * v + (1 - o["beta2"]) * g**2
+        up = m / (1 - o["beta1"] ** t) + alpha * slow
+        w = w - lr(t) * (up / ((v / (1 - o["beta2"] ** t)).sqrt() + o["eps"]) + o["weight_decay"] * w)
+        yield w
 
 
 def sgd(w, grad, o, lr):
@@ -225,6 +275,10 @@ RULES: dict[str, Rule] = {
     "asam": asam,
     "msam": msam,
     "schedule-free": schedule_free,
+    "gpa": gpa,
+    "ema-nesterov": ema_nesterov,
+    "late-sam": late_sam,
+    "ademamix": ademamix,
     "sgd": sgd,
     "nadam": nadam,
     "adabelief": adabelief,
@@ -234,15 +288,25 @@ RULES: dict[str, Rule] = {
 }
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_trainer_follows_its_paper(name: str) -> None:
-    model, trainer, options = build(name)
+CHANGED: dict[str, dict[str, object]] = {
+    "late-sam": {"share": 0.5},
+    "ema-nesterov": {"rest": 0.2, "decay": 0.7},
+    "gpa": {"mu_x": 0.8},
+}
+"""Options at which a few steps show more."""
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"), [*((name, CHANGED.get(name, {})) for name in RULES), ("schedule-free", {"r": 2.0})]
+)
+def test_trainer_follows_its_paper(name: str, changed: dict[str, object]) -> None:
+    model, trainer, options = build(name, **changed)
 
     def lr(t: int) -> float:
         return float(options["lr"]) * factor(name, t)
 
     for t, expected in enumerate(RULES[name](flat(model), gradient, options, lr), start=1):
-        step(trainer, t, lr(t))
+        step(trainer, t, lr(t), options["lr"])
         with trainer.evaluation():
             torch.testing.assert_close(flat(model), expected, rtol=1e-6, atol=1e-7)
 
@@ -253,7 +317,7 @@ def test_every_baseline_has_its_rule() -> None:
     assert set(RULES) == set(CONTENDERS) - others
 
 
-@pytest.mark.parametrize("name", ["adan", "adabelief", "lion"])
+@pytest.mark.parametrize("name", ["adan", "adabelief", "ademamix", "lion"])
 def test_multi_tensor_path_is_the_same(name: str) -> None:
     """On a GPU these packages take their foreach path by default."""
     results = []
@@ -265,7 +329,7 @@ def test_multi_tensor_path_is_the_same(name: str) -> None:
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["adamw-ema", "schedule-free", "msam", "hatam"])
+@pytest.mark.parametrize("name", ["adamw-ema", "schedule-free", "gpa", "msam", "hatam"])
 def test_evaluation_restores_exactly_and_changes_no_training(name: str) -> None:
     torch.set_default_dtype(torch.float32)
     model, trainer, options = build(name, outputs=2000)  # for some of so many weights the way back is inexact
@@ -319,7 +383,7 @@ def test_average_covers_buffers() -> None:
     assert torch.equal(model[1].running_mean, means[1])
 
 
-@pytest.mark.parametrize("name", ["sam", "asam", "k-sam"])
+@pytest.mark.parametrize("name", ["sam", "asam", "k-sam", "late-sam:share=1"])
 def test_one_pass_of_a_step_makes_the_statistics(name: str) -> None:
     """Those over the whole batch at the unperturbed weights, as AdamW's."""
     found = []
@@ -367,10 +431,56 @@ def test_a_run_follows_its_trainers_schedule(monkeypatch: pytest.MonkeyPatch) ->
     assert seen[40:] == [schedules.cosine(t, 40, task.warmup) for t in range(40)]
 
 
-def test_schedule_free_keeps_its_lr() -> None:
-    constant = build("schedule-free")[1].schedule
-    assert [constant(t, 100, 0.04) for t in (0, 1, 3, 4, 50, 99)] == [0.25, 0.5, 1, 1, 1, 1]
-    assert build("adamw-ema")[1].schedule is build("adamw")[1].schedule is schedules.cosine
+def test_schedules_keep_lr_up() -> None:
+    def at(name: str, *steps: int) -> list[float]:
+        return [schedules.SCHEDULES[name](t, 100, 0.04) for t in steps]
+
+    assert at("constant", 0, 1, 3, 4, 50, 99) == [0.25, 0.5, 1, 1, 1, 1]
+    assert at("late", 0, 1, 3, 4, 50, 79) == [0.25, 0.5, 1, 1, 1, 1]
+    assert at("late", 84, 89, 94, 99) == pytest.approx([0.75, 0.5, 0.25, 0])
+    assert at("late", 99) == [0]
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_every_contender_takes_a_schedule(name: str) -> None:
+    """Its own is not among the options of a run, whose record is found by these."""
+    own, usual = CONTENDERS[name].schedule, parse(name, "none")[1]
+    assert own == ("constant" if name == "schedule-free" else "cosine")
+    for schedule, function in schedules.SCHEDULES.items():
+        contender, options = parse(f"{name}:schedule={schedule}", "none")
+        assert options == (usual if schedule == own else {**usual, "schedule": schedule})
+        assert contender.train(make_model(), squares, options).schedule is function
+    with pytest.raises(ValueError, match=r"unknown schedule 'lat'\. Did you mean 'late'\? .*: cosine, late, constant"):
+        parse(f"{name}:schedule=lat", "none")
+
+
+def test_an_option_that_came_later_is_not_in_the_options_of_older_records() -> None:
+    assert "r" not in parse("schedule-free", "none")[1]
+    assert parse("schedule-free:r=0.0", "none") == parse("schedule-free:r=0", "none") == parse("schedule-free", "none")
+    assert parse("schedule-free:r=2.0", "none")[1]["r"] == 2.0
+    with pytest.raises(ValueError, match="unknown option of adamw 'r'"):
+        parse("adamw:r=2.0", "none")
+
+
+@pytest.mark.parametrize(
+    ("spec", "gradients"), [("late-sam", 1.1), ("late-sam:share=0.25", 1.25), ("late-sam:share=0", 1), ("gpa", 1)]
+)
+def test_gradients_of_a_run(spec: str, gradients: float) -> None:
+    torch.set_default_dtype(torch.float32)
+    task = all_tasks()["mnist1d-mlp"]
+    record = train(task, dataclasses.replace(make_run(task, spec, 0, 40), purpose="tune"))
+    assert record["gradients_per_step"] == pytest.approx(gradients)
+
+
+def test_average_at_a_constant_lr() -> None:
+    """Where lr stays up the average is better than the weights that it is of."""
+    torch.set_default_dtype(torch.float32)
+    task = all_tasks()["mnist1d-mlp"]
+    scores = {}
+    for name in ("adamw", "adamw-ema"):
+        run = dataclasses.replace(make_run(task, f"{name}:schedule=constant,lr=0.01", 0, 300), purpose="tune")
+        scores[name] = train(task, run)["result"]["validation"]
+    assert scores["adamw-ema"] > scores["adamw"] + 1
 
 
 @pytest.mark.parametrize(
@@ -380,6 +490,13 @@ def test_schedule_free_keeps_its_lr() -> None:
         ("adamw-ema:decay=1.0", "decay=1.0 is out of range"),
         ("asam:eta=-1.0", "eta=-1.0 is out of range"),
         ("mars:gamma=-1.0", "gamma=-1.0 is out of range"),
+        ("gpa:mu_x=1.0", "mu_x=1.0 is out of range"),
+        ("gpa:mu_y=1.1", "mu_y=1.1 is out of range"),
+        ("ema-nesterov:ahead=-1.0", "ahead=-1.0 is out of range"),
+        ("ema-nesterov:decay=1.0", "decay=1.0 is out of range"),
+        ("ema-nesterov:rest=1.1", "rest=1.1 is out of range"),
+        ("late-sam:share=1.1", "share=1.1 is out of range"),
+        ("ademamix:beta1=0.0", "beta1=0.0 and beta3=0.999 are out of range"),
     ],
 )
 def test_options_out_of_range_are_named(spec: str, message: str) -> None:

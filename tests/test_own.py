@@ -334,6 +334,8 @@ def test_processes_need_what_they_can_import(tmp_path: Path) -> None:
     ("contenders", "message"),
     [
         (["adamw", "sam"], "'sam' owns the step.* hatam compare --task"),
+        (["ademamix"], "'ademamix' owns the step.* depends on the length of the run"),
+        (["adamw:schedule=late"], "schedule of 'adamw:schedule=late' has no effect here"),
         (["k-sam"], "several gradients"),
         (["adamw-ema"], "or the model"),
         ("adamw", "must be a list of contenders"),

@@ -33,7 +33,7 @@ def test_everyone_tunes_what_everyone_has(contender: str) -> None:
 @pytest.mark.parametrize("task", MNIST1D)
 @pytest.mark.parametrize("contender", CONTENDERS)
 def test_defaults_can_be_found(contender: str, task: str) -> None:
-    options = parse(contender, task)[1]
+    options = {**CONTENDERS[contender].every, **parse(contender, task)[1]}
     form = FORMS.get(options.get("form"))
     of_form = {"modulator_cap": form.cap, "beta_c": form.beta_c} if form else {}
     for option, distribution in space(contender, task).items():
@@ -65,6 +65,13 @@ def test_a_trial_is_completed_by_the_defaults() -> None:
         complete("sam", "mnist1d-conv", {"roh": 1.0})
     with pytest.raises(ValueError, match="unknown tuned option of sam 'beta2'"):
         complete("sam", "mnist1d-conv", {"beta2": 0.9})
+
+
+def test_a_later_option_is_left_out_at_its_default() -> None:
+    """So that a trial finds the records of runs that did not name it."""
+    usual = parse("schedule-free", "mnist1d-mlp")[1]
+    assert complete("schedule-free", "mnist1d-mlp", {"r": 0.0}) == usual
+    assert complete("schedule-free", "mnist1d-mlp", {"r": 2.0}) == {**usual, "r": 2.0}
 
 
 def test_optuna_takes_a_space() -> None:

@@ -185,12 +185,26 @@ def test_the_search_goes_on_from_the_best_by_one_option_at_a_time() -> None:
     assert (center["rho"], center["beta1"], center["weight_decay"]) == (1.0, 0.8, 0.3)
 
 
+def test_the_full_plan_has_the_contenders_of_the_study_that_was_run() -> None:
+    """One that joins the harness does not join a study that is done."""
+    committed = Path(__file__).parent.parent / "results/full/plan.json"
+    assert list(PLANS["full"].contenders or ()) == json.loads(committed.read_text(encoding="utf-8"))["contenders"]
+
+
+def test_the_search_begins_at_the_defaults_of_what_records_do_not_name() -> None:
+    task, spaces = all_tasks()["mnist1d-mlp"], importlib.import_module("hatam.bench.spaces")
+    cell = Cell(task, "schedule-free", "steps", task.steps)
+    first, *_ = settings_of(cell, PLANS["full"], SEARCH[0], spaces, lambda run: None, lambda stage: [])
+    assert first.params["r"] == 0.0
+    assert first.options == parse("schedule-free", task.name)[1]
+
+
 @pytest.mark.parametrize("name", ["digits", "mnist1d-mlp", "minilm"])
 def test_everyone_gets_as_many_settings(name: str) -> None:
     """However many options it has, and wherever the search goes: the last stage fills up, and none is tried twice."""
     task, plan = all_tasks()[name], PLANS["full"]
     spaces = importlib.import_module("hatam.bench.spaces")
-    for seed, contender in enumerate(plan.contenders or ()):
+    for seed, contender in enumerate(CONTENDERS):
         cell, rng = Cell(task, contender, "steps", task.steps), random.Random(seed)
         scores: dict[str, float] = {}
 
@@ -308,6 +322,10 @@ def test_some_tasks_can_come_first_and_others_join_later(tmp_path: Path) -> None
     assert list(study.time()) == ["slow"]
     assert [cell.name for cell in study.cells] == ["slow/adamw/steps", "slow/hatam/steps", "slow/lion/steps"]
     assert json.loads((tmp_path / "plan.json").read_text())["contenders"] == ["adamw", "hatam", "lion"]
+    budgets = dataclasses.replace(plan, budgets={"slow": make_budget(4)})
+    Coordinator(budgets, tmp_path, queue, TASKS, SPACES)
+    with pytest.raises(ValueError, match=r"begun with budgets=.*'trials': 4.*, and now it is .*'trials': 6"):
+        Coordinator(dataclasses.replace(plan, budgets={"slow": make_budget(6)}), tmp_path, queue, TASKS, SPACES)
     with pytest.raises(ValueError, match=r"begun with tasks=\['tiny', 'slow'\], and now it is \['tiny'\]"):
         make_study(tmp_path)
     with pytest.raises(ValueError, match="unknown task of the plan 'quick'"):
@@ -491,6 +509,17 @@ def test_a_storage_that_is_not_there_is_named(tmp_path: Path) -> None:
         Queue(embedded(tmp_path / "nowhere"), "tiny", QUICK)
     with pytest.raises(ValueError, match="storage='tiny' is not an address"):
         Queue("tiny", "tiny", QUICK)
+
+
+def test_the_committed_study_goes_on_with_its_plan(tmp_path: Path) -> None:
+    """Whatever contenders and tasks have come since: `make study` must not refuse it."""
+    text = (Path(__file__).parent.parent / "results/full/plan.json").read_text()
+    (tmp_path / "plan.json").write_text(text)
+    plan = json.loads(text)
+    assert PLANS["full"].tasks == tuple(plan["tasks"])
+    there = {name: dataclasses.replace(task, missing=lambda: None) for name, task in TINY.items()}
+    resolved, _ = PLANS["full"].resolved(there)
+    Coordinator(resolved, tmp_path, Queue(embedded(tmp_path), "full", QUICK), TINY, SPACES)
 
 
 def test_a_study_keeps_the_plan_it_began_with(tmp_path: Path) -> None:

@@ -2,24 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from pytorch_optimizer import SAM, AdaBelief, Adan, Lion
+from pytorch_optimizer import SAM, AdaBelief, Adan, AdEMAMix, Lion
 from schedulefree import AdamWScheduleFreePaper
 from torch import nn
 
 from hatam import HATAM
+from hatam.straightened_adamw import StraightenedAdamW
 
-from .averaged import EMATrainer, ScheduleFreeTrainer
+from .averaged import GPA, EMANesterovTrainer, EMATrainer, GPATrainer, ScheduleFreeTrainer
 from .mars import MARS
-from .sam import ASAM, MSAM, KSAMTrainer, MSAMTrainer, SAMTrainer
-from .trainers import HATAMTrainer, Loss, Trainer
+from .sam import ASAM, MSAM, KSAMTrainer, LateSAMTrainer, MSAMTrainer, SAMTrainer
+from .schedules import SCHEDULES
+from .trainers import AdEMAMixTrainer, HATAMTrainer, Loss, Trainer
 
 Options = dict[str, Any]
 Train = Callable[[nn.Module, Loss, Options], Trainer]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to train.
+
+    Attributes:
+        name: how the command line calls it.
+        summary: one line for lists and tables.
+        source: where it was published.
+        build: makes its trainer from a model, a loss per sample and its options.
+        options: the options that it takes, with their defaults, but for ``schedule`` and ``later``.
+        by_task: defaults that differ on a task.
+        scaled: options on a scale of its own, which keep their ratio to AdamW's where a task asks for another of these.
+        schedule: of lr, where the option ``schedule``, which every contender takes, does not name another.
+        later: options that came when there were records already, with their defaults.
+    """
+
+    name: str
+    summary: str
+    source: str
+    build: Train
+    options: Options
+    by_task: Mapping[str, Options] = field(default_factory=dict)
+    scaled: tuple[str, ...] = ()
+    schedule: str = "cosine"
+    later: Options = field(default_factory=dict)
+
+    @property
+    def every(self) -> Options:
+        """Every option that it takes, with its default."""
+        return {**self.options, **self.later, "schedule": self.schedule}
+
+    def recorded(self, options: Options) -> Options:
+        """Options as a run has them: what older records do not name is left out at its default, so that these are still
+        found."""
+        absent = {key: default for key, default in self.every.items() if key not in self.options}
+        return {key: value for key, value in options.items() if key not in absent or value != absent[key]}
+
+    def train(self, model: nn.Module, loss: Loss, options: Options) -> Trainer:
+        """Its trainer, with the schedule that the options ask for."""
+        trainer = self.build(model, loss, {key: value for key, value in options.items() if key != "schedule"})
+        trainer.schedule = SCHEDULES[options.get("schedule", self.schedule)]
+        return trainer
 
 
 def torch_arguments(options: Options) -> dict[str, Any]:
@@ -54,13 +101,17 @@ SAM_ON_ADAMW: Callable[..., SAM] = partial(SAM, base_optimizer=torch.optim.AdamW
 adamw = with_optimizer(ADAMW)
 adamw_ema = with_optimizer(ADAMW, EMATrainer, own=("decay",))
 schedule_free = with_optimizer(AdamWScheduleFreePaper, ScheduleFreeTrainer)
+gpa = with_optimizer(partial(GPA, fused=True), GPATrainer)
+ema_nesterov = with_optimizer(ADAMW, EMANesterovTrainer, own=("ahead", "decay", "rest"))
 nadam = with_optimizer(partial(torch.optim.NAdam, decoupled_weight_decay=True))
 adabelief = with_optimizer(partial(AdaBelief, weight_decouple=True, rectify=False))
+ademamix = with_optimizer(partial(AdEMAMix, weight_decouple=True), AdEMAMixTrainer)
 adan = with_optimizer(Adan)
 mars = with_optimizer(partial(MARS, fused=True))
 lion = with_optimizer(Lion)
 hatam = with_optimizer(HATAM, HATAMTrainer)
 sam = with_optimizer(SAM_ON_ADAMW, SAMTrainer)
+late_sam = with_optimizer(SAM_ON_ADAMW, LateSAMTrainer, own=("share",))
 k_sam = with_optimizer(SAM_ON_ADAMW, KSAMTrainer, own=("k_fraction",))
 msam = with_optimizer(partial(MSAM, fused=True), MSAMTrainer)
 
@@ -69,6 +120,11 @@ def asam(model: nn.Module, loss: Loss, options: Options) -> Trainer:
     """ASAM, which treats weights and biases differently and so needs their names."""
     made = ASAM(model.named_parameters(), torch.optim.AdamW, fused=True, **torch_arguments(options))
     return SAMTrainer(model, loss, made)
+
+
+def straightened(model: nn.Module, loss: Loss, options: Options) -> Trainer:
+    """Straightened AdamW, which tells by their names which parameters are embeddings."""
+    return HATAMTrainer(model, loss, StraightenedAdamW(model.named_parameters(), **torch_arguments(options)))
 
 
 def sgd(model: nn.Module, loss: Loss, options: Options) -> Trainer:

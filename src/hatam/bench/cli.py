@@ -182,7 +182,7 @@ def contenders() -> None:
     """List the contenders and their options. Example: hatam contenders"""
     for contender in CONTENDERS.values():
         console.print(f"{contender.name:20}{contender.summary} ({contender.source})", soft_wrap=True)
-        options = ", ".join(f"{key}={value}" for key, value in contender.options.items())
+        options = ", ".join(f"{key}={value}" for key, value in contender.every.items())
         console.print(f"{'':20}{options}", soft_wrap=True)
         for task, changed in contender.by_task.items():
             there = ", ".join(f"{key}={value}" for key, value in changed.items())

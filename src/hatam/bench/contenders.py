@@ -8,38 +8,15 @@ from __future__ import annotations
 import ast
 import difflib
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import Any
 
 from . import builders
-from .builders import Options, Train
+from .builders import Contender, Options
+from .schedules import SCHEDULES
 from .tasks import all_tasks, find
 
 ADAMW_OPTIONS: Options = {"lr": 0.03, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.15}
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One way to train.
-
-    Attributes:
-        name: how the command line calls it.
-        summary: one line for lists and tables.
-        source: where it was published.
-        train: builds its trainer from a model, a loss per sample and its options.
-        options: every option that it takes, with its default.
-        by_task: defaults that differ on a task.
-        scaled: options on a scale of its own, which keep their ratio to AdamW's where a task asks for another of these.
-    """
-
-    name: str
-    summary: str
-    source: str
-    train: Train
-    options: Options
-    by_task: Mapping[str, Options] = field(default_factory=dict)
-    scaled: tuple[str, ...] = ()
 
 
 def hatam_options(form: str, **changed: Any) -> Options:
@@ -94,6 +71,14 @@ CONTENDERS: dict[str, Contender] = {
             by_task={task: {"beta1": 0.0, "rho": 0.2} for task in MLPS},
         ),
         Contender(
+            "late-sam",
+            "SAM on AdamW in the last tenth of the steps, AdamW before",
+            "arXiv 2410.10373",
+            builders.late_sam,
+            {**ADAMW_OPTIONS, "rho": 0.05, "share": 0.1},
+            by_task={task: {"beta1": 0.0, "rho": 0.5} for task in MLPS},
+        ),
+        Contender(
             "msam",
             "probing with the momentum, at w − ρ m / ‖m‖",
             "arXiv 2401.12033",
@@ -114,6 +99,22 @@ CONTENDERS: dict[str, Contender] = {
             "arXiv 2405.15682",
             builders.schedule_free,
             ADAMW_OPTIONS,
+            schedule="constant",
+            later={"r": 0.0},
+        ),
+        Contender(
+            "gpa",
+            "AdamW at an interpolation of its iterate and an exponential moving average, evaluated at the average",
+            "arXiv 2512.17131",
+            builders.gpa,
+            {**ADAMW_OPTIONS, "mu_x": 0.9967, "mu_y": 0.7},
+        ),
+        Contender(
+            "ema-nesterov",
+            "AdamW from a point ahead along the exponential moving average of its displacements",
+            "arXiv 2605.25395",
+            builders.ema_nesterov,
+            {**ADAMW_OPTIONS, "ahead": 0.5, "decay": 0.99, "rest": 0.1},
         ),
         Contender(
             "sgd",
@@ -136,6 +137,13 @@ CONTENDERS: dict[str, Contender] = {
             "arXiv 2010.07468",
             builders.adabelief,
             {**ADAMW_OPTIONS, "eps": 1e-16},
+        ),
+        Contender(
+            "ademamix",
+            "AdamW with a second, slower momentum; its weight and its memory grow over the run",
+            "arXiv 2409.03137",
+            builders.ademamix,
+            {**ADAMW_OPTIONS, "beta3": 0.999, "alpha": 5.0},
         ),
         Contender(
             "adan",
@@ -209,6 +217,13 @@ CONTENDERS: dict[str, Contender] = {
             # γ is where the study's search begins, with SAM's ρ; the library's own default is less at torch's betas
             hatam_options("decoupled", radius="absolute", modulator_cap=1.0, gamma=0.5),
         ),
+        Contender(
+            "hatam-straightened",
+            "AdamW without momentum, averaged, its gradient taken ahead of the average",
+            SEED_DOCUMENT,
+            builders.straightened,
+            {**ADAMW_OPTIONS, "gamma": 0.4, "modulator": "uniform", "averaging": 8.0, "memory": 10.0, "fade": 0.1},
+        ),
     )
 }
 
@@ -217,7 +232,7 @@ def parse(spec: str, task: str) -> tuple[Contender, Options]:
     """``name`` or ``name:option=value,…`` as a contender and its complete options on a task.
 
     Raises:
-        ValueError: no such contender or option; the message suggests the nearest name.
+        ValueError: no such contender, option or schedule; the message suggests the nearest name.
 
     Example:
         >>> contender, options = parse("hatam:gamma=0.1", "mnist1d-mlp")
@@ -228,8 +243,9 @@ def parse(spec: str, task: str) -> tuple[Contender, Options]:
     contender = CONTENDERS[known(name, CONTENDERS, "contender")]
     options = {**contender.options, **_of_task(contender, task), **contender.by_task.get(task, {})}
     for key, value in changed(spec, filter(None, changes.split(","))).items():
-        options[known(key, options, f"option of {name}")] = value
-    return contender, options
+        options[known(key, contender.every, f"option of {name}")] = value
+    known(str(options.get("schedule", contender.schedule)), SCHEDULES, "schedule")
+    return contender, contender.recorded(options)
 
 
 def changed(spec: str, changes: Iterable[str]) -> Options:

@@ -25,7 +25,8 @@ SCHEMA = 1
 class Run:
     """What is run: everything that decides the outcome, apart from the code and the machine.
 
-    A run whose purpose is "tune" reads the validation data alone; only "final" ones read the test data, once.
+    A run whose purpose is "tune" reads the validation data alone; a "judge" one also scores on the test data, once, and
+    a "final" one measures all that a finished run can tell of there.
     ``source`` is a digest of code of the user's own that decides the outcome too.
     """
 

@@ -28,6 +28,33 @@ class SAMTrainer(Trainer):
         return loss
 
 
+class LateSAMTrainer(SAMTrainer):
+    """SAM at the end of the run alone (arXiv 2410.10373), the base optimizer before, with its state handed on.
+
+    The paper goes from SGD to SAM on SGD for the last epochs, a few up to an eighth of them; here the base is AdamW.
+
+    Args:
+        share: of the steps, the last, in [0, 1]; 1 is SAM. A step costs 1 + share gradients on average.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, optimizer: SAM, share: float) -> None:
+        super().__init__(model, loss, optimizer)
+        if not 0 <= share <= 1:
+            raise ValueError(f"share={share!r} is out of range: it must be in [0, 1]; 1 is SAM")
+        self.share, self.late = share, False
+
+    def arrive(self, step: int, steps: int, warmup: float, lr: float) -> None:
+        super().arrive(step, steps, warmup, lr)
+        self.late = steps - step <= round(self.share * steps)
+
+    def steps(self, x: Tensor, y: Tensor) -> Step:
+        if self.late:
+            return (yield from super().steps(x, y))
+        loss = yield Gradient(x, y)
+        self.optimizer.base_optimizer.step()
+        return loss
+
+
 class KSAMTrainer(SAMTrainer):
     """K-SAM (arXiv 2210.12864): SAM on the samples of highest loss, found by a forward pass without gradient.
 

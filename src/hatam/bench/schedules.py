@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+
+LAST = 0.2  # of the steps, over which ``late`` falls
+Schedule = Callable[[int, int, float], float]
 
 
 def cosine(step: int, steps: int, warmup: float) -> float:
@@ -16,6 +20,14 @@ def cosine(step: int, steps: int, warmup: float) -> float:
 def constant(step: int, steps: int, warmup: float) -> float:
     """The same warm-up, then 1: for what averages its weights instead of decaying lr."""
     return min(1.0, (step + 1) / _rising(steps, warmup))
+
+
+def late(step: int, steps: int, warmup: float) -> float:
+    """The same warm-up, then 1, and over the last fifth of the steps a line to exactly 0 at the last step."""
+    return min(constant(step, steps, warmup), (steps - step - 1) / (LAST * steps))
+
+
+SCHEDULES: dict[str, Schedule] = {"cosine": cosine, "late": late, "constant": constant}
 
 
 def _rising(steps: int, warmup: float) -> int:

@@ -43,7 +43,7 @@ class Spaces:
     def ranges(self, contender: str, task: str) -> dict[str, Mapping[str, Any]]:
         """A contender's options on a task with their ranges; the more special ones win."""
         layers = [self.base, self.by_task.get(task, Layer())]
-        own = CONTENDERS[contender].options
+        own = CONTENDERS[contender].every
         shared = {option: r for layer in layers for option, r in layer.shared.items() if option in own}
         return shared | {option: r for layer in layers for option, r in layer.contender.get(contender, {}).items()}
 
@@ -83,7 +83,7 @@ def complete(contender: str, task: str, params: Mapping[str, Any]) -> Options:
     tuned = space(contender, task)
     for option in params:
         known(option, tuned, f"tuned option of {contender}")
-    return {**parse(contender, task)[1], **params}
+    return CONTENDERS[contender].recorded({**parse(contender, task)[1], **params})
 
 
 @cache
@@ -124,10 +124,10 @@ def _by_task(families: list[dict[str, Any]]) -> Iterator[tuple[str, Layer]]:
 def _layer(tables: dict[str, Any], where: str) -> Layer:
     """A layer with each of its entries checked by itself; ``where`` names its tasks in messages."""
     layer = Layer(**_table(tables, "the file" + where, "shared", "contender"))
-    anyones = {option for contender in CONTENDERS.values() for option in contender.options}
+    anyones = {option for contender in CONTENDERS.values() for option in contender.every}
     _check_ranges("[shared]" + where, layer.shared, anyones)
     for name, ranges in layer.contender.items():
-        _check_ranges(name + where, ranges, CONTENDERS[known(name, CONTENDERS, "contender")].options)
+        _check_ranges(name + where, ranges, CONTENDERS[known(name, CONTENDERS, "contender")].every)
     return layer
 
 
@@ -170,7 +170,7 @@ def _problem(r: Mapping[str, Any]) -> str | None:
 def _check_defaults(spaces: Spaces, contender: str) -> None:
     """A default that cannot be found again would make tuning a loss. None leaves the value to HATAM's form."""
     entry = CONTENDERS[contender]
-    for task, defaults in {"": entry.options, **entry.by_task}.items():
+    for task, defaults in {"": entry.every, **entry.by_task}.items():
         for option, r in spaces.ranges(contender, task).items():
             value = defaults.get(option)
             if value is not None and not _contains(r, value):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hatam import HATAM
+from hatam.straightened_adamw import StraightenedAdamW
 
 from . import schedules
 
@@ -61,14 +62,20 @@ class Trainer:
         optimizer: its learning rate is set from outside, in ``optimizer.param_groups``.
 
     Attributes:
-        schedule: the factor on lr, ``schedule(step, steps, warmup)`` with the step counted from 0.
+        schedule: the factor on lr, ``schedule(step, steps, warmup)`` with the step counted from 0;
+            the contender sets it.
     """
 
-    schedule = staticmethod(schedules.cosine)
+    schedule: schedules.Schedule
 
     def __init__(self, model: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.samples_differentiated = 0
+
+    def arrive(self, step: int, steps: int, warmup: float, lr: float) -> None:
+        """To be told before each step where in the run it is, counted from 0: sets lr, of which this is the peak."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * self.schedule(step, steps, warmup)
 
     def steps(self, x: Tensor, y: Tensor) -> Step:
         """What one step on a batch asks for and does."""
@@ -99,10 +106,33 @@ class Trainer:
 class HATAMTrainer(Trainer):
     """Evaluates HATAM at the straightened point."""
 
-    optimizer: HATAM
+    optimizer: HATAM | StraightenedAdamW
 
     def evaluation(self) -> AbstractContextManager[None]:
         return self.optimizer.straightened()
+
+
+class AdEMAMixTrainer(Trainer):
+    """AdEMAMix (arXiv 2409.03137), whose α and β3 reach their values at the end of the run, as in its paper.
+
+    The package's class does that when told the number of steps. Its weight decay is in the gradient by default, where
+    the paper's is decoupled, and its β3 comes from log β1.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(model, loss, optimizer)
+        for group in optimizer.param_groups:
+            beta1, _, beta3 = group["betas"]
+            if not 0 < beta1 <= beta3 < 1:
+                raise ValueError(
+                    f"beta1={beta1!r} and beta3={beta3!r} are out of range: β3 grows from beta1 to beta3, so that they "
+                    "must be 0 < beta1 <= beta3 < 1; the paper's are 0.9 and 0.9999"
+                )
+
+    def arrive(self, step: int, steps: int, warmup: float, lr: float) -> None:
+        super().arrive(step, steps, warmup, lr)
+        for group in self.optimizer.param_groups:
+            group["t_alpha_beta3"] = steps
 
 
 @contextmanager

@@ -75,8 +75,7 @@ def _steps(
     every = max(1, run.steps // task.curve_points)
     losses: list[Tensor] = []
     for step in range(1, run.steps + 1):
-        for group in trainer.optimizer.param_groups:
-            group["lr"] = run.options["lr"] * trainer.schedule(step - 1, run.steps, run.warmup)
+        trainer.arrive(step - 1, run.steps, run.warmup, run.options["lr"])
         chosen = next(batches)
         batch = Split(data.train.x[chosen], data.train.y[chosen])
         before = time.perf_counter()
@@ -141,6 +140,8 @@ def _result(task: Task, run: Run, model: nn.Module, data: Data, end: dict[str, f
     result = {"status": "diverged" if diverged else "ok", "validation": end["validation"]}
     if run.purpose == "tune":
         return result
+    if run.purpose == "judge":
+        return {**result, "test": evaluate(task, model, data.test)}
     return {**result, **measured(task, model, data, diverged=diverged)}
 
 

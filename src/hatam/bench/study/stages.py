@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
+from ..contenders import CONTENDERS
 from ..records import Run
 from ..tasks import Task
 from .plans import COMPARISONS, SEARCH, Plan
@@ -180,7 +181,7 @@ def _search(
     and from the beginning. It starts from the defaults and is at the best setting so far. The last stage fills up.
     """
     space = spaces.space(cell.contender, cell.task.name)
-    usual = spaces.complete(cell.contender, cell.task.name, {})
+    usual = {**CONTENDERS[cell.contender].every, **spaces.complete(cell.contender, cell.task.name, {})}
     tried = [setting for stage in SEARCH[:turn] for setting in earlier(stage)]
     found = best(cell, plan, SEARCH[:1], tried, results) if tried else []
     if tried and not found:
