@@ -91,6 +91,14 @@ def test_log_tables(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.replace_between(page, name, importlib.import_module(name).table()) == page
 
 
+def test_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module("screening")
+    page = script.PAGE.read_text(encoding="utf-8")
+    for marker, text in script.pages().items():
+        assert report.replace_between(page, marker, text) == page
+
+
 @pytest.mark.parametrize("name", ["confirmed", "isotropic"])
 def test_tables_of_the_results(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))

@@ -189,9 +189,10 @@ def trained(optimizer: torch.optim.Optimizer, p: Tensor, first: int, last: int) 
             step(optimizer, p, g, 0.02 * cosine(t, 60))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("evaluating", [False, True], ids=["train", "eval"])
-def test_a_resumed_run_is_the_uninterrupted_one(evaluating: bool) -> None:
-    p, q, r = start(torch.float32), start(torch.float32), start(torch.float32)
+def test_a_resumed_run_is_the_uninterrupted_one(evaluating: bool, dtype: torch.dtype) -> None:
+    p, q, r = start(dtype), start(dtype), start(dtype)
     whole, first, second = (StraightenedAdamW([each], modulator="relative") for each in (p, q, r))
     trained(whole, p, 0, 20)
     trained(first, q, 0, 20)
@@ -206,6 +207,15 @@ def test_a_resumed_run_is_the_uninterrupted_one(evaluating: bool) -> None:
     trained(whole, p, 20, 40)
     trained(second, r, 20, 40)
     assert torch.equal(p, r)
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused() -> None:
+    p, q = start(), start()
+    adamw, optimizer = torch.optim.AdamW([p]), StraightenedAdamW([q])
+    step(adamw, p, torch.ones(SHAPE, dtype=torch.float64))
+    with pytest.raises(ValueError, match="lacks 'lead'"):
+        optimizer.load_state_dict(adamw.state_dict())
+    assert not optimizer.state
 
 
 def test_evaluation_is_at_the_average_and_back() -> None:

@@ -166,6 +166,25 @@ class StraightenedAdamW(Optimizer):
         states = [self.state[p] for p in params]
         return Columns(params, *([state[key] for state in states] for key in STATE))
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but κ and ρ, which torch would cast to the parameter's dtype, stay what they were: from another κ
+        another x would be recovered.
+
+        Raises:
+            ValueError: the state is that of another optimizer. Nothing has changed then.
+        """
+        for found in state_dict["state"].values():
+            if lacking := [key for key in STATE if key not in found]:
+                raise ValueError(
+                    f"the checkpoint lacks {', '.join(map(repr, lacking))} of a parameter: it is not one of "
+                    "StraightenedAdamW; begin a new run from the model's weights"
+                )
+        super().load_state_dict(state_dict)
+        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+        for i, p in zip(saved, [p for group in self.param_groups for p in group["params"]], strict=True):
+            for key in ("kappa", "ratio") if i in state_dict["state"] else ():
+                self.state[p][key] = state_dict["state"][i][key].to(p.device, copy=True)
+
     @torch.no_grad()
     def eval(self) -> None:
         """Bring the parameters to x, to evaluate or to save the model. A step is refused until :meth:`train`."""

@@ -1,0 +1,284 @@
+"""The straightened form untuned, beside AdamW with three schedules, Schedule-Free and the present default.
+
+Everyone has AdamW's lr, weight decay and betas: AdamW's best lr for a cosine on validation data, a third of it, and
+three times as much. The screening compares candidates on validation data. The judgement is of its choice, once, on test
+data and on seeds that no run before it had.
+
+    python benchmarks/screening.py lr            AdamW with a cosine over the grid of lr
+    python benchmarks/screening.py screen        the candidates
+    python benchmarks/screening.py judge         the choice
+    python benchmarks/screening.py --render      fill in docs/decisions.md from the committed scores
+
+What has a score in results/screening, or a record below runs/screening, is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+
+import grids
+
+from hatam.bench import records, report, runner
+from hatam.bench.cli import make_run
+from hatam.bench.records import Run
+from hatam.bench.report.summary import corrected
+from hatam.bench.stats import Difference, p_text, paired
+from hatam.bench.tasks import all_tasks, find
+
+RUNS, RESULTS = grids.ROOT / "runs/screening", grids.ROOT / "results/screening"
+PAGE = grids.ROOT / "docs/decisions.md"
+
+LRS: dict[str, tuple[float, ...]] = {
+    "digits": (0.0008, 0.0024, 0.0072, 0.0216, 0.0648),
+    "digits-noise": (0.0001, 0.0003, 0.0009),
+    "letter": (0.001, 0.003, 0.009, 0.027, 0.081),
+    "diabetes": (0.00008, 0.00025, 0.00075),
+    "breast-cancer": (0.00008, 0.00025, 0.00075),
+    "mnist1d-mlp": (0.01, 0.03, 0.09),
+    "mnist1d-mlp-plain": (0.01, 0.03, 0.09),
+    "mnist1d-mlp-noise": (0.02, 0.06, 0.18),
+    "mnist1d-conv": (0.02, 0.06, 0.18),
+    "mnist1d-conv-noise": (0.02, 0.06, 0.18),
+    "fashion": (0.0003, 0.001, 0.003, 0.009, 0.027),
+    "fashion-noise": (0.0003, 0.001, 0.003, 0.009),
+    "bytes": (0.006, 0.018, 0.054),
+    "bytes-overfit": (0.0007, 0.002, 0.006),
+    "bytes-long": (0.003, 0.01, 0.03),
+    "minilm": (0.0001, 0.0003, 0.0009),
+}
+"""The grid by task, in factors of three about what earlier searches found."""
+
+SLOW = {"bytes", "bytes-overfit", "bytes-long", "fashion", "fashion-noise", "minilm"}
+BASELINE = "adamw"
+SCREENED = (
+    "adamw:schedule=late",
+    "adamw-ema:schedule=constant,decay=0.995",
+    "schedule-free",
+    "hatam:gamma=None",
+)
+CANDIDATES = (
+    "hatam-straightened:gamma=0.2",
+    "hatam-straightened:gamma=0.4",
+    "hatam-straightened:gamma=0.4,schedule=late",
+)
+DROP_IN, RECOMMENDED = CANDIDATES[1:]
+LATE, SCHEDULE_FREE = SCREENED[0], SCREENED[2]
+OFF = (LATE, SCHEDULE_FREE, RECOMMENDED)
+"""Who is screened away from AdamW's best lr too, where a run is short."""
+
+STAGES = {"lr": "tune", "screen": "tune", "judge": "judge"}
+FIRST_SEED = {"lr": 20000, "screen": 20000, "judge": 21000}
+SEEDS = {"lr": (8, 4), "screen": (8, 4), "judge": (20, 8)}  # of fast tasks and of slow ones
+
+JUDGED = {
+    "drop-in − AdamW": (DROP_IN, BASELINE, 1),
+    "late − AdamW": (RECOMMENDED, BASELINE, 1),
+    "late − AdamW late": (RECOMMENDED, LATE, 1),
+    "late − Schedule-Free": (RECOMMENDED, SCHEDULE_FREE, 1),
+    "drop-in − AdamW, a third": (DROP_IN, BASELINE, 0),
+    "drop-in − AdamW, three times": (DROP_IN, BASELINE, 2),
+}
+"""The columns of the judgement: ours, theirs, and which of a task's lrs: a third, the best, three times."""
+
+Scores = dict[str, dict[str, dict[int, float]]]  # by task, by contender and lr, by seed
+
+
+def label(spec: str, lr: float) -> str:
+    """A contender at an lr."""
+    return f"{spec} @ {lr:g}"
+
+
+def scores(stage: str) -> Scores:
+    """What has been collected of a stage."""
+    path = RESULTS / f"{stage}.json"
+    found = json.loads(path.read_text(encoding="utf-8"))["scores"] if path.exists() else {}
+    return {
+        task: {name: {int(seed): float(score) for seed, score in each.items()} for name, each in labels.items()}
+        for task, labels in found.items()
+    }
+
+
+def best_lr(task: str) -> float:
+    """AdamW's for a cosine, by the mean of the validation scores."""
+    found, sign = scores("lr")[task], 1 if find(task).higher_is_better else -1
+    means = {lr: sign * mean(found[label(BASELINE, lr)].values()) for lr in LRS[task]}
+    return max(means, key=lambda lr: means[lr])
+
+
+def mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found)
+
+
+def lrs(task: str) -> tuple[float, float, float]:
+    """A third of AdamW's best, that, and three times as much."""
+    best = best_lr(task)
+    return (best / 3, best, 3 * best)
+
+
+def cells(stage: str, task: str) -> list[tuple[str, float]]:
+    """The contenders of a stage and their lr."""
+    if stage == "lr":
+        return [(BASELINE, lr) for lr in LRS[task]]
+    at, off = {
+        "screen": ((BASELINE, *SCREENED, *CANDIDATES), (BASELINE, *([] if task in SLOW else OFF), DROP_IN)),
+        "judge": ((BASELINE, LATE, SCHEDULE_FREE, DROP_IN, RECOMMENDED), (BASELINE, DROP_IN)),
+    }[stage]
+    third, best, triple = lrs(task)
+    return [(spec, lr) for lr, specs in ((best, at), (third, off), (triple, off)) for spec in specs]
+
+
+def runs(stage: str, task: str) -> list[Run]:
+    """Of a stage on a task; seeds count from the stage's first."""
+    found = []
+    for spec, lr in cells(stage, task):
+        made = make_run(find(task), spec, 0)
+        options = {**made.options, "lr": lr}
+        for seed in range(FIRST_SEED[stage], FIRST_SEED[stage] + SEEDS[stage][task in SLOW]):
+            changed = {"label": label(spec, lr), "options": options, "seed": seed, "purpose": STAGES[stage]}
+            found.append(dataclasses.replace(made, **changed))
+    return found
+
+
+def measure(stage: str, tasks: Sequence[str], jobs: int) -> None:
+    """Do what has no score yet, task by task, and collect the scores."""
+    for task in tasks:
+        have = scores(stage).get(task, {})
+        todo = runner.missing([run for run in runs(stage, task) if run.seed not in have.get(run.label, {})], RUNS)
+        failed = runner.run_all(todo, RUNS, jobs, lambda run, steps: None, batch=True) if todo else []
+        collect(stage, task)
+        for run, error in failed:
+            raise SystemExit(f"{run.task}, {run.label}, seed {run.seed}: {error}")
+
+
+def collect(stage: str, task: str) -> None:
+    """Put the scores of a task into the stage's file, beside those that are there."""
+    key, found = "test" if STAGES[stage] == "judge" else "validation", scores(stage)
+    labels = found.setdefault(task, {})
+    for run in runs(stage, task):
+        if run.path(RUNS).exists():
+            labels.setdefault(run.label, {})[run.seed] = records.read(run.path(RUNS))["result"][key]
+    content = {"score": key, "environment": records.environment(), "scores": found}
+    records.write(RESULTS / f"{stage}.json", content)
+
+
+def better(task: str, found: Difference | None, p: float) -> int:
+    """1 where a difference is to the good at p < 0.05, −1 where it is to the bad, else 0."""
+    if found is None or not p < 0.05:
+        return 0
+    return 1 if (found.mean > 0) == find(task).higher_is_better else -1
+
+
+Pair = tuple[str, str, int]  # ours, theirs, and which of a task's three lrs
+
+
+def column(found: Scores, tasks: Sequence[str], pair: Pair) -> dict[str, tuple[Difference | None, float]]:
+    """By task, how ours differs from theirs, and p after Holm's correction over the tasks."""
+    ours, theirs, which = pair
+    each = {
+        task: paired(found[task][label(ours, lrs(task)[which])], found[task][label(theirs, lrs(task)[which])])
+        for task in tasks
+    }
+    p = corrected(each)
+    return {task: (each[task], p[task]) for task in tasks}
+
+
+def judged_table() -> str:
+    """The judgement: a row for each task, a column for each comparison, and below how many are better and worse."""
+    found = scores("judge")
+    tasks = [task for task in all_tasks() if task in found]
+    columns = {words: column(found, tasks, pair) for words, pair in JUDGED.items()}
+    lines = [f"| task, n | AdamW's lr | {' | '.join(('AdamW', *columns))} |", "|---" * (len(columns) + 3) + "|"]
+    for task in tasks:
+        base = found[task][label(BASELINE, best_lr(task))]
+        cells = [shown(task, *columns[words][task]) for words in columns]
+        lines.append(
+            f"| {named(task)}, {len(base)} | {best_lr(task):g} | {mean(base.values()):.4g} | {' | '.join(cells)} |"
+        )
+    counts = []
+    for each in columns.values():
+        signs = [better(task, *each[task]) for task in tasks]
+        counts.append(f"{signs.count(1)} / {signs.count(-1)}")
+    lines.append(f"| better / worse | | | {' | '.join(counts)} |")
+    return "\n".join(lines)
+
+
+def shown(task: str, found: Difference | None, p: float) -> str:
+    """A difference with its interval and its corrected p, bold where it is significant."""
+    if found is None:
+        return "a run was lost"
+    digits = 2 if abs(found.high - found.low) > 0.05 else 4
+    text = f"{found.mean:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}], {p_text(p)}"
+    return f"**{text}**" if better(task, found, p) else text
+
+
+NAMES = {
+    BASELINE: "AdamW, cosine",
+    LATE: "AdamW, late",
+    SCREENED[1]: "AdamW, constant, EMA",
+    SCHEDULE_FREE: "Schedule-Free",
+    SCREENED[3]: "the present default",
+    CANDIDATES[0]: "γ = 0.2, cosine",
+    DROP_IN: "γ = 0.4, cosine",
+    RECOMMENDED: "γ = 0.4, late",
+}
+
+
+def screened_table() -> str:
+    """At AdamW's best lr: a row for each task, a column for each contender; + and − beside AdamW's cosine."""
+    return _screened({name: (spec, 1) for spec, name in NAMES.items()})
+
+
+def off_table() -> str:
+    """The same for the drop-in at a third of that lr and at three times as much, beside AdamW there."""
+    words = {0: "a third", 2: "three times"}
+    return _screened({f"{NAMES[spec]}, {words[i]}": (spec, i) for i in words for spec in (BASELINE, DROP_IN)})
+
+
+def _screened(columns: Mapping[str, tuple[str, int]]) -> str:
+    found = scores("screen")
+    lines = [f"| task, n | AdamW's best lr | {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) + 1)]
+    for task in (task for task in all_tasks() if task in found):
+        cells = []
+        for spec, which in columns.values():
+            lr = lrs(task)[which]
+            values = found[task].get(label(spec, lr), {})
+            cells.append(grids.compared(values, found[task][label(BASELINE, lr)], task))
+        counts = {len(values) for values in found[task].values()}
+        lines.append(f"| {named(task)}, {max(counts)} | {best_lr(task):g} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def named(task: str) -> str:
+    """With an arrow to where better is."""
+    return f"{task} {'↑' if find(task).higher_is_better else '↓'}"
+
+
+def pages() -> dict[str, str]:
+    """The tables by their markers; that of a stage that has not been done is left out."""
+    found = {"screened": screened_table, "screened-off": off_table, "judged": judged_table}
+    stages = {"screened": "screen", "screened-off": "screen", "judged": "judge"}
+    return {marker: table() for marker, table in found.items() if scores(stages[marker])}
+
+
+def main() -> None:
+    """Do a stage, or fill in the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", nargs="?", choices=STAGES)
+    parser.add_argument("--task", action="append", choices=LRS, help="of these tasks alone")
+    parser.add_argument("--render", action="store_true")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    if options.stage:
+        measure(options.stage, options.task or list(LRS), options.jobs)
+    if options.render:
+        for marker, text in pages().items():
+            report.fill_in(PAGE, marker, text)
+
+
+if __name__ == "__main__":
+    main()
