@@ -56,7 +56,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "relative": {"modulator": "relative"},
     "no-reach": {"gamma": 0.0},
     "not-hidden": {"hidden": False},
-    "growing": {"memory": None},
+    "growing": {"memory": None, "averaging": 8.0},
     "flat-average": {"averaging": 0.0, "memory": None, "betas": (0.5, 0.999)},
     "no-decay": {"weight_decay": 0.0, "fade": 1.0},
 }
@@ -121,7 +121,7 @@ def test_a_fixed_memory_is_momentum() -> None:
         v = 0.95 * v + 0.05 * g**2
         s = 0.9 * s + 0.1 * g / ((v / (1 - 0.95**t)).sqrt() + 1e-8)
         new = published(optimizer, p)
-        if x is not None and t > 240:  # the first steps, in which r = 8 makes the memory shorter, are forgotten
+        if x is not None and t > 240:  # the first steps, in which the memory is shorter, are forgotten
             assert (new - (x - 0.01 * s)).abs().max() < 1e-6
         x = new
 
@@ -144,7 +144,7 @@ def test_the_probe_moves_by_the_averaged_step_corrected_by_the_bend() -> None:
             c = c + ((u - u_before) - c) / tau
             assert (p.detach() - before + 0.01 * (s + k * (u - s))).abs().max() < 1e-12
             assert (u - s - (tau - 1) * c).abs().max() < 1e-9
-        elif reference.t > 9 * tau:  # from here on the memory is τ: before it is t / 9, with r = 8
+        elif reference.t > tau:  # from here on the memory is τ: before it is t
             c = (u - s) / (tau - 1)
         before, u_before = p.detach().clone(), u
 

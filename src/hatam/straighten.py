@@ -11,7 +11,8 @@ The fast iterate z takes AdamW's steps, the average x follows it, and the gradie
 D = z − x is the lead. Neither x nor z is stored: x is w less the probe's offset, which is computed again from D.
 
 .. math::
-    a_t = \min\left(1, \frac{\omega_t}{\sum_{s \le t} \omega_s} \cdot \frac{\mathrm{peak}_t}{\mathrm{lr}_t}\right),
+    a_t = \min\left(1, \max\left(\frac{\omega_t}{\sum_{s \le t} \omega_s} \cdot
+    \frac{\mathrm{peak}_t}{\mathrm{lr}_t}, \frac{1}{\mathrm{memory}}\right)\right),
     \qquad \omega_t = \mathrm{peak}_t^2\, t^r,
 
 .. math::
@@ -67,13 +68,11 @@ class Columns(NamedTuple):
 
 def share(weight: Scalar, weight_sum: Scalar, lr: Scalar, lr_peak: Scalar, memory: float | None) -> Scalar:
     """a: how much of its way to z the average goes. Where lr is 0 that is all of it, and x ends at z."""
+    least = 0.0 if memory is None else 1 / memory
     if isinstance(weight_sum, Tensor):
-        least = 0.0 if memory is None else 1 / memory
-        found = (weight / weight_sum).clamp(min=least) * lr_peak / lr
+        found = (weight / weight_sum * lr_peak / lr).clamp(min=least)
         return torch.where((lr == 0) | (weight_sum == 0), 1.0, found).clamp(max=1.0)
-    if lr == 0:
-        return 1.0
-    return min(1.0, max(weight / weight_sum, 0.0 if memory is None else 1 / memory) * lr_peak / lr)
+    return 1.0 if lr == 0 else min(1.0, max(weight / weight_sum * lr_peak / lr, least))
 
 
 def turn(lr: Scalar, lr_peak: Scalar, fade: float) -> Scalar:

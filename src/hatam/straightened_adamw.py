@@ -35,8 +35,9 @@ class StraightenedAdamW(Optimizer):
         x \leftarrow x + a_t (z - x), \qquad
         w = x + (1 - \beta_1 + \mathrm{reach}_t)\, S \circ (z - x).
 
-    See :mod:`hatam.straighten` for h, a, S and the reach. γ = 0 and r = 0 are Schedule-Free AdamW. One gradient a
-    step. State: D and v, as much as AdamW's, and 0-dim scalars.
+    See :mod:`hatam.straighten` for h, a, S and the reach. The reach is 0 while lr is at its peak and takes over as a
+    schedule lowers it. γ = 0, r = 0 and no limit on the memory are Schedule-Free AdamW. One gradient a step. State: D
+    and v, as much as AdamW's, and 0-dim scalars.
 
     Args:
         params: parameters, parameter groups or named parameters. Every option can be set per group.
@@ -46,8 +47,8 @@ class StraightenedAdamW(Optimizer):
         weight_decay: decoupled weight decay, >= 0, taken at w.
         gamma: reach as a share of the root mean square of a tensor's weights, >= 0.
         modulator: "uniform" for S = 1, or "relative" for S = min(h / mean(h), 3).
-        averaging: r, >= 0: the average weighs step t by t^r, so that it remembers about 1 / (r + 1) of the run.
-        memory: the most steps that the average remembers, >= 1; None sets no limit.
+        averaging: r, >= 0: as long as the memory does not limit it, the average weighs step t by t^r.
+        memory: the most steps that the average remembers, >= 1; 10 is AdamW's momentum at β1 = 0.9, None sets no limit.
         fade: share of the peak lr below which the reach runs out with lr, in (0, 1]. At a constant lr there is none.
         hidden: whether the group's tensors have a reach. None means those of two dimensions or more whose name, where
             parameters have names, is not that of an embedding (see ``EMBEDDINGS``).
@@ -69,7 +70,7 @@ class StraightenedAdamW(Optimizer):
         >>> with optimizer.straightened():  # x, to evaluate
         ...     loss = model(torch.ones(8, 4)).square().mean()
 
-    Source: the HATAM source document; https://arxiv.org/abs/2405.15682 is the limit γ = 0, r = 0.
+    Source: the HATAM source document; https://arxiv.org/abs/2405.15682 is the limit of an average that grows.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class StraightenedAdamW(Optimizer):
         *,
         gamma: float = 0.4,
         modulator: str = "uniform",
-        averaging: float = 8.0,
+        averaging: float = 0.0,
         memory: float | None = 10.0,
         fade: float = 0.1,
         hidden: bool | None = None,

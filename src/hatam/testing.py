@@ -38,7 +38,7 @@ class StraightenedReference:
     weight_decay: float = 1e-2
     gamma: float = 0.4
     modulator: str = "uniform"
-    averaging: float = 8.0
+    averaging: float = 0.0
     memory: float | None = 10.0
     fade: float = 0.1
     hidden: bool = True
@@ -71,10 +71,10 @@ class StraightenedReference:
         """How much of the way to z the average goes."""
         if lr == 0 or self.weight_sum == 0:
             return 1.0
-        share = weight / self.weight_sum
+        share = weight / self.weight_sum * self.peak / lr
         if self.memory is not None:
             share = max(share, 1 / self.memory)
-        return min(1.0, share * self.peak / lr)
+        return min(1.0, share)
 
     def reach(self, lr: float) -> float:
         """The second factor of the probe, with the ratio of the step before."""

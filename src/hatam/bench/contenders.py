@@ -222,7 +222,7 @@ CONTENDERS: dict[str, Contender] = {
             "AdamW without momentum, averaged, its gradient taken ahead of the average",
             SEED_DOCUMENT,
             builders.straightened,
-            {**ADAMW_OPTIONS, "gamma": 0.4, "modulator": "uniform", "averaging": 8.0, "memory": 10.0, "fade": 0.1},
+            {**ADAMW_OPTIONS, "gamma": 0.4, "modulator": "uniform", "averaging": 0.0, "memory": 10.0, "fade": 0.1},
         ),
     )
 }

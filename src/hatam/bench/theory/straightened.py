@@ -20,7 +20,6 @@ CASES: dict[str, dict[str, Any]] = {
     "β1 = 0.9, memory 10": {"betas": (0.9, 0.99), "memory": 10.0},
     "β1 = 0.5, memory 10": {"betas": (0.5, 0.99), "memory": 10.0},
     "β1 = 0.5, memory 100": {"betas": (0.5, 0.99), "memory": 100.0},
-    "β1 = 0, memory 10": {"betas": (0.0, 0.99), "memory": 10.0},
 }
 
 
