@@ -19,7 +19,7 @@ from .averaged import GPA, EMANesterovTrainer, EMATrainer, GPATrainer, ScheduleF
 from .mars import MARS
 from .sam import ASAM, MSAM, KSAMTrainer, LateSAMTrainer, MSAMTrainer, SAMTrainer
 from .schedules import SCHEDULES
-from .trainers import AdEMAMixTrainer, HATAMTrainer, Loss, Trainer
+from .trainers import AdEMAMixTrainer, HATAMTrainer, LateHATAMTrainer, Loss, Trainer
 
 Options = dict[str, Any]
 Train = Callable[[nn.Module, Loss, Options], Trainer]
@@ -110,6 +110,7 @@ adan = with_optimizer(Adan)
 mars = with_optimizer(partial(MARS, fused=True))
 lion = with_optimizer(Lion)
 hatam = with_optimizer(HATAM, HATAMTrainer)
+hatam_late = with_optimizer(HATAM, LateHATAMTrainer)
 sam = with_optimizer(SAM_ON_ADAMW, SAMTrainer)
 late_sam = with_optimizer(SAM_ON_ADAMW, LateSAMTrainer, own=("share",))
 k_sam = with_optimizer(SAM_ON_ADAMW, KSAMTrainer, own=("k_fraction",))

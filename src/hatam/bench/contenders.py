@@ -218,6 +218,13 @@ CONTENDERS: dict[str, Contender] = {
             hatam_options("decoupled", radius="absolute", modulator_cap=1.0, gamma=0.5),
         ),
         Contender(
+            "hatam-late",
+            "HATAM with S = 1 and a radius that takes over as lr falls from its peak",
+            SEED_DOCUMENT,
+            builders.hatam_late,
+            hatam_options("decoupled", radius="relative", modulator="uniform", gamma=0.2),
+        ),
+        Contender(
             "hatam-straightened",
             "AdamW without momentum, averaged, its gradient taken ahead of the average",
             SEED_DOCUMENT,

@@ -112,6 +112,23 @@ class HATAMTrainer(Trainer):
         return self.optimizer.straightened()
 
 
+class LateHATAMTrainer(HATAMTrainer):
+    """HATAM whose γ grows as lr falls from its peak: γ (1 − lr / peak)²."""
+
+    optimizer: HATAM
+
+    def __init__(self, model: nn.Module, loss: Loss, optimizer: HATAM) -> None:
+        super().__init__(model, loss, optimizer)
+        self.gamma, self.peak = optimizer.param_groups[0]["gamma"], 0.0
+
+    def arrive(self, step: int, steps: int, warmup: float, lr: float) -> None:
+        super().arrive(step, steps, warmup, lr)
+        for group in self.optimizer.param_groups:
+            self.peak = max(self.peak, group["lr"])
+            # never 0, at which the group would be AdamW's and begin anew
+            group["gamma"] = max(1e-9, self.gamma * (1 - group["lr"] / self.peak) ** 2) if self.peak else 1e-9
+
+
 class AdEMAMixTrainer(Trainer):
     """AdEMAMix (arXiv 2409.03137), whose α and β3 reach their values at the end of the run, as in its paper.
 

@@ -162,7 +162,7 @@ TWELVE = (
 )
 """The tasks of the committed study. Those that came later do not join it where their data happen to be there."""
 
-LATER = ("gpa", "ema-nesterov", "late-sam", "ademamix", "hatam-straightened")
+LATER = ("gpa", "ema-nesterov", "late-sam", "ademamix", "hatam-late", "hatam-straightened")
 """Contenders that came after the study."""
 
 PLANS = _by_name(
@@ -172,12 +172,7 @@ PLANS = _by_name(
             "twelve tasks and every contender; it says how long before it starts",
             tasks=TWELVE,
             # without AdamW's setting at β1 = 0, which is in AdamW's own search space, and without later contenders
-            contenders=tuple(
-                name
-                for name in CONTENDERS
-                if name
-                not in ("adamw-no-momentum", "gpa", "ema-nesterov", "late-sam", "ademamix", "hatam-straightened")
-            ),
+            contenders=tuple(name for name in CONTENDERS if name not in {"adamw-no-momentum", *LATER}),
             budgets={"bytes": SLOW, "bytes-overfit": SLOW, "bytes-long": SLOW, "minilm": NOISY},
         ),
         Plan(
