@@ -19,6 +19,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import grids
 
@@ -61,13 +62,15 @@ SCREENED = (
     "hatam:gamma=None",
 )
 CANDIDATES = (
+    "hatam-late:gamma=0.2",
+    "hatam-late:gamma=0.2,schedule=late",
     "hatam-straightened:gamma=0.2",
     "hatam-straightened:gamma=0.4",
     "hatam-straightened:gamma=0.4,schedule=late",
 )
-DROP_IN, RECOMMENDED = CANDIDATES[1:]
+DROP_IN, RECOMMENDED = CANDIDATES[:2]
 LATE, SCHEDULE_FREE = SCREENED[0], SCREENED[2]
-OFF = (LATE, SCHEDULE_FREE, RECOMMENDED)
+OFF = (LATE, SCHEDULE_FREE, RECOMMENDED, *CANDIDATES[3:])
 """Who is screened away from AdamW's best lr too, where a run is short."""
 
 STAGES = {"lr": "tune", "screen": "tune", "judge": "judge"}
@@ -94,12 +97,23 @@ def label(spec: str, lr: float) -> str:
 
 def scores(stage: str) -> Scores:
     """What has been collected of a stage."""
-    path = RESULTS / f"{stage}.json"
-    found = json.loads(path.read_text(encoding="utf-8"))["scores"] if path.exists() else {}
     return {
-        task: {name: {int(seed): float(score) for seed, score in each.items()} for name, each in labels.items()}
-        for task, labels in found.items()
+        task: {
+            name: {int(seed): float(score) for seed, score in each["scores"].items()} for name, each in labels.items()
+        }
+        for task, labels in _collected(stage).items()
     }
+
+
+def _collected(stage: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """By task and label: the scores, and a digest of the options, so that a label with new defaults is run again."""
+    path = RESULTS / f"{stage}.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))["tasks"]) if path.exists() else {}
+
+
+def digest(run: Run) -> str:
+    """Of a run's options."""
+    return run.path(RUNS).parent.name
 
 
 def best_lr(task: str) -> float:
@@ -144,25 +158,34 @@ def runs(stage: str, task: str) -> list[Run]:
     return found
 
 
-def measure(stage: str, tasks: Sequence[str], jobs: int) -> None:
-    """Do what has no score yet, task by task, and collect the scores."""
-    for task in tasks:
-        have = scores(stage).get(task, {})
-        todo = runner.missing([run for run in runs(stage, task) if run.seed not in have.get(run.label, {})], RUNS)
-        failed = runner.run_all(todo, RUNS, jobs, lambda run, steps: None, batch=True) if todo else []
-        collect(stage, task)
-        for run, error in failed:
-            raise SystemExit(f"{run.task}, {run.label}, seed {run.seed}: {error}")
+def measure(stage: str, task: str, jobs: int) -> None:
+    """Do what has no score yet."""
+    found = _collected(stage)
+    todo = runner.missing([run for run in runs(stage, task) if not _has(found, run)], RUNS)
+    failed = runner.run_all(todo, RUNS, jobs, lambda run, steps: None, batch=True) if todo else []
+    for run, error in failed:
+        raise SystemExit(f"{run.task}, {run.label}, seed {run.seed}: {error}")
+
+
+def _has(found: Mapping[str, Mapping[str, Mapping[str, Any]]], run: Run) -> bool:
+    own = found.get(run.task, {}).get(run.label)
+    return own is not None and own["options"] == digest(run) and str(run.seed) in own["scores"]
 
 
 def collect(stage: str, task: str) -> None:
     """Put the scores of a task into the stage's file, beside those that are there."""
-    key, found = "test" if STAGES[stage] == "judge" else "validation", scores(stage)
-    labels = found.setdefault(task, {})
+    key, found = "test" if STAGES[stage] == "judge" else "validation", _collected(stage)
+    labels: dict[str, dict[str, Any]] = {}
     for run in runs(stage, task):
         if run.path(RUNS).exists():
-            labels.setdefault(run.label, {})[run.seed] = records.read(run.path(RUNS))["result"][key]
-    content = {"score": key, "environment": records.environment(), "scores": found}
+            score = records.read(run.path(RUNS))["result"][key]
+        elif _has(found, run):
+            score = found[task][run.label]["scores"][str(run.seed)]
+        else:
+            continue
+        own = labels.setdefault(run.label, {"options": digest(run), "scores": {}})
+        own["scores"][str(run.seed)] = score
+    content = {"score": key, "environment": records.environment(), "tasks": {**found, task: labels}}
     records.write(RESULTS / f"{stage}.json", content)
 
 
@@ -222,9 +245,11 @@ NAMES = {
     SCREENED[1]: "AdamW, constant, EMA",
     SCHEDULE_FREE: "Schedule-Free",
     SCREENED[3]: "the present default",
-    CANDIDATES[0]: "γ = 0.2, cosine",
-    DROP_IN: "γ = 0.4, cosine",
-    RECOMMENDED: "γ = 0.4, late",
+    DROP_IN: "AdamW with the reach, cosine",
+    RECOMMENDED: "the same, late",
+    CANDIDATES[2]: "straightened, γ = 0.2",
+    CANDIDATES[3]: "straightened, γ = 0.4",
+    CANDIDATES[4]: "straightened, γ = 0.4, late",
 }
 
 
@@ -270,11 +295,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", nargs="?", choices=STAGES)
     parser.add_argument("--task", action="append", choices=LRS, help="of these tasks alone")
-    parser.add_argument("--render", action="store_true")
+    parser.add_argument("--collect", action="store_true", help="run nothing, collect what has a record")
+    parser.add_argument("--render", action="store_true", help="fill in the page")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    if options.stage:
-        measure(options.stage, options.task or list(LRS), options.jobs)
+    for task in (options.task or LRS) if options.stage else ():
+        if not options.collect:
+            measure(options.stage, task, options.jobs)
+        collect(options.stage, task)
     if options.render:
         for marker, text in pages().items():
             report.fill_in(PAGE, marker, text)
