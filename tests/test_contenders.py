@@ -317,19 +317,6 @@ def test_every_baseline_has_its_rule() -> None:
     assert set(RULES) == set(CONTENDERS) - others
 
 
-def test_the_reach_of_hatam_late_takes_over_as_lr_falls() -> None:
-    """None while lr rises and at its peak, then γ (1 − lr / peak)²."""
-    _, trainer, _ = build("hatam-late", gamma=0.4)
-    found = []
-    for t in range(10):
-        trainer.arrive(t, 10, 0.2, 0.1)
-        group = trainer.optimizer.param_groups[0]
-        found.append((group["lr"], group["gamma"]))
-    assert [gamma for _, gamma in found[:2]] == [1e-9, 1e-9]
-    assert [gamma for _, gamma in found[2:]] == pytest.approx([0.4 * (1 - lr / 0.1) ** 2 for lr, _ in found[2:]])
-    assert found[-1] == (0.0, 0.4)
-
-
 @pytest.mark.parametrize("name", ["adan", "adabelief", "ademamix", "lion"])
 def test_multi_tensor_path_is_the_same(name: str) -> None:
     """On a GPU these packages take their foreach path by default."""

@@ -89,3 +89,63 @@ class StraightenedReference:
             return self.ratio
         new = float(self.x.square().mean().sqrt()) / rms
         return min(new, 1.003 * self.ratio) if self.ratio > 0 else new
+
+
+@dataclass
+class ReachReference:
+    """One parameter tensor under :class:`hatam.reach_adamw.ReachAdamW`; symbols as in :mod:`hatam.reach`.
+
+    Args:
+        w: the start, any shape; copied to float64.
+        beta1, beta2, eps, weight_decay, gamma, fade: as in that class.
+        hidden: whether the tensor has a reach.
+
+    Example:
+        >>> import torch
+        >>> from hatam.testing import ReachReference
+        >>> reference = ReachReference(torch.tensor([1.0, -1.0]), weight_decay=0.0)
+        >>> reference.step(torch.tensor([0.5, 0.1]), lr=0.1)
+        >>> reference.z
+        tensor([ 0.9000, -1.1000], dtype=torch.float64)
+    """
+
+    w: Tensor
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 1e-2
+    gamma: float = 0.2
+    fade: float = 0.1
+    hidden: bool = True
+
+    def __post_init__(self) -> None:
+        self.w = self.w.detach().to(torch.float64).clone()
+        self.z, self.m, self.v = self.w.clone(), torch.zeros_like(self.w), torch.zeros_like(self.w)
+        self.t, self.peak, self.ratio, self.q = 0, 0.0, 0.0, 0.0
+
+    def step(self, g: Tensor, lr: float) -> None:
+        """One step with the gradient ``g``, taken at ``self.w``."""
+        g = g.detach().to(torch.float64)
+        self.t += 1
+        self.peak = max(self.peak, lr)
+        self.m = self.beta1 * self.m + (1 - self.beta1) * g
+        self.v = self.beta2 * self.v + (1 - self.beta2) * g**2
+        h = torch.sqrt(self.v / (1 - self.beta2**self.t)) + self.eps
+        m_hat = self.m / (1 - self.beta1**self.t)
+        self.z = self.z - lr * (m_hat / h + self.weight_decay * self.z)
+
+        u = self.m / h
+        self.w = self.z - self.reach(lr) * u
+        size, z_size = float(u.square().mean().sqrt()), float(self.z.square().mean().sqrt())
+        if size > 0:
+            new = z_size / size
+            self.ratio = min(new, 1.003 * self.ratio) if self.ratio > 0 else new
+        noise = ((1 - self.beta1) / (1 + self.beta1)) ** 0.5
+        self.q = min(1.0, max(0.0, 5 - 4 * size / noise))
+
+    def reach(self, lr: float) -> float:
+        """κ, with ρ and q of the step before."""
+        if not self.hidden or self.peak == 0:
+            return 0.0
+        turn = (1 - lr / self.peak) ** 2 * min(1.0, lr / (self.fade * self.peak))
+        return self.gamma * self.ratio * self.q * turn

@@ -116,6 +116,23 @@ def straightened_ceiling(share: float, kappa: float) -> float:
     return 2 * (2 - share) / (share + 2 * (1 - share) * kappa)
 
 
+def reach_ceiling(lr: float, beta1: float, kappa: float) -> float:
+    """The largest stable λ_max(P⁻¹H) of AdamW with the late reach: (2 + 2β1) / ((1 − β1)(lr + 2κ)).
+
+    AdamW's where κ = 0: a reach of κ counts as much as 2κ of lr.
+
+    Args:
+        lr: learning rate, > 0, or 0 with a κ above 0.
+        beta1: of the momentum, in [0, 1).
+        kappa: κ, of w = z − κ m / h, >= 0.
+
+    Example:
+        >>> round(reach_ceiling(0.01, 0.9, 0.0)), round(reach_ceiling(0.002, 0.9, 0.004))
+        (3800, 3800)
+    """
+    return (2 + 2 * beta1) / ((1 - beta1) * (lr + 2 * kappa))
+
+
 def inflation(s: float, gamma: float, beta_c: float) -> float:
     """RMS(ĝ) / RMS(g) of white noise under a modulator s: sqrt((1 + k s)² + k² s² (1 − βc)/(1 + βc)), k = γ(1 − βc).
 

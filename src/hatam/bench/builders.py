@@ -13,13 +13,14 @@ from schedulefree import AdamWScheduleFreePaper
 from torch import nn
 
 from hatam import HATAM
+from hatam.reach_adamw import ReachAdamW
 from hatam.straightened_adamw import StraightenedAdamW
 
 from .averaged import GPA, EMANesterovTrainer, EMATrainer, GPATrainer, ScheduleFreeTrainer
 from .mars import MARS
 from .sam import ASAM, MSAM, KSAMTrainer, LateSAMTrainer, MSAMTrainer, SAMTrainer
 from .schedules import SCHEDULES
-from .trainers import AdEMAMixTrainer, HATAMTrainer, LateHATAMTrainer, Loss, Trainer
+from .trainers import AdEMAMixTrainer, HATAMTrainer, Loss, Trainer
 
 Options = dict[str, Any]
 Train = Callable[[nn.Module, Loss, Options], Trainer]
@@ -110,7 +111,6 @@ adan = with_optimizer(Adan)
 mars = with_optimizer(partial(MARS, fused=True))
 lion = with_optimizer(Lion)
 hatam = with_optimizer(HATAM, HATAMTrainer)
-hatam_late = with_optimizer(HATAM, LateHATAMTrainer)
 sam = with_optimizer(SAM_ON_ADAMW, SAMTrainer)
 late_sam = with_optimizer(SAM_ON_ADAMW, LateSAMTrainer, own=("share",))
 k_sam = with_optimizer(SAM_ON_ADAMW, KSAMTrainer, own=("k_fraction",))
@@ -126,6 +126,12 @@ def asam(model: nn.Module, loss: Loss, options: Options) -> Trainer:
 def straightened(model: nn.Module, loss: Loss, options: Options) -> Trainer:
     """Straightened AdamW, which tells by their names which parameters are embeddings."""
     return HATAMTrainer(model, loss, StraightenedAdamW(model.named_parameters(), **torch_arguments(options)))
+
+
+def reach(model: nn.Module, loss: Loss, options: Options) -> Trainer:
+    """AdamW with the late reach; names as above."""
+    optimizer = ReachAdamW(model.named_parameters(), fused=True, **torch_arguments(options))
+    return HATAMTrainer(model, loss, optimizer)
 
 
 def sgd(model: nn.Module, loss: Loss, options: Options) -> Trainer:

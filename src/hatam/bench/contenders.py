@@ -218,11 +218,11 @@ CONTENDERS: dict[str, Contender] = {
             hatam_options("decoupled", radius="absolute", modulator_cap=1.0, gamma=0.5),
         ),
         Contender(
-            "hatam-late",
-            "HATAM with S = 1 and a radius that takes over as lr falls from its peak",
+            "hatam-reach",
+            "AdamW whose gradient is taken ahead of its iterate once lr falls from its peak",
             SEED_DOCUMENT,
-            builders.hatam_late,
-            hatam_options("decoupled", radius="relative", modulator="uniform", gamma=0.2),
+            builders.reach,
+            {**ADAMW_OPTIONS, "gamma": 0.2, "fade": 0.1},
         ),
         Contender(
             "hatam-straightened",

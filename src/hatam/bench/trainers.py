@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hatam import HATAM
+from hatam.reach_adamw import ReachAdamW
 from hatam.straightened_adamw import StraightenedAdamW
 
 from . import schedules
@@ -106,27 +107,10 @@ class Trainer:
 class HATAMTrainer(Trainer):
     """Evaluates HATAM at the straightened point."""
 
-    optimizer: HATAM | StraightenedAdamW
+    optimizer: HATAM | StraightenedAdamW | ReachAdamW
 
     def evaluation(self) -> AbstractContextManager[None]:
         return self.optimizer.straightened()
-
-
-class LateHATAMTrainer(HATAMTrainer):
-    """HATAM whose γ grows as lr falls from its peak: γ (1 − lr / peak)²."""
-
-    optimizer: HATAM
-
-    def __init__(self, model: nn.Module, loss: Loss, optimizer: HATAM) -> None:
-        super().__init__(model, loss, optimizer)
-        self.gamma, self.peak = optimizer.param_groups[0]["gamma"], 0.0
-
-    def arrive(self, step: int, steps: int, warmup: float, lr: float) -> None:
-        super().arrive(step, steps, warmup, lr)
-        for group in self.optimizer.param_groups:
-            self.peak = max(self.peak, group["lr"])
-            # never 0, at which the group would be AdamW's and begin anew
-            group["gamma"] = max(1e-9, self.gamma * (1 - group["lr"] / self.peak) ** 2) if self.peak else 1e-9
 
 
 class AdEMAMixTrainer(Trainer):

@@ -1,0 +1,216 @@
+"""AdamW with the late reach, as a :class:`torch.optim.AdamW`. The math is in :mod:`hatam.reach`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import AdamW
+from torch.optim.optimizer import ParamsT
+
+from . import reach
+from .arguments import check_flag, check_lr, check_number, listed
+from .reach import Columns
+from .straightened_adamw import is_hidden
+
+OWN_STATE = ("reach", "ratio", "settled")  # κ, ρ and q
+STATE = ("exp_avg", "exp_avg_sq", "step", *OWN_STATE)  # in the order of Columns
+
+
+class ReachAdamW(AdamW):
+    r"""AdamW whose gradient is taken ahead of its iterate once lr has begun to fall.
+
+    AdamW runs on z, the point to evaluate and to publish. The parameters w are ahead of z in hidden weights, along
+    AdamW's own direction u = m / h, by up to γ times the root mean square of the weights:
+
+    .. math::
+        z \leftarrow z - \mathrm{lr}_t (\hat m / h + \mathrm{wd}\, z), \qquad
+        w = z - \gamma\, q_t \left(1 - \frac{\mathrm{lr}_t}{\mathrm{peak}_t}\right)^2
+        \frac{\mathrm{RMS}(z)}{\mathrm{RMS}(u)}\, u.
+
+    See :mod:`hatam.reach` for h and q. There is no reach while lr is at its peak, and none once lr is 0. γ = 0, and the
+    time at the peak, are AdamW to the last bit. One gradient a step. State: AdamW's two buffers, and 0-dim scalars. A
+    checkpoint of AdamW loads.
+
+    Args:
+        params: parameters, parameter groups or named parameters. Every option can be set per group.
+        lr: learning rate, >= 0. Start from AdamW's; a schedule has to lower it in training.
+        betas: rates of m and v, each in [0, 1).
+        eps: added to the denominator, >= 0.
+        weight_decay: decoupled weight decay, >= 0.
+        gamma: reach as a share of the root mean square of a tensor's weights, >= 0.
+        fade: share of the peak lr below which the reach runs out with lr, in (0, 1].
+        hidden: whether the group's tensors have a reach. None means those of two dimensions or more whose name, where
+            parameters have names, is not that of an embedding (see :func:`hatam.straightened_adamw.is_hidden`).
+        maximize, foreach, fused: as in :class:`torch.optim.AdamW`.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it, its value, its range and a remedy.
+
+    Example:
+        >>> import torch
+        >>> from hatam.reach_adamw import ReachAdamW
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(4, 1)
+        >>> optimizer = ReachAdamW(model.parameters(), lr=0.01)
+        >>> schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3)
+        >>> for _ in range(3):
+        ...     optimizer.zero_grad()
+        ...     model(torch.ones(8, 4)).square().mean().backward()
+        ...     optimizer.step()
+        ...     schedule.step()
+        >>> with optimizer.straightened():  # z, to evaluate
+        ...     loss = model(torch.ones(8, 4)).square().mean()
+
+    Source: the HATAM source document; AdamW is https://arxiv.org/abs/1711.05101.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        gamma: float = 0.2,
+        fade: float = 0.1,
+        hidden: bool | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+    ) -> None:
+        self._own = {"gamma": gamma, "fade": fade, "hidden": hidden, "evaluating": False, "lr_peak": 0.0}
+        given: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        _check({**given, **self._own})
+        super().__init__(listed(params), **given, maximize=maximize, foreach=foreach, fused=fused)
+        self.defaults.update(self._own)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group in mid-training; its options are checked first."""
+        if isinstance(param_group, dict):
+            _check({**self.defaults, **self._own, **param_group})
+            for key, value in self._own.items():
+                param_group.setdefault(key, value)
+        super().add_param_group(param_group)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Perform one optimization step.
+
+        Args:
+            closure: reevaluates the model and returns the loss (optional).
+
+        Raises:
+            RuntimeError: the optimizer is in evaluation mode, or a gradient is sparse. Nothing has moved then.
+        """
+        if any(group["evaluating"] for group in self.param_groups):
+            raise RuntimeError("step() needs the weights at which gradients are taken; call optimizer.train() first")
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        stepped = {group_id: self._stepped(group) for group_id, group in enumerate(self.param_groups)}
+        with torch.no_grad():
+            for group_id, group in enumerate(self.param_groups):
+                self._move(group, stepped[group_id], reach.retreat_)
+        super().step()
+        with torch.no_grad():
+            for group_id, group in enumerate(self.param_groups):
+                self._advance(group, stepped[group_id])
+        return loss
+
+    def _stepped(self, group: dict[str, Any]) -> list[Tensor]:
+        """The group's parameters that a step moves."""
+        params = [p for p in group["params"] if p.grad is not None]
+        if any(p.grad.is_sparse for p in params):
+            raise RuntimeError("ReachAdamW does not support sparse gradients; use dense ones")
+        return params
+
+    def _advance(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        lr = float(group["lr"])
+        group["lr_peak"] = max(group["lr_peak"], lr)
+        if group["gamma"] == 0:
+            return
+        hidden = hidden_of(group, params)
+        for p in hidden:
+            for key in OWN_STATE:
+                self.state[p].setdefault(key, torch.zeros((), dtype=torch.promote_types(p.dtype, torch.float32)))
+        if hidden:
+            reach.advance_(self._columns(hidden), group, reach.turn(lr, group["lr_peak"], group["fade"]))
+
+    def _move(
+        self, group: dict[str, Any], params: list[Tensor], move: Callable[[Columns, dict[str, Any]], None]
+    ) -> None:
+        displaced = [p for p in params if "reach" in self.state[p] and self.state[p]["reach"] != 0]
+        if displaced:
+            move(self._columns(displaced), group)
+
+    def _columns(self, params: list[Tensor]) -> Columns:
+        states = [self.state[p] for p in params]
+        return Columns(params, *([state[key] for state in states] for key in STATE))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but the scalars of the reach, which torch would cast to the parameter's dtype, stay as they were:
+        from another κ another z would be recovered."""
+        super().load_state_dict(state_dict)
+        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+        for i, p in zip(saved, [p for group in self.param_groups for p in group["params"]], strict=True):
+            found = state_dict["state"].get(i, {})
+            self.state[p].update({key: found[key].to("cpu", copy=True) for key in OWN_STATE if key in found})
+        for group in self.param_groups:
+            for key, value in self._own.items():
+                group.setdefault(key, value)  # of AdamW's checkpoint
+
+    def eval(self) -> None:
+        """Bring the parameters to z, to evaluate or to save the model. A step is refused until :meth:`train`."""
+        self._switch(evaluating=True)
+
+    def train(self, mode: bool = True) -> None:
+        """Bring the parameters back to w, up to rounding; ``train(False)`` is :meth:`eval`."""
+        self._switch(evaluating=not mode)
+
+    @torch.no_grad()
+    def _switch(self, *, evaluating: bool) -> None:
+        for group in self.param_groups:
+            if group["evaluating"] != evaluating:
+                self._move(group, group["params"], reach.retreat_ if evaluating else reach.return_)
+                group["evaluating"] = evaluating
+
+    @contextmanager
+    def straightened(self) -> Iterator[None]:
+        """Inside, the parameters are z; afterwards they are what they were, to the last bit."""
+        saved = [(p, p.detach().clone()) for group in self.param_groups for p in group["params"]]
+        modes = [group["evaluating"] for group in self.param_groups]
+        try:
+            self.eval()
+            yield
+        finally:
+            with torch.no_grad():
+                for p, before in saved:
+                    p.copy_(before)
+            for group, mode in zip(self.param_groups, modes, strict=True):
+                group["evaluating"] = mode
+
+
+def hidden_of(group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:
+    """Those of the group's parameters that have a reach."""
+    if group["hidden"] is not None:
+        return params if group["hidden"] else []
+    names = dict(zip(group["params"], group.get("param_names", [""] * len(group["params"])), strict=True))
+    return [p for p in params if is_hidden(p, names[p])]
+
+
+def _check(group: dict[str, Any]) -> None:
+    """Refuse options that are wrong; torch checks its own."""
+    check_lr(group["lr"])
+    check_number("gamma", group["gamma"], 0.0, math.inf, open_end=True, remedy="0 is AdamW")
+    check_number("fade", group["fade"], 0.0, 1.0, open_start=True, remedy="1 lets the reach follow lr")
+    check_flag("hidden", group["hidden"], optional=True)
