@@ -14,8 +14,8 @@ The reach takes over as lr falls from its peak, where otherwise ever sharper poi
 the end, so that w ends at z. At the peak w = z, and a step is AdamW's.
 
 q is 1 where RMS(u) is at most σ = sqrt((1 − β1) / (1 + β1)), its size in pure noise, and 0 where it is 1.25 σ or more:
-there gradients agree from step to step, and a reach would only hold training up. ρ and q are those of the step before.
-ρ may shrink at once and grows by 0.3% a step at most.
+there gradients agree from step to step, and a reach would only hold training up. ρ and q are those of the step before,
+and are measured while the share of lr is above 0. ρ may shrink at once and grows by 0.3% a step at most.
 """
 
 from __future__ import annotations

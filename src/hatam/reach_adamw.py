@@ -137,14 +137,18 @@ class ReachAdamW(AdamW):
     def _advance(self, group: dict[str, Any], params: list[Tensor]) -> None:
         lr = float(group["lr"])
         group["lr_peak"] = max(group["lr_peak"], lr)
-        if group["gamma"] == 0:
-            return
+        turn = reach.turn(lr, group["lr_peak"], group["fade"])
         hidden = hidden_of(group, params)
+        if group["gamma"] == 0 or turn == 0:
+            for p in hidden:
+                if "reach" in self.state[p]:
+                    self.state[p]["reach"].zero_()
+            return
         for p in hidden:
             for key in OWN_STATE:
                 self.state[p].setdefault(key, torch.zeros((), dtype=torch.promote_types(p.dtype, torch.float32)))
         if hidden:
-            reach.advance_(self._columns(hidden), group, reach.turn(lr, group["lr_peak"], group["fade"]))
+            reach.advance_(self._columns(hidden), group, turn)
 
     def _move(
         self, group: dict[str, Any], params: list[Tensor], move: Callable[[Columns, dict[str, Any]], None]

@@ -136,6 +136,8 @@ class ReachReference:
 
         u = self.m / h
         self.w = self.z - self.reach(lr) * u
+        if self.turn(lr) == 0:
+            return
         size, z_size = float(u.square().mean().sqrt()), float(self.z.square().mean().sqrt())
         if size > 0:
             new = z_size / size
@@ -145,7 +147,10 @@ class ReachReference:
 
     def reach(self, lr: float) -> float:
         """κ, with ρ and q of the step before."""
-        if not self.hidden or self.peak == 0:
+        return self.gamma * self.ratio * self.q * self.turn(lr) if self.hidden else 0.0
+
+    def turn(self, lr: float) -> float:
+        """How much of the reach lr leaves."""
+        if self.peak == 0:
             return 0.0
-        turn = (1 - lr / self.peak) ** 2 * min(1.0, lr / (self.fade * self.peak))
-        return self.gamma * self.ratio * self.q * turn
+        return (1 - lr / self.peak) ** 2 * min(1.0, lr / (self.fade * self.peak))
