@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from scipy import stats
 from torch import Tensor
 
-from hatam import HATAM, theory
+from hatam import theory
 
+from ..first_forms import FirstHATAM
 from .check import Check, Job, Run, chosen, interval, table
 
 # Identity -----------------------------------------------------------------------------------------------------------
@@ -24,7 +25,7 @@ def identity(beta_c: float, seed: int) -> Run:
     gradients = torch.randn(1000, 100, generator=rng, dtype=torch.float64) * torch.randn(100, generator=rng).exp()
     c = theory.bend(gradients, beta_c)
     param = torch.nn.Parameter(torch.zeros(100, dtype=torch.float64))
-    optimizer = HATAM([param], form="raw", beta_c=beta_c)
+    optimizer = FirstHATAM([param], form="raw", beta_c=beta_c)
     mean_error = 0.0
     for g in gradients:
         param.grad = g
@@ -117,7 +118,7 @@ def damping(case: str, seed: int) -> Run:
         "beta_c": 0.9,
         "modulator": o["modulator"],
     }
-    optimizer = HATAM([param], o["lr"], **options, **cap)
+    optimizer = FirstHATAM([param], o["lr"], **options, **cap)
     u, before = torch.zeros_like(param), param.detach().clone()
     qu, uu = torch.zeros_like(u), torch.zeros_like(u)
     for step in range(1, o["steps"] + 1):
@@ -145,7 +146,7 @@ def fit_slope(lam: Tensor, k: Tensor) -> Run:
     return {"slope": float(fit.slope), "half": float(half), "damped": float(damped.double().mean())}
 
 
-def correction(optimizer: HATAM, param: Tensor) -> Tensor:
+def correction(optimizer: FirstHATAM, param: Tensor) -> Tensor:
     """γ S c of the step that is about to be taken, from the state as the optimizer has it."""
     state, group = optimizer.state[param], optimizer.param_groups[0]
     if not state or param.grad is None:
