@@ -42,6 +42,13 @@ class Falling(HATAM):
         group["lr_peak"] = paths.peak_of_kind(group)
 
 
+class Reaching(Falling):
+    """And every tensor has a reach, of whatever shape."""
+
+    def __init__(self, params: Any, *args: Any, **options: Any) -> None:
+        super().__init__(params, *args, **{"hidden": True, **options})
+
+
 VARIANTS: dict[str, dict[str, Any]] = {"uniform": {"modulator": "uniform"}, "relative": {"modulator": "relative"}}
 """Every modulator, otherwise at the defaults, but that every tensor reaches, and far enough to be seen."""
 for options in VARIANTS.values():

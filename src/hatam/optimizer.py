@@ -13,7 +13,7 @@ from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiab
 
 from . import arguments, checkpoints, fused, narrow, options, paths, sharded, state, straightening
 from .fused.batches import Division
-from .update import HATAM_STAGES
+from .update import ADAMW_STAGES, HATAM_STAGES
 
 
 class HATAM(Optimizer):
@@ -230,9 +230,11 @@ class HATAM(Optimizer):
         columns: dict[str, list[Tensor]] = {key: [] for key in state.STATE}
         self._init_group(group, params, grads, *columns.values())
         count = reaching.count(True)
+        alone = partial(paths.run_adamw, amp=amp)
+        without = partial(paths.run_parts, ADAMW_STAGES) if group["begun"] else alone
         parts = (
             (range(count), state.STATE, partial(paths.run_parts, HATAM_STAGES), o),
-            (range(count, len(params)), state.ADAMW_STATE, partial(paths.run_adamw, amp=amp), None),
+            (range(count, len(params)), state.ADAMW_STATE, without, None),
         )
         for places, keys, run, measures in parts:
             if places:

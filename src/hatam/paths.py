@@ -149,8 +149,13 @@ def run_parts(
             return
         params, grads, numbers = [params[i] for i in rest], [grads[i] for i in rest], [numbers[i] for i in rest]
         state = {key: [column[i] for i in rest] for key, column in state.items()}
-    if not skipped(o):
-        run_unfused(stages, params, scaled(grads, o), rows(state), group, o, numbers)
+    if skipped(o):
+        return
+    plain = [p.resolve_neg() for p in params]  # torch's multi-tensor operations write to nothing that a bit negates
+    run_unfused(stages, plain, scaled(grads, o), rows(state), group, o, numbers)
+    for param, resolved in zip(params, plain, strict=True):
+        if resolved is not param:
+            param.copy_(resolved)
 
 
 def run_unfused(
