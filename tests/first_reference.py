@@ -1,7 +1,7 @@
-"""The three forms of HATAM in float64, as slow and plain as possible: the oracle of the tests.
+"""The forms of HATAM that the first study compared, in float64, as slow and plain as possible: the oracle of the tests.
 
 Every symbol is a buffer of its own, c and g_prev too; nothing is shared, carried over or rewritten by an identity.
-Symbols as in :mod:`hatam.update`.
+Symbols as in :mod:`hatam.bench.first_forms`.
 """
 
 from __future__ import annotations
@@ -20,19 +20,11 @@ class Reference:
     Args:
         w: the start, any shape; copied to float64.
         form: "published", "raw" or "decoupled".
-        gamma, beta1, beta2, beta_c, eps, weight_decay, cap, fade, uniform: as in :class:`hatam.HATAM`, all explicit.
+        gamma, beta1, beta2, beta_c, eps, weight_decay, cap, fade, uniform: as in :class:`hatam.bench.first_forms.FirstHATAM`, all explicit.
         norm: what γ is in units of: None the peak lr (radius="lr"), 0 the weights (radius="relative"), or
             radius="absolute" with this ‖w_0‖ of all the optimizer's parameters.
-        radius_cap: with such a norm, as in :class:`hatam.HATAM`.
+        radius_cap: with such a norm, as there.
         numel: of all the optimizer's parameters.
-
-    Example:
-        >>> import torch
-        >>> from hatam.reference import Reference
-        >>> reference = Reference(torch.tensor([1.0, -1.0]), form="published", gamma=1.0)
-        >>> reference.step(torch.tensor([0.5, 0.1]), lr=0.1)
-        >>> reference.w
-        tensor([ 0.8990, -1.0990], dtype=torch.float64)
     """
 
     w: Tensor

@@ -136,7 +136,7 @@ def resolve(
         weight_decay=group["weight_decay"],
         reach=group["gamma"] * reach.turn(lr, lr_peak, group["fade"]),
         modulator=MODULATORS[group["modulator"]],
-        grad_factor=(-1 if group["maximize"] else 1) / (1 if grad_scale is None else grad_scale),
+        grad_factor=(-1 if group["maximize"] else 1) / (1 if grad_scale is None else zero_dim(grad_scale)),
         capturable=group["capturable"],
         round_param=group["bf16_stochastic_round"],
         round_state=group["bf16_stochastic_round"] or group["state_dtype"] is not None,

@@ -149,7 +149,7 @@ static void finish(const Table *table, const Options *o, int64_t t, const Sum *s
         set_scalar(table->ratio[t], o->scalar_dtype, last > 0 ? fmin(ratio, o->growth * last) : ratio);
     if (plain < INFINITY)
         set_scalar(table->settled[t], o->scalar_dtype, clamped((o->unsettled - plain / o->noise) / (o->unsettled - 1)));
-    if (!o->uniform) set_scalar(table->denom_mean[t], o->scalar_dtype, !begun ? INFINITY : mean < INFINITY ? mean : known);
+    if (!o->uniform) set_scalar(table->denom_mean[t], o->scalar_dtype, !begun ? INFINITY : mean < INFINITY && numel > 0 ? mean : known);
 }
 
 int32_t hatam_layout(void) { return HATAM_LAYOUT; }
