@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -52,7 +53,7 @@ class Reaching(Falling):
 VARIANTS: dict[str, dict[str, Any]] = {"uniform": {"modulator": "uniform"}, "relative": {"modulator": "relative"}}
 """Every modulator, otherwise at the defaults, but that every tensor reaches, and far enough to be seen."""
 for options in VARIANTS.values():
-    options |= {"hidden": True, "gamma": 0.5}
+    options |= {"hidden": True, "gamma": 0.5, "horizon": math.inf}
 
 every_variant = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
 every_path = pytest.mark.parametrize("foreach", [False, True], ids=["single", "foreach"])
@@ -77,7 +78,7 @@ def oracles(params: list[torch.nn.Parameter], optimizer: HATAM) -> list[Referenc
     """A reference for every parameter of the optimizer's only group."""
     group = optimizer.param_groups[0]
     (beta1, beta2), flags = group["betas"], hidden_flags(group)
-    same = {key: group[key] for key in ("eps", "weight_decay", "gamma", "modulator", "fade")}
+    same = {key: group[key] for key in ("eps", "weight_decay", "gamma", "horizon", "modulator", "fade")}
     made = [Reference(p, beta1, beta2, **same, hidden=flag) for p, flag in zip(params, flags, strict=True)]
     for oracle in made:
         oracle.peak = float(group["lr_peak"])

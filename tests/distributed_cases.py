@@ -157,7 +157,7 @@ def case_collectives() -> dict[str, Any]:
                 for p in params:
                     p.grad = distribute_tensor(torch.randn(8, 3), one, [Shard(0)])
                 optimizer.step()
-        sums = {"relative": 4, "AdamW": 0}.get(kind, 2) if made is Falling else 0
+        sums = {"relative": 3, "AdamW": 0}.get(kind, 2) if made is Falling else 0
         assert found == [4 * sums * 20] * (3 if sums else 0), (kind, found)
         counts[kind] = {"collectives a step": len(found) / 3, "bytes a tensor": sum(found) / 60}
     if dist.get_world_size() == 4:

@@ -20,7 +20,8 @@ class Reference:
     Args:
         w: the start, any shape; copied to float64.
         form: "published", "raw" or "decoupled".
-        gamma, beta1, beta2, beta_c, eps, weight_decay, cap, fade, uniform: as in :class:`hatam.bench.first_forms.FirstHATAM`, all explicit.
+        gamma, beta1, beta2, beta_c, eps, weight_decay, cap, fade, uniform: as in
+            :class:`hatam.bench.first_forms.FirstHATAM`, all explicit.
         norm: what γ is in units of: None the peak lr (radius="lr"), 0 the weights (radius="relative"), or
             radius="absolute" with this ‖w_0‖ of all the optimizer's parameters.
         radius_cap: with such a norm, as there.

@@ -23,6 +23,7 @@ NUMBERS = {
     "eps": ("[0, inf)", [NAN, -1e-8, INF]),
     "weight_decay": ("[0, inf)", [NAN, -0.1, INF]),
     "gamma": ("[0, inf)", [NAN, -1.0, INF, -INF]),
+    "horizon": ("[0, inf]", [NAN, -1.0, -INF]),
     "fade": ("(0, 1]", [NAN, -0.1, 0.0, 1.1, INF]),
 }
 NOT_NUMBERS = ["1", True, np.array([1.0]), [0.1], 1j]  # True is 1 to Python, but never meant as a number

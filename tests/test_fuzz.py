@@ -24,7 +24,7 @@ WORDS = st.sampled_from(["relative", "uniform", "lr", "8bit", "", "Relative", 0,
 FLAGS = st.sampled_from([True, False, None, 0, 1, "yes", torch.float32, torch.bfloat16, torch.int64])
 OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(
-        ("lr", "betas", "eps", "weight_decay", "gamma", "fade", "seed"),
+        ("lr", "betas", "eps", "weight_decay", "gamma", "horizon", "fade", "seed"),
         NUMBERS,
     ),
     "modulator": WORDS,
@@ -164,7 +164,7 @@ def spoiled(saved: dict[str, Any], how: str, value: Any) -> Any:
     return saved
 
 
-KEYS = ("step", "exp_avg", "exp_avg_sq", "reach", "ratio", "settled", "reach_mean")
+KEYS = ("step", "exp_avg", "exp_avg_sq", "reach", "ratio", "reach_mean")
 HOW = [
     *["whole", "top state", "top param_groups", "top other"],
     *[f"group {key}" for key in ("params", *OPTIONS, "lr_peak", "begun", "unheard_of")],

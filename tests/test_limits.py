@@ -30,7 +30,7 @@ from hatam import HATAM, reach, theory
 from hatam.storage import SCALARS
 
 ADAMW_KEYS = {"step", "exp_avg", "exp_avg_sq"}
-UNIFORM_KEYS = ADAMW_KEYS | {"reach", "ratio", "settled"}
+UNIFORM_KEYS = ADAMW_KEYS | {"reach", "ratio"}
 COMMON = {"betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
 
 
@@ -141,7 +141,7 @@ def test_undoing_and_redoing_does_not_drift(dtype: torch.dtype) -> None:
     steps = 10_000
     params = parameters([(64,)], dtype)
     others = twins(params)
-    optimizer = Falling(params, 3e-3, foreach=False, hidden=True)
+    optimizer = Falling(params, 3e-3, foreach=False, hidden=True, horizon=math.inf)
     adamw = AdamW(others, 3e-3, (0.9, 0.95), foreach=False)
     rng = generator(1)
     scale = torch.randn(64, generator=rng).exp()
@@ -164,7 +164,7 @@ def test_undoing_and_redoing_does_not_drift(dtype: torch.dtype) -> None:
 
 @every_variant
 def test_the_offset_by_its_formula(options: dict[str, Any]) -> None:
-    """γ times what lr leaves, as a share of the weights, where gradients are noise; σ and the share are near 1."""
+    """γ times what lr leaves, as a share of the weights, where gradients are noise."""
     params = parameters([(50, 40)], torch.float64)
     optimizer = HATAM(params, 0.01, **{**options, "gamma": 0.1})
     rng = generator(2)
@@ -180,7 +180,7 @@ def test_the_offset_by_its_formula(options: dict[str, Any]) -> None:
 def test_a_schedule_that_ends_at_0_ends_at_z() -> None:
     """Bit for bit: nobody needs to switch. Half way, w is elsewhere."""
     params = parameters()
-    optimizer = HATAM(params, 0.01, gamma=0.5)
+    optimizer = HATAM(params, 0.01, gamma=0.5, horizon=math.inf)
     grads, lrs = gradients(params, 30), cosine(30, 0.01, 5)
     for last, steps in ((False, slice(20)), (True, slice(20, 30))):
         feed(optimizer, params, grads[steps], lrs[steps])
@@ -200,32 +200,14 @@ def test_what_lr_leaves(lr: float, fade: float) -> None:
     assert float(reach.turn(*tensors, fade)) == pytest.approx(found, abs=1e-15)
 
 
-@given(size=st.floats(0.0, 10.0), beta1=st.floats(0.0, 0.99))
-def test_q_is_1_up_to_noise_and_0_from_a_quarter_more(size: float, beta1: float) -> None:
-    found = float(reach.settled(torch.tensor(size, dtype=torch.float64), torch.tensor(0.5), beta1))
-    noise = reach.noise(beta1)
-    assert 0 <= found <= 1
-    assert found == 1 or size > noise * (1 - 1e-9)
-    assert found == 0 or size < 1.25 * noise * (1 + 1e-9)
-
-
-def test_u_in_pure_noise_has_the_size_that_q_assumes() -> None:
-    param = nn.Parameter(torch.zeros(20_000, dtype=torch.float64))
-    optimizer = HATAM([param], betas=(0.9, 0.999), lr=0.0)
-    rng = generator()
-    feed(optimizer, [param], [[torch.randn(20_000, generator=rng, dtype=torch.float64)] for _ in range(100)])
-    state = optimizer.state[param]
-    size = (state["exp_avg"] / (state["exp_avg_sq"] / (1 - 0.999**100)).sqrt()).square().mean().sqrt()
-    assert float(size) == pytest.approx(reach.noise(0.9), rel=0.02)
-
-
-def test_gradients_that_agree_leave_no_reach() -> None:
-    params = parameters([(6, 5)])
-    optimizer = Falling(params, 0.01)
-    feed(optimizer, params, [[g + 2 * g.abs().mean() for g in row] for row in gradients(params, 30)])
-    w = twins(params)
-    with optimizer.straightened():
-        assert equal(params, w)
+@every_variant
+def test_the_horizon_is_in_steps_at_the_peak(options: dict[str, Any]) -> None:
+    """Whatever the weights are: κ is 4 times the peak, and 0 of a horizon of 0."""
+    for horizon in (0.0, 4.0):
+        params = parameters([(6, 5)])
+        optimizer = HATAM(params, 0.001, **{**options, "horizon": horizon})
+        feed(optimizer, params, gradients(params, 20), [0.001] * 5 + [0.0005] * 15)
+        assert float(optimizer.state[params[0]]["reach"]) == pytest.approx(horizon * 0.001)
 
 
 def test_only_hidden_weights_have_a_reach() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ settings_of_a_run = st.fixed_dictionaries(
         "eps": st.sampled_from([1e-10, 1e-8, 1e-3]),
         "weight_decay": st.sampled_from([0.0, 1e-2, 0.3]),
         "gamma": st.floats(1e-3, 1.0),
+        "horizon": st.sampled_from([0.5, 4.0, math.inf]),
         "fade": st.sampled_from([0.1, 0.5, 1.0]),
     }
 )
@@ -79,7 +81,6 @@ def test_agrees_over_a_thousand_steps(options: dict[str, Any], path: dict[str, A
     references = oracles(params, optimizer)
     compare(optimizer, params, references, gradients(params, 1000), cosine(1000, 0.01, 50), 1e-9)
     assert all(oracle.ratio > 0 for oracle in references)
-    assert max(oracle.q for oracle in references) == 1
 
 
 @every_path

@@ -61,7 +61,6 @@ def test_what_it_says_is_so(options: dict[str, Any], path: dict[str, Any]) -> No
         "modulator_q50": s.flatten().sort().values[15],
         "capped": (s >= 3 * 0.999999).double().mean(),
         "reach": state["reach"],
-        "settled": state["settled"],
         "offset_norm": d.norm(),
         "offset_ratio": d.norm() / param.norm(),
     }

@@ -20,14 +20,18 @@ class HATAM(Optimizer):
     r"""AdamW whose gradient is taken ahead of its iterate once lr has begun to fall.
 
     AdamW runs on z, the point to evaluate and to publish. The parameters w of the model are ahead of z in hidden
-    weights, along AdamW's own direction, by up to γ times the root mean square of the weights:
+    weights, along AdamW's own direction u, by up to γ times the root mean square of the weights, and by no more than
+    some steps at the peak lr:
 
     .. math::
         z \leftarrow z - \mathrm{lr}_t (\hat m / h + \mathrm{wd}\, z), \qquad
-        w = z - \gamma\, q_t \left(1 - \frac{\mathrm{lr}_t}{\mathrm{peak}_t}\right)^2
-        \frac{\mathrm{RMS}(z)}{\mathrm{RMS}(u)}\, u, \qquad u = S\, m / h.
+        w = z - \kappa_t u, \qquad u = S\, m / h,
 
-    See :mod:`hatam.reach` for h and q. A gradient ahead on the trajectory is one corrected by the trajectory's smoothed
+    .. math::
+        \kappa_t = \min\left(\gamma \left(1 - \frac{\mathrm{lr}_t}{\mathrm{peak}_t}\right)^2
+        \frac{\mathrm{RMS}(z)}{\mathrm{RMS}(u)},\ \mathrm{horizon} \cdot \mathrm{peak}_t\right).
+
+    See :mod:`hatam.reach` for h. A gradient ahead on the trajectory is one corrected by the trajectory's smoothed
     bend; along sharp directions, where it bends, the correction damps. Until lr falls from its peak w is z, and once lr
     is 0 it is z again, so there is nothing to switch at the end of a schedule. Before that :meth:`straightened` or
     :meth:`eval` give z. γ = 0, and the time until lr falls, are AdamW to the last bit. One gradient a step. State:
@@ -42,6 +46,7 @@ class HATAM(Optimizer):
         weight_decay: decoupled weight decay, >= 0.
         amsgrad: False; it is there for calls that were written for AdamW.
         gamma: reach as a share of the root mean square of a tensor's weights, >= 0; 0 is AdamW.
+        horizon: largest reach in steps at the peak lr, in [0, inf].
         modulator: "uniform" for S = 1, or "relative" for S = min(h / mean(h), 3), further where a coordinate looks
             sharp.
         fade: share of the peak lr below which the reach runs out with lr, in (0, 1].
@@ -95,6 +100,7 @@ class HATAM(Optimizer):
         amsgrad: bool = False,
         *,
         gamma: float = 0.2,
+        horizon: float = 4.0,
         modulator: str = "uniform",
         fade: float = 0.1,
         hidden: bool | None = None,

@@ -1,9 +1,9 @@
 """Parameters of which each process holds a part: DTensors, as FSDP2, HSDP and tensor parallelism make them.
 
 The element-wise work is done on the local parts, on whatever path takes them. What a step needs of a whole tensor, the
-sizes of z and u and for the relative modulator those of m / h and the mean of h, are sums over all parts. They are not
-needed before the next step. So one all-reduce for all tensors of a device mesh is begun at the end of a step and
-awaited at the beginning of the next: 4 bytes for each sum of a float32 tensor, and there are two or four of them.
+sizes of z and u and for the relative modulator the mean of h, are sums over all parts. They are not needed before the
+next step. So one all-reduce for all tensors of a device mesh is begun at the end of a step and awaited at the beginning
+of the next: 4 bytes for each sum of a float32 tensor, and there are two or three of them.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def check(group: dict[str, Any]) -> None:
 class Sums(NamedTuple):
     """Of some parameters of one mesh: where their sums are written, and what they need to be added up."""
 
-    all: Tensor  # (tensors, 4)
+    all: Tensor  # (tensors, 3)
     each: list[Tensor]  # its rows
     copies: Tensor  # how many processes hold the same part
     numel: Tensor  # of the whole tensors
@@ -82,7 +82,7 @@ class Sums(NamedTuple):
     def of(params: list[Tensor], mesh: Any) -> Sums:
         """With room for what is to be written."""
         device = local(params[0]).device
-        sums = torch.zeros(len(params), 4, dtype=torch.float64, device=device)
+        sums = torch.zeros(len(params), 3, dtype=torch.float64, device=device)
         counts = [[copies(p, mesh) for p in params], [p.numel() * (2 if p.is_complex() else 1) for p in params]]
         return Sums(sums, list(sums.unbind()), *torch.tensor(counts, dtype=torch.float64, device=device).unbind())
 
@@ -161,8 +161,8 @@ def by_mesh(params: list[Tensor]) -> dict[Any, list[int]]:
 
 
 def wanted_sums(o: Options) -> list[int]:
-    """Which of Σz², Σu², Σ(m / h)² and Σh a step needs of a whole tensor; with S = 1, u is m / h."""
-    return [0, 1, 2, 3] if o.modulator.needs_mean else [0, 1]
+    """Which of Σz², Σu² and Σh a step needs of a whole tensor."""
+    return [0, 1, 2] if o.modulator.needs_mean else [0, 1]
 
 
 def begin(key: Any, sums: Sums, wanted: list[int], states: list[dict[str, Tensor]], o: Options) -> Pending:
@@ -209,17 +209,16 @@ def payload(tensors: int, *, mean: bool = False, itemsize: int = 4) -> int:
 
     Example:
         >>> payload(291), payload(291, mean=True)
-        (2328, 4656)
+        (2328, 3492)
     """
-    return tensors * itemsize * (4 if mean else 2)
+    return tensors * itemsize * (3 if mean else 2)
 
 
 def keep(one: Pending) -> None:
     """What a step measures of whole tensors, by the rules of :mod:`hatam.update`."""
-    z2, u2, *rest = (x / one.numel for x in one.wire.to(torch.float64).unbind(1))
-    plain2, means = rest if rest else (u2, None)
+    z2, u2, *means = (x / one.numel for x in one.wire.to(torch.float64).unbind(1))
     dtype = local(one.states[0]["exp_avg_sq"]).dtype
-    update.keep_(one.states, z2.sqrt(), u2.sqrt(), plain2.sqrt(), means, dtype, one.o)
+    update.keep_(one.states, z2.sqrt(), u2.sqrt(), means[0] if means else None, dtype, one.o)
 
 
 def any_cut(params: Iterable[Tensor]) -> bool:

@@ -37,7 +37,7 @@ class Telemetry:
     - ``grad_norm``, ``bend_norm``, ``bend_ratio``: ‖g‖, ‖c‖ and ‖c‖ / ‖g‖, with c = (1 − β1)(g − m) the bend.
     - ``modulator_mean``, ``…_max``, ``…_q05``, ``…_q50``, ``…_q95``, ``capped``: of S, and the share of coordinates at
       its cap; the quantiles are those of at most 1,024 coordinates, and of parameters alone.
-    - ``reach``, ``settled`` (of parameters alone), ``offset_norm``, ``offset_ratio``: κ, q, ‖κ u‖, ‖κ u‖ / ‖w‖.
+    - ``reach`` (of parameters alone), ``offset_norm``, ``offset_ratio``: κ, ‖κ u‖, ‖κ u‖ / ‖w‖.
     - ``param_norm``: ‖w‖.
     - ``bend_update_cosine``: of c with the last update.
     - ``update_norm``, ``update_ratio``: ‖lr (m̂ / h + wd w)‖, and over ‖w‖.
@@ -216,8 +216,7 @@ def observe(param: Tensor, grad: Tensor, state: State, o: Options) -> dict[str, 
     if displaced(state, o):
         reach = state["reach"].to(w.device, dtype)
         spread = o.modulator.spread([u.copy_(h)], [state.get("reach_mean")])[0]
-        found |= {"reach": reach, "settled": state["settled"].to(w.device, dtype)}
-        found |= {"offset_norm": reach * torch.div(m, spread, out=c).norm()}
+        found |= {"reach": reach, "offset_norm": reach * torch.div(m, spread, out=c).norm()}
         return found | of_modulator(h.div_(spread))
     return found
 

@@ -14,13 +14,11 @@ h             ``hs``               Adam's denominator, sqrt(v̂) + ε
 S             never stored         modulator, see :mod:`hatam.modulators`
 mean(h)       ``denom_mean``       of the step before; relative modulator only
 κ             ``reach``            of the offset that w has now
-ρ, q          ``ratio``,           what κ of the next step is made of
-              ``settled``
+ρ             ``ratio``            what κ of the next step is made of
 ============  ===================  ==========================================================
 
-Beyond the state it needs one temporary of the size of the parameters, two for the relative modulator, so a denominator
-is computed again where it would have to be kept. Where autograd goes through the step (``differentiable``), nothing
-that it needs is overwritten.
+Beyond the state it needs one temporary of the size of the parameters, so a denominator is computed again where it
+would have to be kept. Where autograd goes through the step (``differentiable``), nothing that it needs is overwritten.
 """
 
 from __future__ import annotations
@@ -51,6 +49,7 @@ class Options(NamedTuple):
     eps: float
     weight_decay: float
     reach: Scalar  # γ times what lr leaves to the reach
+    furthest: Scalar  # κ at most
     modulator: Modulator
     grad_factor: Scalar  # 1, or −1 to maximize; divided by the loss scale
     capturable: bool
@@ -178,13 +177,12 @@ def descent_(params: Tensors, states: list[State], o: Options) -> Tensors:
 def displace_(params: Tensors, hs: Tensors, states: list[State], o: Options) -> None:
     """w = z − κ u with κ of this step, and what κ of the next one is made of. May overwrite h."""
     set_reaches_(states, o)
-    plain, means = None, None
+    means = None
     if o.modulator.needs_mean:
         hand_over_means_(states, o)
         means = [h.mean(dtype=state["denom_mean"].dtype) for h, state in zip(hs, states, strict=True)]
-        plain = norms(list(torch._foreach_div(kept(column(states, "exp_avg")), hs)))
     us = directions(states, hs, o)
-    measured = Measured(norms(params), norms(us), plain, means)
+    measured = Measured(norms(params), norms(us), means)
     if "shard_sums" in states[0]:
         leave_sums_(states, measured, params)
     else:
@@ -197,7 +195,6 @@ class Measured(NamedTuple):
 
     z_norms: Tensors
     u_norms: Tensors
-    plain_norms: Tensors | None  # of m / h, where u is not that
     means: Tensors | None  # of h, where the modulator needs it
 
 
@@ -209,8 +206,10 @@ def norms(xs: Tensors) -> Tensors:
 
 def set_reaches_(states: list[State], o: Options) -> None:
     """κ of this step, which undoing it will need."""
-    ratios, factors = (torch.stack(kept(column(states, key))) for key in ("ratio", "settled"))
-    copy_(column(states, "reach"), list((o.reach * ratios * factors).unbind()))
+    reaches = o.reach * torch.stack(kept(column(states, "ratio")))
+    limited = isinstance(o.furthest, Tensor)
+    reaches = torch.minimum(reaches, o.furthest.to(reaches)) if limited else reaches.clamp(max=o.furthest)
+    copy_(column(states, "reach"), list(reaches.unbind()))
 
 
 def hand_over_means_(states: list[State], o: Options) -> None:
@@ -224,24 +223,18 @@ def hand_over_means_(states: list[State], o: Options) -> None:
 
 
 def remember_(states: list[State], measured: Measured, numels: list[int], dtype: torch.dtype, o: Options) -> None:
-    """Keep ρ, q and the mean of h for the next step, from norms over whole tensors."""
+    """Keep ρ and the mean of h for the next step, from norms over whole tensors."""
     counts = [max(n, 1) ** 0.5 for n in numels]
     z, u = (torch.stack(div_(x, counts)) for x in (measured.z_norms, measured.u_norms))
-    plain = u if measured.plain_norms is None else torch.stack(div_(measured.plain_norms, counts))
     means = None if measured.means is None else torch.stack(measured.means)
-    keep_(states, z, u, plain, means, dtype, o)
+    keep_(states, z, u, means, dtype, o)
 
 
-def keep_(
-    states: list[State], z: Tensor, u: Tensor, plain: Tensor, means: Tensor | None, dtype: torch.dtype, o: Options
-) -> None:
-    """The same from the root mean squares of z, u and m / h; not where ``found_inf`` says that the step is skipped."""
-    ratios, factors = (torch.stack(kept(column(states, key))) for key in ("ratio", "settled"))
+def keep_(states: list[State], z: Tensor, u: Tensor, means: Tensor | None, dtype: torch.dtype, o: Options) -> None:
+    """The same from the root mean squares of z and u; not where ``found_inf`` says that the step is skipped."""
+    ratios = torch.stack(kept(column(states, "ratio")))
     begun = (ratios > 0) | (o.reach > 0)
-    new = {
-        "ratio": torch.where(begun, reach.next_ratios(z.to(ratios), u.to(ratios), ratios), 0.0),
-        "settled": reach.settled(plain.to(factors), factors, o.beta1),
-    }
+    new = {"ratio": torch.where(begun, reach.next_ratios(z.to(ratios), u.to(ratios), ratios), 0.0)}
     if means is not None:
         last = torch.stack(kept(column(states, "denom_mean")))
         new["denom_mean"] = torch.where(begun, next_means(means.to(last), last, dtype, o), math.inf)
@@ -252,13 +245,12 @@ def keep_(
 
 
 def leave_sums_(states: list[State], measured: Measured, params: Tensors) -> None:
-    """Of parts of tensors: Σz², Σu², Σ(m / h)² and Σh, for :mod:`hatam.sharded` to add up."""
+    """Of parts of tensors: Σz², Σu² and Σh, for :mod:`hatam.sharded` to add up."""
     for i, (state, param) in enumerate(zip(states, params, strict=True)):
-        plain = measured.u_norms if measured.plain_norms is None else measured.plain_norms
-        for j, column_of in enumerate((measured.z_norms, measured.u_norms, plain)):
+        for j, column_of in enumerate((measured.z_norms, measured.u_norms)):
             state["shard_sums"][j] = column_of[i].double().square()
         if measured.means is not None:
-            state["shard_sums"][3] = measured.means[i].double() * param.numel() if param.numel() else 0.0
+            state["shard_sums"][2] = measured.means[i].double() * param.numel() if param.numel() else 0.0
 
 
 def no_gradient_yet(dtype: torch.dtype, o: Options) -> float:

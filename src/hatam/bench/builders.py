@@ -12,8 +12,7 @@ from pytorch_optimizer import SAM, AdaBelief, Adan, AdEMAMix, Lion
 from schedulefree import AdamWScheduleFreePaper
 from torch import nn
 
-from hatam import HATAM
-from hatam.straightened_adamw import StraightenedAdamW
+from hatam import HATAM, PublishedHATAM
 
 from .averaged import GPA, EMANesterovTrainer, EMATrainer, GPATrainer, ScheduleFreeTrainer
 from .first_forms import FirstHATAM
@@ -123,14 +122,16 @@ def asam(model: nn.Module, loss: Loss, options: Options) -> Trainer:
     return SAMTrainer(model, loss, made)
 
 
-def straightened(model: nn.Module, loss: Loss, options: Options) -> Trainer:
-    """Straightened AdamW, which tells by their names which parameters are embeddings."""
-    return HATAMTrainer(model, loss, StraightenedAdamW(model.named_parameters(), **torch_arguments(options)))
-
-
 def hatam(model: nn.Module, loss: Loss, options: Options) -> Trainer:
-    """HATAM; names as above."""
-    return HATAMTrainer(model, loss, HATAM(model.named_parameters(), **torch_arguments(options)))
+    """HATAM, which tells by their names which parameters are embeddings."""
+    return HATAMTrainer(model, loss, HATAM(model.named_parameters(), fused=True, **torch_arguments(options)))
+
+
+def published(model: nn.Module, loss: Loss, options: Options) -> Trainer:
+    """The source document's pseudocode; of the options that records have, those that it takes."""
+    taken = ("lr", "beta1", "beta2", "eps", "weight_decay", "gamma", "beta_c", "modulator")
+    made = PublishedHATAM(model.parameters(), **torch_arguments({key: options[key] for key in taken}))
+    return Trainer(model, loss, made)
 
 
 def sgd(model: nn.Module, loss: Loss, options: Options) -> Trainer:

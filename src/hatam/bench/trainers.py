@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from hatam import HATAM
-from hatam.straightened_adamw import StraightenedAdamW
 
 from . import schedules
 from .first_forms import FirstHATAM
@@ -107,7 +106,7 @@ class Trainer:
 class HATAMTrainer(Trainer):
     """Evaluates HATAM at the straightened point."""
 
-    optimizer: HATAM | FirstHATAM | StraightenedAdamW
+    optimizer: HATAM | FirstHATAM
 
     def evaluation(self) -> AbstractContextManager[None]:
         return self.optimizer.straightened()

@@ -33,7 +33,7 @@ typedef struct {
 
 /* Over a chunk, or over a tensor. */
 typedef struct {
-    double size, span, plain, root;
+    double size, span, root;
 } Sum;
 
 static double scalar(const void *x, int32_t dtype) { return dtype == FLOAT64 ? *(const double *)x : *(const float *)x; }
@@ -50,7 +50,7 @@ static double known_mean(double mean, const Options *o) { return mean > o->no_gr
 
 /* kappa of this step, from what was measured one step before; 0 for tensors without a reach. */
 static double reach_of(const Table *table, const Options *o, int64_t t) {
-    return table->reach == NULL ? 0 : o->reach * scalar(table->ratio[t], o->scalar_dtype) * scalar(table->settled[t], o->scalar_dtype);
+    return table->reach == NULL ? 0 : fmin(o->reach * scalar(table->ratio[t], o->scalar_dtype), o->furthest);
 }
 
 /* The types of parameter and gradient, of m, of v; and whether state and parameter are rounded at random. */
@@ -119,8 +119,6 @@ static void work(void *data) {
     }
 }
 
-static double clamped(double x) { return x < 0 ? 0 : x > 1 ? 1 : x; }
-
 /* Moves the scalars of one tensor on, once all its chunks are done; what is not finite leaves the last one. */
 static void finish(const Table *table, const Options *o, int64_t t, const Sum *sums, int64_t chunks) {
     const double step = scalar(table->step[t], o->step_dtype) + 1, numel = (double)table->numel[t];
@@ -128,10 +126,9 @@ static void finish(const Table *table, const Options *o, int64_t t, const Sum *s
     if (table->reach == NULL) return;
     const double n = numel > 0 ? numel : 1, last = scalar(table->ratio[t], o->scalar_dtype);
     set_scalar(table->reach[t], o->scalar_dtype, reach_of(table, o, t));
-    Sum sum = {0, 0, 0, 0};
+    Sum sum = {0, 0, 0};
     for (int64_t i = 0; i < chunks; i++)
-        sum.size += sums[i].size, sum.span += sums[i].span, sum.plain += sums[i].plain, sum.root += sums[i].root;
-    if (o->uniform) sum.plain = sum.span;
+        sum.size += sums[i].size, sum.span += sums[i].span, sum.root += sums[i].root;
     const double mean = sum.root / n / sqrt(1 - pow(o->beta2, step)) + o->eps;
     double known = INFINITY;
     if (!o->uniform) {
@@ -140,15 +137,13 @@ static void finish(const Table *table, const Options *o, int64_t t, const Sum *s
     }
     double *parts = table->shard_sums == NULL ? NULL : table->shard_sums[t];
     if (parts != NULL) {
-        parts[0] = sum.size, parts[1] = sum.span, parts[2] = sum.plain, parts[3] = numel * mean;
+        parts[0] = sum.size, parts[1] = sum.span, parts[2] = numel * mean;
         return;
     }
-    const double plain = sqrt(sum.plain / n), ratio = sqrt(sum.size / sum.span);
+    const double ratio = sqrt(sum.size / sum.span);
     const int begun = last > 0 || o->reach > 0;
     if (begun && sum.span > 0 && sum.span < INFINITY && ratio < INFINITY)
         set_scalar(table->ratio[t], o->scalar_dtype, last > 0 ? fmin(ratio, o->growth * last) : ratio);
-    if (plain < INFINITY)
-        set_scalar(table->settled[t], o->scalar_dtype, clamped((o->unsettled - plain / o->noise) / (o->unsettled - 1)));
     if (!o->uniform) set_scalar(table->denom_mean[t], o->scalar_dtype, !begun ? INFINITY : mean < INFINITY && numel > 0 ? mean : known);
 }
 

@@ -14,18 +14,18 @@ typedef struct {
     const int64_t *numel;
     const uint32_t *number; /* place among the optimizer's parameters, for random numbers of its own */
     void *const *param, *const *grad, *const *exp_avg, *const *exp_avg_sq;
-    void *const *step, *const *reach, *const *ratio, *const *settled, *const *denom_mean, *const *reach_mean;
-    void *const *shard_sums; /* of a part of a tensor: four doubles for what is measured of the whole elsewhere */
+    void *const *step, *const *reach, *const *ratio, *const *denom_mean, *const *reach_mean;
+    void *const *shard_sums; /* of a part of a tensor: three doubles for what is measured of the whole elsewhere */
 } Table;
 
 typedef struct {
     double lr, beta1, beta2, eps, weight_decay;
     double reach;              /* gamma times what lr leaves to the reach */
+    double furthest;           /* kappa at most */
     double cap;                /* of S */
     double grad_factor;        /* 1 / loss scale, negative to maximize */
     double no_gradient_yet;    /* a mean of h up to this is that of v = 0 */
     double growth;             /* the factor by which a ratio may grow in a step */
-    double noise, unsettled;   /* the size of m / h in pure noise; from how many times that on there is no reach */
     int32_t uniform;           /* S = 1 */
     int32_t param_dtype, exp_avg_dtype, exp_avg_sq_dtype; /* the gradient's is the parameter's */
     int32_t step_dtype, scalar_dtype;

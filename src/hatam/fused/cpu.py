@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from ..modulators import CAP, RELATIVE, UNIFORM
-from ..reach import GROWTH, UNSETTLED, noise
+from ..reach import GROWTH
 from ..storage import MOMENTS, SCALARS
 from ..update import NO_GRADIENT_YET, Options
 from .batches import Batch, alike
@@ -37,8 +37,11 @@ class _Table(ctypes.Structure):
 
 class _Options(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_double) for name in ("lr", "beta1", "beta2", "eps", "weight_decay", "reach", "cap")),
-        *((name, ctypes.c_double) for name in ("grad_factor", "no_gradient_yet", "growth", "noise", "unsettled")),
+        *(
+            (name, ctypes.c_double)
+            for name in ("lr", "beta1", "beta2", "eps", "weight_decay", "reach", "furthest", "cap")
+        ),
+        *((name, ctypes.c_double) for name in ("grad_factor", "no_gradient_yet", "growth")),
         *((name, ctypes.c_int32) for name in ("uniform", "param_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")),
         *((name, ctypes.c_int32) for name in ("step_dtype", "scalar_dtype", "round_param", "round_state")),
         ("seed", ctypes.c_uint32),
@@ -110,12 +113,11 @@ def _options(dtypes: dict[str, torch.dtype], o: Options) -> _Options:
         eps=o.eps,
         weight_decay=o.weight_decay,
         reach=float(o.reach),
+        furthest=float(o.furthest),
         cap=CAP if o.modulator.needs_mean else 1.0,
         grad_factor=float(o.grad_factor),
         no_gradient_yet=NO_GRADIENT_YET * o.eps,
         growth=GROWTH,
-        noise=noise(o.beta1),
-        unsettled=UNSETTLED,
         uniform="denom_mean" not in dtypes,
         **{f"{key}_dtype": DTYPE[dtypes[key]] for key in ("param", "exp_avg", "exp_avg_sq", "step")},
         scalar_dtype=DTYPE[dtypes.get("reach", dtypes["step"])],

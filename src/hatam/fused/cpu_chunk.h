@@ -93,5 +93,5 @@ static Sum FN(chunk)(const Table *table, const Options *o, int64_t t, int64_t be
         FN(close)(table->exp_avg, t, at, o->exp_avg_dtype, exp_avg, n);
         FN(close)(table->exp_avg_sq, t, at, o->exp_avg_sq_dtype, exp_avg_sq, n);
     }
-    return (Sum){FN(added)(sums.size), FN(added)(sums.span), FN(added)(sums.plain), FN(added)(sums.root)};
+    return (Sum){FN(added)(sums.size), FN(added)(sums.span), FN(added)(sums.root)};
 }

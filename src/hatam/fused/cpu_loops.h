@@ -22,9 +22,9 @@ typedef struct {
     int n;
 } FN(Block);
 
-/* By lane: of z^2, (S m / h)^2, (m / h)^2 and sqrt(v); the last two only where S is not 1. */
+/* By lane: of z^2, (S m / h)^2 and, where S is not 1, sqrt(v). */
 typedef struct {
-    REAL size[LANES], span[LANES], plain[LANES], root[LANES];
+    REAL size[LANES], span[LANES], root[LANES];
 } FN(Sums);
 
 /* A NaN in x stays one. */
@@ -76,7 +76,7 @@ INLINE void FN(advance)(FN(Block) b, FN(Sums) *restrict sums, const FN(Constants
         /* w = z - kappa u */
         REAL span = t.uniform ? plain : m * FN(at_most)(k.cap * inv_h, k.inv_mean);
         sums->size[i] += z * z, sums->span[i] += span * span;
-        if (!t.uniform) sums->plain[i] += plain * plain, sums->root[i] += root;
+        if (!t.uniform) sums->root[i] += root;
         FN(store)(b.param + i, t.param, k.reach != 0 ? z - k.reach * span : z, for_param >> 16, t.random_param);
     }
 }

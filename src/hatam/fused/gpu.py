@@ -2,7 +2,7 @@
 
 It does what :mod:`hatam.fused.cpu` does, element by element with the same bits but for a division (m and v have the
 same bits). A step is three launches whatever the number of tensors, waits for nothing on the host and gives the same
-bits every time. Table and scratch need 14 integers per tensor and at most 36 bytes per 2048 elements.
+bits every time. Table and scratch need 13 integers per tensor and at most 28 bytes per 2048 elements.
 
 The table holds addresses, and stays on the device while the addresses stay the same. Where they change (gradients that
 ``zero_grad()`` has freed), it is copied again, without waiting.
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..modulators import CAP, RELATIVE, UNIFORM
-from ..reach import GROWTH, UNSETTLED, Scalar, noise
+from ..reach import GROWTH, Scalar
 from ..storage import MOMENTS, SCALARS
 from ..update import NO_GRADIENT_YET, Options
 from .batches import Batch, alike
@@ -195,7 +195,7 @@ def launch(table: Tables, dtypes: dict[str, torch.dtype], o: Options) -> None:
     precision = torch.float64 if double else torch.float32
     constants = torch.empty(tensors, k.words.CONSTANTS.value, dtype=precision, device=device)
     keys = torch.empty(tensors, 2, dtype=torch.int32, device=device)  # of this step and of the one before
-    kept = (reaches, reaches, not uniform, not uniform)  # of z^2, (S m / h)^2, (m / h)^2 and sqrt(v)
+    kept = (reaches, reaches, not uniform)  # of z^2, (S m / h)^2 and sqrt(v)
     sums = [torch.empty(chunks, dtype=torch.float64, device=device) if keep else None for keep in kept]
     found_inf = None if o.found_inf is None else o.found_inf.to(device, non_blocking=True)
     scalars = scalar_types(dtypes)
@@ -213,7 +213,7 @@ def launch(table: Tables, dtypes: dict[str, torch.dtype], o: Options) -> None:
     if reaches:
         k.finish[(tensors,)](
             table.rows, *sums, found_inf, **on_host_or_device("reach", o, device), **shared, **scalars,
-            growth=GROWTH, noise=noise(o.beta1), unsettled=UNSETTLED, CHUNK=CHUNK, WIDTH=1024, enable_fp_fusion=False,
+            growth=GROWTH, CHUNK=CHUNK, WIDTH=1024, enable_fp_fusion=False,
         )  # fmt: skip
 
 
@@ -245,7 +245,7 @@ def loop(dtypes: dict[str, torch.dtype], o: Options) -> dict[str, Any]:
 def options(o: Options, device: torch.device) -> dict[str, Any]:
     """The options as arguments of ``prepare``."""
     given: dict[str, Any] = {}
-    for name in ("lr", "reach", "grad_factor"):
+    for name in ("lr", "reach", "furthest", "grad_factor"):
         given |= on_host_or_device(name, o, device)
     given |= {name: float(getattr(o, name)) for name in ("beta1", "beta2", "weight_decay")}
     return given | {"cap": CAP if o.modulator.needs_mean else 1.0, "log_beta1": log(o.beta1)}

@@ -23,8 +23,9 @@ __all__ = ["finish", "nothing", "prepare", "tl", "update", "words"]
 
 @triton.jit(do_not_specialize=["tensors", "seed"])
 def prepare(
-    table, constants, keys, tensors, seed, found_inf, lr_at, reach_at, grad_factor_at,
-    lr: tl.float64, reach: tl.float64, grad_factor: tl.float64, beta1: tl.float64, beta2: tl.float64,
+    table, constants, keys, tensors, seed, found_inf, lr_at, reach_at, furthest_at, grad_factor_at,
+    lr: tl.float64, reach: tl.float64, furthest: tl.float64, grad_factor: tl.float64, beta1: tl.float64,
+    beta2: tl.float64,
     log_beta1: tl.float64, log_beta2: tl.float64, eps: tl.float64, weight_decay: tl.float64, cap: tl.float64,
     no_gradient_yet: tl.float64,
     REACHES: tl.constexpr, UNIFORM: tl.constexpr, STEP_TYPE: tl.constexpr, SCALAR_TYPE: tl.constexpr,
@@ -60,19 +61,20 @@ def prepare(
     tl.store(k + words.CAP, wide(cap), mask=inside)
 
     if REACHES:
-        now = number_or_at(reach, reach_at)
-        prepare_reach(row, k, now, wide(no_gradient_yet), inside, moves, UNIFORM, SCALAR_TYPE)
+        now, most = number_or_at(reach, reach_at), number_or_at(furthest, furthest_at)
+        prepare_reach(row, k, now, most, wide(no_gradient_yet), inside, moves, UNIFORM, SCALAR_TYPE)
     else:
         tl.store(k + words.REACH_BEFORE, 0.0, mask=inside)
         tl.store(k + words.REACH_NOW, 0.0, mask=inside)
 
 
 @triton.jit
-def prepare_reach(row, k, reach, no_gradient_yet, inside, moves, UNIFORM: tl.constexpr, SCALAR_TYPE: tl.constexpr):
+def prepare_reach(
+    row, k, reach, furthest, no_gradient_yet, inside, moves, UNIFORM: tl.constexpr, SCALAR_TYPE: tl.constexpr
+):
     """kappa, from what was measured one step before."""
     ratio = tl.load(scalars(row, words.RATIO, SCALAR_TYPE, inside), mask=inside, other=0).to(tl.float64)
-    factor = tl.load(scalars(row, words.SETTLED, SCALAR_TYPE, inside), mask=inside, other=0).to(tl.float64)
-    now, kept_at = reach * ratio * factor, scalars(row, words.REACH, SCALAR_TYPE, inside)
+    now, kept_at = tl.minimum(reach * ratio, furthest), scalars(row, words.REACH, SCALAR_TYPE, inside)
     tl.store(k + words.REACH_BEFORE, tl.load(kept_at, mask=inside, other=0), mask=inside)
     tl.store(k + words.REACH_NOW, now, mask=inside)
     tl.store(kept_at, now, mask=moves)
@@ -91,11 +93,11 @@ def prepare_reach(row, k, reach, no_gradient_yet, inside, moves, UNIFORM: tl.con
 
 @triton.jit
 def finish(
-    table, sizes, spans, plains, roots, found_inf, reach_at, reach: tl.float64, log_beta2: tl.float64, eps: tl.float64,
-    no_gradient_yet: tl.float64, growth: tl.float64, noise: tl.float64, unsettled: tl.float64,
+    table, sizes, spans, roots, found_inf, reach_at, reach: tl.float64, log_beta2: tl.float64, eps: tl.float64,
+    no_gradient_yet: tl.float64, growth: tl.float64,
     STEP_TYPE: tl.constexpr, SCALAR_TYPE: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Keep rho and q of one tensor and, where S needs it, mean(h)."""
+    """Keep rho of one tensor and, where S needs it, mean(h)."""
     row = table + tl.program_id(0) * words.COLUMNS
     numel, first = column(row, words.NUMEL), column(row, words.FIRST)
     moves = skipped(found_inf) == 0
@@ -105,7 +107,6 @@ def finish(
     parts, n = parts.to(tl.pointer_type(tl.float64)), numel.to(tl.float64)
 
     size, span = mean_of(sizes, first, chunks, numel, WIDTH), mean_of(spans, first, chunks, numel, WIDTH)
-    plain = span if plains is None else mean_of(plains, first, chunks, numel, WIDTH)
     ratio_at = column(row, words.RATIO).to(tl.pointer_type(SCALAR_TYPE))
     last = tl.load(ratio_at).to(tl.float64)
     ratio = tl.sqrt(size / tl.where(span > 0, span, 1.0))
@@ -113,13 +114,8 @@ def finish(
     good = begun & (span > 0) & (span < float("inf")) & (ratio < float("inf"))
     ratio = tl.minimum(ratio, tl.where(last > 0, last, float("inf")) * wide(growth))
     tl.store(ratio_at, ratio, mask=is_whole & good)
-    factor = (wide(unsettled) - tl.sqrt(plain) / wide(noise)) / (wide(unsettled) - 1)
-    factor = tl.minimum(tl.maximum(factor, 0.0), 1.0)
-    factor_at = column(row, words.SETTLED).to(tl.pointer_type(SCALAR_TYPE))
-    tl.store(factor_at, factor, mask=is_whole & (plain < float("inf")))
     tl.store(parts, size * n, mask=is_part)
     tl.store(parts + 1, span * n, mask=is_part)
-    tl.store(parts + 2, plain * n, mask=is_part)
     if roots is not None:
         step = tl.load(column(row, words.STEP).to(tl.pointer_type(STEP_TYPE))).to(tl.float64)
         step = tl.maximum(step, 1.0)  # a first step that is skipped has not been counted
@@ -128,7 +124,7 @@ def finish(
         mean_at = column(row, words.DENOM_MEAN).to(tl.pointer_type(SCALAR_TYPE))
         last = known(tl.load(mean_at).to(tl.float64), wide(no_gradient_yet))
         tl.store(mean_at, tl.where((mean < float("inf")) & (numel > 0), mean, last), mask=is_whole & begun)
-        tl.store(parts + 3, mean * n, mask=is_part)
+        tl.store(parts + 2, mean * n, mask=is_part)
 
 
 @triton.jit

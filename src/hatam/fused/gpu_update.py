@@ -9,11 +9,11 @@ from .gpu_words import address, as_read, at_most, column, draw, middle, ratio, r
 
 @triton.jit
 def update(
-    table, chunks, constants, keys, sizes, spans, plains, roots, found_inf,
+    table, chunks, constants, keys, sizes, spans, roots, found_inf,
     P: tl.constexpr, M: tl.constexpr, V: tl.constexpr, UNIFORM: tl.constexpr,
     ROUND_PARAM: tl.constexpr, ROUND_M: tl.constexpr, ROUND_V: tl.constexpr, ALIGNED: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """One chunk of one tensor, and its sums of z^2, (S m / h)^2, (m / h)^2 and sqrt(v); None for those not kept."""
+    """One chunk of one tensor, and its sums of z^2, (S m / h)^2 and sqrt(v); None for those not kept."""
     chunk = tl.program_id(0)
     t = tl.load(chunks + chunk)
     row, k = table + t * words.COLUMNS, constants + t * words.CONSTANTS
@@ -24,27 +24,20 @@ def update(
     place = begin + tl.arange(0, CHUNK)
     if skipped(found_inf) == 0:
         if begin + CHUNK <= numel:  # whole: without a mask, which would keep memory from being read 16 bytes at a time
-            z, span, plain, r = advance(
+            z, span, r = advance(
                 row, k, key, key_before, place, None, P, M, V, UNIFORM, ROUND_PARAM, ROUND_M, ROUND_V, ALIGNED
             )  # fmt: skip
-            size, span2, plain2, total = (
-                added(z * z, None),
-                added(span * span, None),
-                added(plain * plain, None),
-                added(r, None),
-            )
+            size, span2, total = added(z * z, None), added(span * span, None), added(r, None)
         else:
             inside = place < numel
-            z, span, plain, r = advance(
+            z, span, r = advance(
                 row, k, key, key_before, place, inside, P, M, V, UNIFORM, ROUND_PARAM, ROUND_M, ROUND_V, ALIGNED
             )  # fmt: skip
-            size, span2 = added(z * z, inside), added(span * span, inside)
-            plain2, total = added(plain * plain, inside), added(r, inside)
+            size, span2, total = added(z * z, inside), added(span * span, inside), added(r, inside)
         if sizes is not None:
             tl.store(sizes + chunk, size)
             tl.store(spans + chunk, span2)
-        if plains is not None:
-            tl.store(plains + chunk, plain2)
+        if roots is not None:
             tl.store(roots + chunk, total)
 
 
@@ -56,7 +49,7 @@ def advance(
 ):  # fmt: skip
     """AdamW on z = w + kappa u with the gradient taken at w; then w is ahead of z again, u = S m / h.
 
-    Returns z, S m / h, m / h and sqrt(v) of the elements at ``place``; what nobody stores the compiler leaves out.
+    Returns z, S m / h and sqrt(v) of the elements at ``place``; what nobody stores the compiler leaves out.
     """
     param, grad = address(row, words.PARAM, P, ALIGNED) + place, address(row, words.GRAD, P, ALIGNED) + place
     m_at, v_at = address(row, words.EXP_AVG, M, ALIGNED) + place, address(row, words.EXP_AVG_SQ, V, ALIGNED) + place
@@ -90,7 +83,7 @@ def advance(
     reach = tl.load(k + words.REACH_NOW)
     span = plain if UNIFORM else m * at_most(cap * inv_h, tl.load(k + words.INV_MEAN))
     write(param, tl.where(reach != 0, z - reach * span, z), for_param >> 16, inside, ROUND_PARAM)
-    return z, span, plain, r
+    return z, span, r
 
 
 @triton.jit

@@ -162,7 +162,7 @@ TWELVE = (
 )
 """The tasks of the committed study. Those that came later do not join it where their data happen to be there."""
 
-LATER = ("gpa", "ema-nesterov", "late-sam", "ademamix", "hatam-reach", "hatam-straightened")
+LATER = ("gpa", "ema-nesterov", "late-sam", "ademamix", "hatam")
 """Contenders that came after the study."""
 
 PLANS = _by_name(

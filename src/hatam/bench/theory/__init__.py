@@ -8,7 +8,7 @@ from .edge import CEILING, EDGE
 from .feedback import FEEDBACK
 from .linear import DAMPING, IDENTITY
 from .probing import EXCHANGE, RADIUS, TRACE
-from .straightened import STRAIGHTENED
+from .reach import REACH
 
 CHECKS: dict[str, Check] = {
     check.name: check
@@ -23,7 +23,7 @@ CHECKS: dict[str, Check] = {
         EDGE,
         CEILING,
         FEEDBACK,
-        STRAIGHTENED,
+        REACH,
     )
 }
 """By name, in the order of the page."""
