@@ -56,6 +56,49 @@ def test_an_offset_that_nothing_undoes_any_more_stays() -> None:
         assert torch.equal(params[0], before[0])
 
 
+@pytest.mark.parametrize("changed", [{"hidden": False}, {"modulator": "uniform"}], ids=str)
+def test_an_offset_is_gone_where_nothing_displaces_any_more(changed: dict[str, Any]) -> None:
+    """Or stays where it is, of another modulator: then z is w as it stands. Nothing stale is ever subtracted."""
+    params = parameters([(5, 4), (3, 2)])
+    optimizer = Falling(params, 0.01, modulator="relative", gamma=0.5, horizon=100.0)
+    feed(optimizer, params, gradients(params, 5))
+    optimizer.param_groups[0].update(changed)
+    for _ in range(2):
+        feed(optimizer, params, gradients(params, 3))
+        w = twins(params)
+        with optimizer.straightened():
+            assert equal(params, w) == ("hidden" in changed)
+    optimizer.param_groups[0]["hidden"] = True
+    feed(optimizer, params, gradients(params, 3))
+    assert all(p.isfinite().all() for p in params)
+
+
+def test_a_layer_that_is_frozen_in_evaluation_stays_at_z() -> None:
+    params = parameters([(5, 4), (3, 2)])
+    optimizer = Falling(params, 0.01, gamma=0.5, horizon=100.0)
+    feed(optimizer, params, gradients(params, 5))
+    optimizer.eval()
+    z = params[0].detach().clone()
+    params[0].requires_grad_(False)
+    params[0].grad = None
+    optimizer.train()
+    assert torch.equal(params[0], z)
+    feed(optimizer, params[1:], [row[1:] for row in gradients(params, 3)])
+    with optimizer.straightened():
+        assert torch.equal(params[0], z)
+
+
+def test_groups_may_be_taken_out_and_parameters_replaced() -> None:
+    """Who has a reach goes with the parameter, not with its place."""
+    params = parameters([(5, 4), (7,), (3, 2)])
+    optimizer = Falling([{"params": params[:1]}, {"params": params[1:]}], 0.01)
+    feed(optimizer, params, gradients(params, 3))
+    del optimizer.param_groups[0]
+    optimizer.param_groups[0]["params"].reverse()
+    feed(optimizer, params, gradients(params, 3))
+    assert ["reach" in optimizer.state[p] for p in params[1:]] == [False, True]
+
+
 def test_loading_shares_nothing() -> None:
     """Two optimizers from one state do not count each other's steps."""
     params = parameters()

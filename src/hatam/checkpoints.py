@@ -16,7 +16,7 @@ from .storage import MOMENTS, SCALARS, restore_dtypes
 
 AMSGRAD = "max_exp_avg_sq"
 REQUIRED = {"step", "exp_avg", "exp_avg_sq"}
-MEASURED = ("lr_peak", "begun")  # of a group
+MEASURED = ("lr_peak", "begun", "evaluating")  # of a group
 OLD = ("form", "radius", "beta_c", "exp_avg_grad", "displacement_radius")  # what HATAM had before its first release
 
 
@@ -173,7 +173,9 @@ def restore(state: Mapping[Tensor, dict[str, Any]], groups: Sequence[dict[str, A
     params = [(group, p) for group in groups for p in group["params"]]
     saved_ids = [i for group in saved["param_groups"] for i in group["params"]]
     for (group, p), saved_id in zip(params, saved_ids, strict=True):
-        own = state[p]
+        own = state.get(p)
+        if not own:
+            continue
         if "step" in own:
             if not isinstance(own["step"], Tensor):  # of a torch that kept it as a number
                 own["step"] = torch.tensor(float(own["step"]), dtype=_get_scalar_dtype())

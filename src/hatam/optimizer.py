@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from operator import is_
 from typing import Any, cast, overload
 
 import torch
@@ -13,6 +14,7 @@ from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiab
 
 from . import arguments, checkpoints, fused, narrow, options, paths, sharded, state, straightening
 from .fused.batches import Division
+from .storage import SCALARS
 from .update import ADAMW_STAGES, HATAM_STAGES
 
 
@@ -29,13 +31,15 @@ class HATAM(Optimizer):
 
     .. math::
         \kappa_t = \min\left(\gamma \left(1 - \frac{\mathrm{lr}_t}{\mathrm{peak}_t}\right)^2
+        \min\left(1, \frac{\mathrm{lr}_t}{\mathrm{fade} \cdot \mathrm{peak}_t}\right)
         \frac{\mathrm{RMS}(z)}{\mathrm{RMS}(u)},\ \mathrm{horizon} \cdot \mathrm{peak}_t\right).
 
-    See :mod:`hatam.reach` for h. A gradient ahead on the trajectory is one corrected by the trajectory's smoothed
-    bend; along sharp directions, where it bends, the correction damps. Until lr falls from its peak w is z, and once lr
-    is 0 it is z again, so there is nothing to switch at the end of a schedule. Before that :meth:`straightened` or
-    :meth:`eval` give z. γ = 0, and the time until lr falls, are AdamW to the last bit. One gradient a step. State:
-    AdamW's two buffers, and 0-dim scalars. A checkpoint of AdamW loads.
+    See :mod:`hatam.reach` for h and for when the sizes are measured. A gradient ahead on the trajectory is one
+    corrected by the trajectory's smoothed bend; along sharp directions, where it bends, the correction damps. Until lr
+    falls from its peak w is z, and once lr is 0 it is z again, so there is nothing to switch at the end of a schedule.
+    Before that :meth:`straightened` or :meth:`eval` give z. γ = 0 is AdamW to the last bit, and so is the time until
+    lr falls where lr is a float. One gradient a step. State: AdamW's two buffers, and 0-dim scalars. A checkpoint of
+    AdamW loads.
 
     Args:
         params: parameters, parameter groups or named parameters. Every option can be set per group.
@@ -123,7 +127,7 @@ class HATAM(Optimizer):
     def _forget(self) -> None:
         """What is known of the tensors of the last step."""
         self._divisions: dict[int, Division] = {}
-        self._flags: dict[int, tuple[bool | None, list[bool]]] = {}  # by group: its option hidden, and who is
+        self._flags: dict[int, tuple[bool | None, list[Tensor], list[bool]]] = {}  # by group: hidden, of whom, who is
         self._shards, self._is_cut = sharded.Shards(), False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -157,6 +161,8 @@ class HATAM(Optimizer):
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
             group.pop("amsgrad", None)
+            if isinstance(group["lr_peak"], Tensor) and not isinstance(group["lr"], Tensor):
+                group["lr_peak"] = float(group["lr_peak"])  # of a device, perhaps another one
 
     def __getstate__(self) -> dict[str, Any]:
         self._shards.settle()
@@ -227,15 +233,15 @@ class HATAM(Optimizer):
     ) -> None:
         """A step of the i-th group's parameters that have gradients: of those with a reach, then of the others."""
         o = options.resolve(group, paths.raise_peak(group, found_inf), amp.get("grad_scale"), found_inf)
-        falls = group["gamma"] != 0 and (isinstance(o.reach, Tensor) or o.reach > 0)
-        group["begun"] = group["begun"] or falls
         reaching = self._reaching(i, group)
+        if True in reaching and not group["begun"]:
+            group["begun"] = isinstance(o.reach, Tensor) or o.reach > 0
         numbers = [first + j for which in (True, False) for j, has in enumerate(reaching) if has is which]
         params: list[Tensor] = []
         grads: list[Tensor] = []
         columns: dict[str, list[Tensor]] = {key: [] for key in state.STATE}
         self._init_group(group, params, grads, *columns.values())
-        count = reaching.count(True)
+        count = reaching.count(True) if group["begun"] else 0
         alone = partial(paths.run_adamw, amp=amp)
         without = partial(paths.run_parts, ADAMW_STAGES) if group["begun"] else alone
         parts = (
@@ -253,13 +259,27 @@ class HATAM(Optimizer):
                     run(params[mine], grads[mine], some, numbers[mine])
 
     def _reaching(self, i: int, group: dict[str, Any]) -> list[bool | None]:
-        """By parameter of the i-th group: whether it has a reach, None where it has no gradient."""
-        option, flags = self._flags.get(i, (None, []))
-        if option is not group["hidden"] or len(flags) != len(group["params"]):
+        """By parameter of the i-th group: whether it may have a reach, None where it has no gradient."""
+        option, params, flags = self._flags.get(i, (None, [], []))
+        if not torch.compiler.is_compiling() and not (
+            option is group["hidden"] and len(params) == len(group["params"]) and all(map(is_, params, group["params"]))
+        ):
             flags = state.hidden_flags(group)
-            self._flags[i] = group["hidden"], flags
-        begun = group["begun"]
-        return [None if p.grad is None else begun and hidden for p, hidden in zip(group["params"], flags, strict=True)]
+            self._flags[i] = group["hidden"], list(group["params"]), flags
+            self._forget_reaches(i, group, flags)
+        may = group["gamma"] != 0 or group["begun"]
+        return [None if p.grad is None else may and hidden for p, hidden in zip(group["params"], flags, strict=True)]
+
+    def _forget_reaches(self, i: int, group: dict[str, Any], flags: list[bool]) -> None:
+        """Take parameters that may no longer have a reach to z."""
+        first = sum(len(one["params"]) for one in self.param_groups[:i])
+        lost = [hidden or p not in self.state for p, hidden in zip(group["params"], flags, strict=True)]
+        with torch.no_grad():
+            straightening.move([(first, group)], self.state, narrow.undo_offset_, spared=lost)
+        for p, kept in zip(group["params"], lost, strict=True):
+            if not kept:
+                for key in SCALARS:
+                    self.state[p].pop(key, None)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -300,7 +320,10 @@ class HATAM(Optimizer):
         self._switch(evaluating=True)
 
     def train(self, mode: bool = True) -> None:
-        """Bring the parameters back to w, up to rounding; ``train(False)`` is :meth:`eval`."""
+        """Bring the parameters back to w, up to rounding; ``train(False)`` is :meth:`eval`.
+
+        Parameters that do not require a gradient any more stay at z.
+        """
         self._switch(evaluating=not mode)
 
     @torch.no_grad()
@@ -310,7 +333,8 @@ class HATAM(Optimizer):
         how = narrow.undo_offset_ if evaluating else narrow.redo_offset_
         for first, group in list(options.numbered(self.param_groups)):
             if group["evaluating"] != evaluating:
-                straightening.move([(first, group)], self.state, how)
+                frozen = [] if evaluating else [not p.requires_grad for p in group["params"]]
+                straightening.move([(first, group)], self.state, how, spared=frozen)
                 group["evaluating"] = evaluating
 
     def _init_group(

@@ -105,6 +105,9 @@ def looks_right(group: Mapping[str, Any]) -> bool:
         and all(type(beta) is float and 0.0 <= beta < 1.0 for beta in betas)
         and (lr.numel() == 1 if isinstance(lr, Tensor) else type(lr) is float and 0.0 <= lr < math.inf)
         and group["horizon"] >= 0.0
+        and 0.0 <= group["eps"] < math.inf
+        and 0.0 <= group["weight_decay"] < math.inf
+        and (group["hidden"] is None or type(group["hidden"]) is bool)
         and type(group["fade"]) is float
         and 0.0 < group["fade"] <= 1.0
         and group["modulator"] in MODULATORS

@@ -28,7 +28,7 @@ def raise_peak(group: dict[str, Any], found_inf: Tensor | None = None) -> Scalar
         if not (isinstance(peak, Tensor) and peak.device == found_inf.device):
             dtype = peak.dtype if isinstance(peak, Tensor) else torch.float64
             peak = group["lr_peak"] = torch.full((), float(peak), dtype=dtype, device=found_inf.device)
-        raised = torch.maximum(peak, lr) if is_beside(lr, peak) else peak.clamp(min=float(lr))
+        raised = torch.maximum(peak, lr.reshape(peak.shape)) if is_beside(lr, peak) else peak.clamp(min=float(lr))
         peak.copy_(torch.where(found_inf.reshape(peak.shape) != 0, peak, raised))
     elif isinstance(peak, Tensor):
         peak.copy_(

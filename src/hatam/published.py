@@ -83,6 +83,9 @@ class PublishedHATAM(Optimizer):
         if isinstance(param_group, dict):
             _check({**self.defaults, **param_group})
         super().add_param_group(param_group)
+        if any(p.is_complex() for p in self.param_groups[-1]["params"]):
+            del self.param_groups[-1]
+            raise ValueError("complex parameters are not supported; pass torch.view_as_real of them")
 
     @overload
     def step(self, closure: None = None) -> None: ...

@@ -21,13 +21,15 @@ START = {"reach": 0.0, "ratio": 0.0}
 START_OF_MEANS = {"denom_mean": math.inf, "reach_mean": math.inf}
 """The scalars before the first step. There is no mean yet, and with an infinite one S is 0."""
 
-EMBEDDINGS = ("embed", "token", "position", "places", "wte", "wpe", "lm_head")
-"""What the names, in lower case, of parameters contain that are no hidden weights though they have two dimensions."""
+EMBEDDINGS = {"tokens", "positions", "places", "wte", "wpe", "lm_head"}
+"""Parts of the names of parameters that are no hidden weights though they have two dimensions; so are those with
+"embed" in them."""
 
 
 def is_hidden(param: Tensor, name: str) -> bool:
     """Whether a parameter is a hidden weight: of two dimensions or more, and by its name no embedding."""
-    return param.dim() >= 2 and not any(word in name.lower() for word in EMBEDDINGS)
+    parts = name.lower().split(".")
+    return param.dim() >= 2 and not any(part in EMBEDDINGS or "embed" in part for part in parts)
 
 
 def hidden_flags(group: Mapping[str, Any]) -> list[bool]:
@@ -52,6 +54,8 @@ def complete(state: State, param: Tensor, o: Options) -> None:
     for key, value in START.items():
         if key not in state:
             state[key] = scalar(value, param)
+    if not o.modulator.needs_mean and "reach_mean" in state:
+        state["reach"].zero_()  # of an offset that the modulator before has made
     for key, value in START_OF_MEANS.items():
         if not o.modulator.needs_mean:
             state.pop(key, None)
@@ -68,9 +72,9 @@ def scalar(value: float, param: Tensor) -> Tensor:
 def displaced(state: State, o: Options) -> bool:
     """Whether a parameter with this state has an offset that the next step undoes.
 
-    Not after a change to a modulator with a mean, which is infinite where it was not kept.
+    Not after a change of the modulator: the offset that another one has made stays.
     """
-    return "reach" in state and ("reach_mean" in state or not o.modulator.needs_mean)
+    return "reach" in state and ("reach_mean" in state) == o.modulator.needs_mean
 
 
 def real(x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,11 +28,24 @@ def offsets(groups: Groups, states: States) -> Iterator[tuple[Tensor, dict[str, 
                 yield p, states[p], o, number
 
 
-def move(groups: Groups, states: States, how: Move) -> None:
-    """Take every parameter that has an offset to z, by ``narrow.undo_offset_``, or back, by ``narrow.redo_offset_``."""
+def move(groups: Groups, states: States, how: Move, spared: Sequence[bool] = ()) -> None:
+    """Take every parameter that has an offset to z, by ``narrow.undo_offset_``, or back, by ``narrow.redo_offset_``.
+
+    Those that are spared, by their places in the only group, stay where they are; on the way back they have no offset
+    from then on.
+    """
+    groups = list(groups)
     for p, state, o, number in offsets(groups, states):
+        if spared and spared[number - groups[0][0]]:
+            if how is narrow.redo_offset_:
+                state["reach"].zero_()
+            continue
         parts = {key: sharded.local(x) for key, x in state.items()}
-        how(real(sharded.local(p.detach())), real_state(parts), o, number)
+        local = real(sharded.local(p.detach()))
+        plain = local.resolve_neg()
+        how(plain, real_state(parts), o, number)
+        if plain is not local:
+            local.copy_(plain)
 
 
 @contextmanager
