@@ -72,7 +72,7 @@ def weights_after(spec: str, steps: int = 6) -> torch.Tensor:
         ("late-sam:share=0", "adamw:beta1=0.0"),
         ("late-sam:share=1", "sam"),
         ("ademamix:alpha=0", "adamw"),
-        ("hatam-reach:gamma=0", "adamw"),
+        ("hatam-first:gamma=0", "adamw"),
     ],
 )
 def test_limits_of_contenders(spec: str, same: str) -> None:
@@ -80,7 +80,7 @@ def test_limits_of_contenders(spec: str, same: str) -> None:
 
 
 def test_contenders_differ() -> None:
-    outcomes = [weights_after(name) for name in CONTENDERS if name != "hatam-reach"]  # AdamW where lr does not fall
+    outcomes = [weights_after(name) for name in CONTENDERS if name != "hatam"]  # AdamW where lr does not fall
     for i, a in enumerate(outcomes):
         for b in outcomes[:i]:
             assert not torch.allclose(a, b, rtol=1e-4, atol=1e-6)
@@ -360,7 +360,7 @@ def test_a_task_that_cannot_be_scored_is_refused_before_training() -> None:
 
 def test_the_library_needs_no_extra() -> None:
     code = (
-        "import sys, hatam, hatam.reference; print([m for m in sys.modules if m.startswith(('hatam.bench', 'scipy'))])"
+        "import sys, hatam, hatam.testing; print([m for m in sys.modules if m.startswith(('hatam.bench', 'scipy'))])"
     )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

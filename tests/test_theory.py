@@ -102,7 +102,7 @@ def test_the_page_has_the_records(name: str) -> None:
     page = (ROOT / "docs/theory.md").read_text(encoding="utf-8")
     found = runs(name)
     assert report.replace_between(page, name, CHECKS[name].table(found)) == page
-    assert {run["seed"] for run in found} == set(range(1 if name == "straightened" else 5))
+    assert {run["seed"] for run in found} == set(range(5))
     assert f"figures/theory-{name}.svg" in page or name == "exchange"
 
 
