@@ -13,7 +13,7 @@ from . import fused, narrow, update
 from .fused.batches import Columns, Division, dense, like, rows
 from .reach import Scalar
 from .state import real, real_grads
-from .update import ADAMW_STAGES, Options, Stages, State
+from .update import ADAMW_STAGES, Options, Stages, State, kept
 
 
 def raise_peak(group: dict[str, Any], found_inf: Tensor | None = None) -> Scalar:
@@ -32,16 +32,11 @@ def raise_peak(group: dict[str, Any], found_inf: Tensor | None = None) -> Scalar
         peak.copy_(torch.where(found_inf.reshape(peak.shape) != 0, peak, raised))
     elif isinstance(peak, Tensor):
         peak.copy_(
-            torch.maximum(_clone(peak), lr.reshape(peak.shape)) if isinstance(lr, Tensor) else peak.clamp(min=lr)
+            torch.maximum(kept([peak])[0], lr.reshape(peak.shape)) if isinstance(lr, Tensor) else peak.clamp(min=lr)
         )
     else:
         peak = group["lr_peak"] = max(peak, lr)
-    return _clone(peak) if isinstance(peak, Tensor) else peak
-
-
-def _clone(x: Tensor) -> Tensor:
-    """``x``, safe from later in-place updates where autograd may need it again."""
-    return x.clone() if torch.is_grad_enabled() else x
+    return kept([peak])[0] if isinstance(peak, Tensor) else peak
 
 
 def is_beside(x: Scalar, other: Tensor) -> bool:

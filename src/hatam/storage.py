@@ -112,6 +112,7 @@ def settle(stored: Tensor, wide: Tensor, random: Tensor | None) -> None:
 def restore_dtypes(state: dict[str, Any], saved: dict[str, Any], param: Tensor, state_dtype: Any) -> None:
     """Put back what loading has cast to the parameter's dtype; a cast to more digits stays, unless fewer were asked."""
     for key in saved.keys() & {*MOMENTS, *SCALARS}:
+        # torch has cast it to the parameter's dtype; where that has more digits than what was saved, the cast stays
         narrower = torch.promote_types(saved[key].dtype, param.dtype) != saved[key].dtype
         if key in SCALARS or is_quantized(saved[key]) or not narrower or state_dtype is not None:
             state[key] = copied(saved[key].detach()).to(param.device)

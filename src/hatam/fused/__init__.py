@@ -39,7 +39,7 @@ def chosen(group: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def counts_on_device(group: Mapping[str, Any], param: Tensor) -> bool:
-    """Whether ``step`` must lie beside the parameter: on the CPU, else, where reading it waits for nothing."""
+    """Whether ``step`` lies on the parameter's device. Elsewhere it lies on the CPU, where the host reads it at once."""
     if group["capturable"] or group["fused"]:
         return True
     device = param.device.type
