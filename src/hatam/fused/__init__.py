@@ -39,7 +39,7 @@ def chosen(group: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def counts_on_device(group: Mapping[str, Any], param: Tensor) -> bool:
-    """Whether ``step`` lies on the parameter's device. Elsewhere it lies on the CPU, where the host reads it at once."""
+    """Whether ``step`` lies on the parameter's device. Else it lies on the CPU, where the host reads it at once."""
     if group["capturable"] or group["fused"]:
         return True
     device = param.device.type
