@@ -34,7 +34,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Falling(HATAM):
-    """HATAM in the second half of a schedule: lr is half its peak, so that there is a reach from the first step on."""
+    """HATAM in the second half of a schedule: lr is half its peak, and no travel is asked for, so that there is a reach
+    from the second step on."""
+
+    def __init__(self, params: Any, *args: Any, **options: Any) -> None:
+        super().__init__(params, *args, **{"travel": 0.0, **options})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
@@ -53,7 +57,7 @@ class Reaching(Falling):
 VARIANTS: dict[str, dict[str, Any]] = {"uniform": {"modulator": "uniform"}, "relative": {"modulator": "relative"}}
 """Every modulator, otherwise at the defaults, but that every tensor reaches, and far enough to be seen."""
 for options in VARIANTS.values():
-    options |= {"hidden": True, "gamma": 0.5, "horizon": math.inf}
+    options |= {"hidden": True, "gamma": 0.5, "travel": 0.0, "horizon": math.inf}
 
 every_variant = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
 every_path = pytest.mark.parametrize("foreach", [False, True], ids=["single", "foreach"])
@@ -78,7 +82,7 @@ def oracles(params: list[torch.nn.Parameter], optimizer: HATAM) -> list[Referenc
     """A reference for every parameter of the optimizer's only group."""
     group = optimizer.param_groups[0]
     (beta1, beta2), flags = group["betas"], hidden_flags(group)
-    same = {key: group[key] for key in ("eps", "weight_decay", "gamma", "horizon", "modulator", "fade")}
+    same = {key: group[key] for key in ("eps", "weight_decay", "gamma", "travel", "horizon", "modulator", "fade")}
     made = [Reference(p, beta1, beta2, **same, hidden=flag) for p, flag in zip(params, flags, strict=True)]
     for oracle in made:
         oracle.peak = float(group["lr_peak"])

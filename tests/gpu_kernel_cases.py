@@ -304,19 +304,21 @@ def test_the_number_of_launches_is_constant(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_means_of_a_tensor_of_many_chunks() -> None:
     """More partial sums than `finish` adds at a time, without a tensor that large."""
     k, chunks, beta2 = gpu.kernels(), 2500, 0.9
-    step, mean, ratio = torch.tensor(3.0), torch.tensor(math.inf), torch.tensor(0.0)
+    step, mean, ratio, travel = torch.tensor(3.0), torch.tensor(math.inf), torch.tensor(0.0), torch.tensor(0.0)
     sizes, spans, roots = torch.rand(3, chunks, dtype=torch.float64)
     row = torch.zeros(1, k.words.COLUMNS.value, dtype=torch.int64)
-    for name, x in (("STEP", step), ("DENOM_MEAN", mean), ("RATIO", ratio)):
+    for name, x in (("STEP", step), ("DENOM_MEAN", mean), ("RATIO", ratio), ("TRAVEL", travel)):
         row[0, getattr(k.words, name).value] = x.data_ptr()
     row[0, k.words.NUMEL.value] = numel = chunks * gpu.CHUNK - 5
     k.finish[(1,)](
-        row, sizes, spans, roots, None, None, reach=0.1, log_beta2=math.log(beta2), eps=1e-8,
+        row, sizes, spans, roots, None, None, None, None, reach=0.1, lr=0.01, lr_peak=0.02,
+        log_beta2=math.log(beta2), eps=1e-8,
         no_gradient_yet=1e-8, growth=1.003,
         STEP_TYPE=k.tl.float32, SCALAR_TYPE=k.tl.float32, CHUNK=gpu.CHUNK, WIDTH=1024,
     )  # fmt: skip
     assert float(mean) == pytest.approx(float(roots.sum()) / numel / math.sqrt(1 - beta2**3) + 1e-8, rel=1e-6)
     assert float(ratio) == pytest.approx(math.sqrt(float(sizes.sum() / spans.sum())), rel=1e-6)
+    assert float(travel) == pytest.approx(3 * 0.02 / float(ratio), rel=1e-6)
 
 
 def test_a_part_of_a_tensor_leaves_its_sums_and_not_its_means() -> None:

@@ -23,6 +23,7 @@ NUMBERS = {
     "eps": ("[0, inf)", [NAN, -1e-8, INF]),
     "weight_decay": ("[0, inf)", [NAN, -0.1, INF]),
     "gamma": ("[0, inf)", [NAN, -1.0, INF, -INF]),
+    "travel": ("[0, inf)", [NAN, -1.0, INF, -INF]),
     "horizon": ("[0, inf]", [NAN, -1.0, -INF]),
     "fade": ("(0, 1]", [NAN, -0.1, 0.0, 1.1, INF]),
 }

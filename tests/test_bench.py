@@ -359,9 +359,7 @@ def test_a_task_that_cannot_be_scored_is_refused_before_training() -> None:
 
 
 def test_the_library_needs_no_extra() -> None:
-    code = (
-        "import sys, hatam, hatam.testing; print([m for m in sys.modules if m.startswith(('hatam.bench', 'scipy'))])"
-    )
+    code = "import sys, hatam, hatam.testing; print([m for m in sys.modules if m.startswith(('hatam.bench', 'scipy'))])"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )

@@ -24,7 +24,7 @@ WORDS = st.sampled_from(["relative", "uniform", "lr", "8bit", "", "Relative", 0,
 FLAGS = st.sampled_from([True, False, None, 0, 1, "yes", torch.float32, torch.bfloat16, torch.int64])
 OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(
-        ("lr", "betas", "eps", "weight_decay", "gamma", "horizon", "fade", "seed"),
+        ("lr", "betas", "eps", "weight_decay", "gamma", "travel", "horizon", "fade", "seed"),
         NUMBERS,
     ),
     "modulator": WORDS,

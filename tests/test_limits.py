@@ -30,7 +30,7 @@ from hatam import HATAM, reach, theory
 from hatam.storage import SCALARS
 
 ADAMW_KEYS = {"step", "exp_avg", "exp_avg_sq"}
-UNIFORM_KEYS = ADAMW_KEYS | {"reach", "ratio"}
+UNIFORM_KEYS = ADAMW_KEYS | {"reach", "ratio", "travel"}
 COMMON = {"betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
 
 
@@ -205,7 +205,7 @@ def test_the_horizon_is_in_steps_at_the_peak(options: dict[str, Any]) -> None:
     """Whatever the weights are: κ is 4 times the peak, and 0 of a horizon of 0."""
     for horizon in (0.0, 4.0):
         params = parameters([(6, 5)])
-        optimizer = HATAM(params, 0.001, **{**options, "horizon": horizon})
+        optimizer = HATAM(params, 0.001, **{**options, "travel": 0.0, "horizon": horizon})
         feed(optimizer, params, gradients(params, 20), [0.001] * 5 + [0.0005] * 15)
         assert float(optimizer.state[params[0]]["reach"]) == pytest.approx(horizon * 0.001)
 

@@ -30,11 +30,12 @@ class HATAM(Optimizer):
         w = z - \kappa_t u, \qquad u = S\, m / h,
 
     .. math::
-        \kappa_t = \min\left(\gamma \left(1 - \frac{\mathrm{lr}_t}{\mathrm{peak}_t}\right)^2
+        \kappa_t = \min\left(\gamma\, \tau_t \left(1 - \frac{\mathrm{lr}_t}{\mathrm{peak}_t}\right)^2
         \min\left(1, \frac{\mathrm{lr}_t}{\mathrm{fade} \cdot \mathrm{peak}_t}\right)
         \frac{\mathrm{RMS}(z)}{\mathrm{RMS}(u)},\ \mathrm{horizon} \cdot \mathrm{peak}_t\right).
 
-    See :mod:`hatam.reach` for h and for when the sizes are measured. A gradient ahead on the trajectory is one
+    See :mod:`hatam.reach` for h, for τ, which is 0 at first and 1 once z has come far, and for when the sizes are
+    measured. A gradient ahead on the trajectory is one
     corrected by the trajectory's smoothed bend; along sharp directions, where it bends, the correction damps. Until lr
     falls from its peak w is z, and once lr is 0 it is z again, so there is nothing to switch at the end of a schedule.
     Before that :meth:`straightened` or :meth:`eval` give z. γ = 0 is AdamW to the last bit, and so is the time until
@@ -50,6 +51,7 @@ class HATAM(Optimizer):
         weight_decay: decoupled weight decay, >= 0.
         amsgrad: False; it is there for calls that were written for AdamW.
         gamma: reach as a share of the root mean square of a tensor's weights, >= 0; 0 is AdamW.
+        travel: length of z's path, in sizes of the tensor, over which τ rises from 0 to 1, >= 0; 0 sets τ to 1.
         horizon: largest reach in steps at the peak lr, in [0, inf].
         modulator: "uniform" for S = 1, or "relative" for S = min(h / mean(h), 3), further where a coordinate looks
             sharp.
@@ -104,7 +106,8 @@ class HATAM(Optimizer):
         amsgrad: bool = False,
         *,
         gamma: float = 0.2,
-        horizon: float = 4.0,
+        travel: float = 20.0,
+        horizon: float = 8.0,
         modulator: str = "uniform",
         fade: float = 0.1,
         hidden: bool | None = None,

@@ -36,6 +36,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "eps": partial(_rate, remedy="AdamW's default is 1e-8"),
     "weight_decay": partial(_rate, remedy="0 turns it off"),
     "gamma": partial(_rate, remedy="0 is AdamW"),
+    "travel": partial(_rate, remedy="0 gives the whole reach at once"),
     "horizon": partial(check_number, low=0.0, high=math.inf, remedy="math.inf sets no limit"),
     "modulator": partial(check_choice, choices=MODULATORS),
     "fade": partial(check_number, low=0.0, high=1.0, open_start=True, remedy="1 lets the reach follow lr"),
@@ -104,6 +105,7 @@ def looks_right(group: Mapping[str, Any]) -> bool:
         and len(betas) == 2
         and all(type(beta) is float and 0.0 <= beta < 1.0 for beta in betas)
         and (lr.numel() == 1 if isinstance(lr, Tensor) else type(lr) is float and 0.0 <= lr < math.inf)
+        and 0.0 <= group["travel"] < math.inf
         and group["horizon"] >= 0.0
         and 0.0 <= group["eps"] < math.inf
         and 0.0 <= group["weight_decay"] < math.inf
@@ -140,6 +142,8 @@ def resolve(
         eps=group["eps"],
         weight_decay=group["weight_decay"],
         reach=group["gamma"] * reach.turn(lr, lr_peak, group["fade"]),
+        lr_peak=lr_peak,
+        travel=group["travel"],
         furthest=group["horizon"] * lr_peak if group["horizon"] < math.inf else math.inf,
         modulator=MODULATORS[group["modulator"]],
         grad_factor=(-1 if group["maximize"] else 1) / (1 if grad_scale is None else zero_dim(grad_scale)),

@@ -17,7 +17,7 @@ from .update import Options, State
 ADAMW_STATE = ("step", *MOMENTS)
 STATE = (*ADAMW_STATE, *SCALARS)
 
-START = {"reach": 0.0, "ratio": 0.0}
+START = {"reach": 0.0, "ratio": 0.0, "travel": 0.0}
 START_OF_MEANS = {"denom_mean": math.inf, "reach_mean": math.inf}
 """The scalars before the first step. There is no mean yet, and with an infinite one S is 0."""
 

@@ -21,7 +21,7 @@ from . import rounding
 
 STATE_DTYPES = {"None": None, "torch.float32": torch.float32, "torch.bfloat16": torch.bfloat16, "8bit": "8bit"}
 MOMENTS = ("exp_avg", "exp_avg_sq")
-SCALARS = ("reach", "ratio", "denom_mean", "reach_mean")  # what AdamW's state has not
+SCALARS = ("reach", "ratio", "travel", "denom_mean", "reach_mean")  # what AdamW's state has not
 BLOCK = 256  # elements that share one scale in torchao's 8-bit state
 LEAST_SCALE = 2e-12  # of a block; where all is smaller, torchao's is 1e-12, and v may well be 0
 LEAST_8BIT = 4096  # elements; what is smaller stays in float32

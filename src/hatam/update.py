@@ -14,7 +14,8 @@ h             ``hs``               Adam's denominator, sqrt(v̂) + ε
 S             never stored         modulator, see :mod:`hatam.modulators`
 mean(h)       ``denom_mean``       of the step before; relative modulator only
 κ             ``reach``            of the offset that w has now
-ρ             ``ratio``            what κ of the next step is made of
+ρ, N          ``ratio``,           what κ of the next step is made of
+              ``travel``
 ============  ===================  ==========================================================
 
 Beyond the state it needs one temporary of the size of the parameters, so a denominator is computed again where it
@@ -48,7 +49,9 @@ class Options(NamedTuple):
     beta2: float
     eps: float
     weight_decay: float
+    lr_peak: Scalar
     reach: Scalar  # γ times what lr leaves to the reach
+    travel: float  # over which the reach grows to the whole
     furthest: Scalar  # κ at most
     modulator: Modulator
     grad_factor: Scalar  # 1, or −1 to maximize; divided by the loss scale
@@ -206,7 +209,8 @@ def norms(xs: Tensors) -> Tensors:
 
 def set_reaches_(states: list[State], o: Options) -> None:
     """κ of this step, which undoing it will need."""
-    reaches = o.reach * torch.stack(kept(column(states, "ratio")))
+    ratios, travels = (torch.stack(kept(column(states, key))) for key in ("ratio", "travel"))
+    reaches = o.reach * ratios * reach.come(travels, o.travel)
     limited = isinstance(o.furthest, Tensor)
     reaches = torch.minimum(reaches, o.furthest.to(reaches)) if limited else reaches.clamp(max=o.furthest)
     copy_(column(states, "reach"), list(reaches.unbind()))
@@ -232,9 +236,12 @@ def remember_(states: list[State], measured: Measured, numels: list[int], dtype:
 
 def keep_(states: list[State], z: Tensor, u: Tensor, means: Tensor | None, dtype: torch.dtype, o: Options) -> None:
     """The same from the root mean squares of z and u; not where ``found_inf`` says that the step is skipped."""
-    ratios = torch.stack(kept(column(states, "ratio")))
+    ratios, travels = (torch.stack(kept(column(states, key))) for key in ("ratio", "travel"))
+    steps = torch.stack(kept(column(states, "step"))).to(ratios)
     begun = (ratios > 0) | (o.reach > 0)
-    new = {"ratio": torch.where(begun, reach.next_ratios(z.to(ratios), u.to(ratios), ratios), 0.0)}
+    next_ratios = torch.where(begun, reach.next_ratios(z.to(ratios), u.to(ratios), ratios), 0.0)
+    next_travels = reach.next_travels(travels, next_ratios, ratios, o.lr, o.lr_peak, steps)
+    new = {"ratio": next_ratios, "travel": next_travels}
     if means is not None:
         last = torch.stack(kept(column(states, "denom_mean")))
         new["denom_mean"] = torch.where(begun, next_means(means.to(last), last, dtype, o), math.inf)

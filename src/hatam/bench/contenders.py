@@ -222,7 +222,7 @@ CONTENDERS: dict[str, Contender] = {
             "HATAM: AdamW whose gradient is taken ahead of its iterate once lr falls from its peak",
             SEED_DOCUMENT,
             builders.hatam,
-            {**ADAMW_OPTIONS, "gamma": 0.2, "horizon": 4.0, "modulator": "uniform", "fade": 0.1},
+            {**ADAMW_OPTIONS, "gamma": 0.2, "travel": 20.0, "horizon": 8.0, "modulator": "uniform", "fade": 0.1},
         ),
     )
 }
@@ -237,7 +237,7 @@ def parse(spec: str, task: str) -> tuple[Contender, Options]:
     Example:
         >>> contender, options = parse("hatam:gamma=0.1", "mnist1d-mlp")
         >>> contender.name, options["gamma"], options["horizon"]
-        ('hatam', 0.1, 4.0)
+        ('hatam', 0.1, 8.0)
     """
     name, _, changes = spec.partition(":")
     contender = CONTENDERS[known(name, CONTENDERS, "contender")]

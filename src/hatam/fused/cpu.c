@@ -50,7 +50,10 @@ static double known_mean(double mean, const Options *o) { return mean > o->no_gr
 
 /* kappa of this step, from what was measured one step before; 0 for tensors without a reach. */
 static double reach_of(const Table *table, const Options *o, int64_t t) {
-    return table->reach == NULL ? 0 : fmin(o->reach * scalar(table->ratio[t], o->scalar_dtype), o->furthest);
+    if (table->reach == NULL) return 0;
+    const double rest = fmax(0, scalar(table->travel[t], o->scalar_dtype) - 1);
+    const double come = o->travel > 0 ? fmin(1, rest / o->travel) : 1;
+    return fmin(o->reach * scalar(table->ratio[t], o->scalar_dtype) * come * come, o->furthest);
 }
 
 /* The types of parameter and gradient, of m, of v; and whether state and parameter are rounded at random. */
@@ -142,8 +145,11 @@ static void finish(const Table *table, const Options *o, int64_t t, const Sum *s
     }
     const double ratio = sqrt(sum.size / sum.span);
     const int begun = last > 0 || o->reach > 0;
-    if (begun && sum.span > 0 && sum.span < INFINITY && ratio < INFINITY)
-        set_scalar(table->ratio[t], o->scalar_dtype, last > 0 ? fmin(ratio, o->growth * last) : ratio);
+    const int good = begun && sum.span > 0 && sum.span < INFINITY && ratio < INFINITY;
+    const double now = !good ? last : last > 0 ? fmin(ratio, o->growth * last) : ratio;
+    const double way = last > 0 ? o->lr : step * o->lr_peak;
+    set_scalar(table->ratio[t], o->scalar_dtype, now);
+    if (now > 0) set_scalar(table->travel[t], o->scalar_dtype, scalar(table->travel[t], o->scalar_dtype) + way / now);
     if (!o->uniform) set_scalar(table->denom_mean[t], o->scalar_dtype, !begun ? INFINITY : mean < INFINITY && numel > 0 ? mean : known);
 }
 

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#define HATAM_LAYOUT 9 /* counts the changes of this file and of what is rounded how, so that a binary of another version is noticed */
+#define HATAM_LAYOUT 10 /* counts the changes of this file and of what is rounded how, so that a binary of another version is noticed */
 
 enum dtype { FLOAT32, FLOAT64, BFLOAT16 };
 
@@ -14,13 +14,15 @@ typedef struct {
     const int64_t *numel;
     const uint32_t *number; /* place among the optimizer's parameters, for random numbers of its own */
     void *const *param, *const *grad, *const *exp_avg, *const *exp_avg_sq;
-    void *const *step, *const *reach, *const *ratio, *const *denom_mean, *const *reach_mean;
+    void *const *step, *const *reach, *const *ratio, *const *travel, *const *denom_mean, *const *reach_mean;
     void *const *shard_sums; /* of a part of a tensor: three doubles for what is measured of the whole elsewhere */
 } Table;
 
 typedef struct {
     double lr, beta1, beta2, eps, weight_decay;
+    double lr_peak;
     double reach;              /* gamma times what lr leaves to the reach */
+    double travel;             /* of z, over which the reach grows to the whole */
     double furthest;           /* kappa at most */
     double cap;                /* of S */
     double grad_factor;        /* 1 / loss scale, negative to maximize */

@@ -21,7 +21,7 @@ from ..storage import MOMENTS, SCALARS
 from ..update import NO_GRADIENT_YET, Options
 from .batches import Batch, alike
 
-LAYOUT = 9  # of cpu.h
+LAYOUT = 10  # of cpu.h
 LIBRARY = Path(__file__).with_name("_cpu.so")
 REMEDY = "install hatam where a C compiler is present (in its clone: pip install --force-reinstall --no-deps .)"
 DTYPE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
@@ -39,7 +39,7 @@ class _Options(ctypes.Structure):
     _fields_ = [
         *(
             (name, ctypes.c_double)
-            for name in ("lr", "beta1", "beta2", "eps", "weight_decay", "reach", "furthest", "cap")
+            for name in ("lr", "beta1", "beta2", "eps", "weight_decay", "lr_peak", "reach", "travel", "furthest", "cap")
         ),
         *((name, ctypes.c_double) for name in ("grad_factor", "no_gradient_yet", "growth")),
         *((name, ctypes.c_int32) for name in ("uniform", "param_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")),
@@ -112,7 +112,9 @@ def _options(dtypes: dict[str, torch.dtype], o: Options) -> _Options:
         beta2=o.beta2,
         eps=o.eps,
         weight_decay=o.weight_decay,
+        lr_peak=float(o.lr_peak),
         reach=float(o.reach),
+        travel=o.travel,
         furthest=float(o.furthest),
         cap=CAP if o.modulator.needs_mean else 1.0,
         grad_factor=float(o.grad_factor),

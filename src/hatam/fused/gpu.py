@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Iterable
 from contextlib import nullcontext
 from functools import cache, lru_cache
 from types import ModuleType
@@ -212,7 +213,7 @@ def launch(table: Tables, dtypes: dict[str, torch.dtype], o: Options) -> None:
         )  # fmt: skip
     if reaches:
         k.finish[(tensors,)](
-            table.rows, *sums, found_inf, **on_host_or_device("reach", o, device), **shared, **scalars,
+            table.rows, *sums, found_inf, **numbers(("reach", "lr", "lr_peak"), o, device), **shared, **scalars,
             growth=GROWTH, CHUNK=CHUNK, WIDTH=1024, enable_fp_fusion=False,
         )  # fmt: skip
 
@@ -244,18 +245,20 @@ def loop(dtypes: dict[str, torch.dtype], o: Options) -> dict[str, Any]:
 
 def options(o: Options, device: torch.device) -> dict[str, Any]:
     """The options as arguments of ``prepare``."""
-    given: dict[str, Any] = {}
-    for name in ("lr", "reach", "furthest", "grad_factor"):
-        given |= on_host_or_device(name, o, device)
-    given |= {name: float(getattr(o, name)) for name in ("beta1", "beta2", "weight_decay")}
+    given = numbers(("lr", "reach", "furthest", "grad_factor"), o, device)
+    given |= {name: float(getattr(o, name)) for name in ("beta1", "beta2", "weight_decay", "travel")}
     return given | {"cap": CAP if o.modulator.needs_mean else 1.0, "log_beta1": log(o.beta1)}
 
 
-def on_host_or_device(name: str, o: Options, device: torch.device) -> dict[str, Any]:
-    """An option as a number, or by its tensor where it lives on the device, for reading it would wait."""
-    value: Scalar = getattr(o, name)
-    stays = isinstance(value, Tensor) and value.device.type == device.type
-    return {name: 0.0 if stays else float(value), f"{name}_at": value.to(device, non_blocking=True) if stays else None}
+def numbers(names: Iterable[str], o: Options, device: torch.device) -> dict[str, Any]:
+    """Options as numbers, or by their tensors where these live on the device, for reading them would wait."""
+    given: dict[str, Any] = {}
+    for name in names:
+        value: Scalar = getattr(o, name)
+        stays = isinstance(value, Tensor) and value.device.type == device.type
+        given[name] = 0.0 if stays else float(value)
+        given[f"{name}_at"] = value.to(device, non_blocking=True) if stays else None
+    return given
 
 
 def log(beta: float) -> float:

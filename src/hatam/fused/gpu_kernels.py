@@ -24,9 +24,9 @@ __all__ = ["finish", "nothing", "prepare", "tl", "update", "words"]
 @triton.jit(do_not_specialize=["tensors", "seed"])
 def prepare(
     table, constants, keys, tensors, seed, found_inf, lr_at, reach_at, furthest_at, grad_factor_at,
-    lr: tl.float64, reach: tl.float64, furthest: tl.float64, grad_factor: tl.float64, beta1: tl.float64,
-    beta2: tl.float64,
-    log_beta1: tl.float64, log_beta2: tl.float64, eps: tl.float64, weight_decay: tl.float64, cap: tl.float64,
+    lr: tl.float64, reach: tl.float64, travel: tl.float64, furthest: tl.float64, grad_factor: tl.float64,
+    beta1: tl.float64, beta2: tl.float64, log_beta1: tl.float64, log_beta2: tl.float64, eps: tl.float64,
+    weight_decay: tl.float64, cap: tl.float64,
     no_gradient_yet: tl.float64,
     REACHES: tl.constexpr, UNIFORM: tl.constexpr, STEP_TYPE: tl.constexpr, SCALAR_TYPE: tl.constexpr,
     LANES: tl.constexpr,
@@ -62,7 +62,7 @@ def prepare(
 
     if REACHES:
         now, most = number_or_at(reach, reach_at), number_or_at(furthest, furthest_at)
-        prepare_reach(row, k, now, most, wide(no_gradient_yet), inside, moves, UNIFORM, SCALAR_TYPE)
+        prepare_reach(row, k, now, wide(travel), most, wide(no_gradient_yet), inside, moves, UNIFORM, SCALAR_TYPE)
     else:
         tl.store(k + words.REACH_BEFORE, 0.0, mask=inside)
         tl.store(k + words.REACH_NOW, 0.0, mask=inside)
@@ -70,11 +70,14 @@ def prepare(
 
 @triton.jit
 def prepare_reach(
-    row, k, reach, furthest, no_gradient_yet, inside, moves, UNIFORM: tl.constexpr, SCALAR_TYPE: tl.constexpr
+    row, k, reach, travel, furthest, no_gradient_yet, inside, moves, UNIFORM: tl.constexpr, SCALAR_TYPE: tl.constexpr
 ):
     """kappa, from what was measured one step before."""
     ratio = tl.load(scalars(row, words.RATIO, SCALAR_TYPE, inside), mask=inside, other=0).to(tl.float64)
-    now, kept_at = tl.minimum(reach * ratio, furthest), scalars(row, words.REACH, SCALAR_TYPE, inside)
+    come = tl.load(scalars(row, words.TRAVEL, SCALAR_TYPE, inside), mask=inside, other=0).to(tl.float64)
+    come = tl.maximum(come - 1, 0.0) / tl.where(travel > 0, travel, 1.0)
+    come = tl.where(travel > 0, tl.minimum(come, 1.0), 1.0)
+    now, kept_at = tl.minimum(reach * ratio * come * come, furthest), scalars(row, words.REACH, SCALAR_TYPE, inside)
     tl.store(k + words.REACH_BEFORE, tl.load(kept_at, mask=inside, other=0), mask=inside)
     tl.store(k + words.REACH_NOW, now, mask=inside)
     tl.store(kept_at, now, mask=moves)
@@ -93,11 +96,11 @@ def prepare_reach(
 
 @triton.jit
 def finish(
-    table, sizes, spans, roots, found_inf, reach_at, reach: tl.float64, log_beta2: tl.float64, eps: tl.float64,
-    no_gradient_yet: tl.float64, growth: tl.float64,
+    table, sizes, spans, roots, found_inf, reach_at, lr_at, lr_peak_at, reach: tl.float64, lr: tl.float64,
+    lr_peak: tl.float64, log_beta2: tl.float64, eps: tl.float64, no_gradient_yet: tl.float64, growth: tl.float64,
     STEP_TYPE: tl.constexpr, SCALAR_TYPE: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Keep rho of one tensor and, where S needs it, mean(h)."""
+    """Keep rho and N of one tensor and, where S needs it, mean(h)."""
     row = table + tl.program_id(0) * words.COLUMNS
     numel, first = column(row, words.NUMEL), column(row, words.FIRST)
     moves = skipped(found_inf) == 0
@@ -113,11 +116,16 @@ def finish(
     begun = (last > 0) | (number_or_at(reach, reach_at) > 0)
     good = begun & (span > 0) & (span < float("inf")) & (ratio < float("inf"))
     ratio = tl.minimum(ratio, tl.where(last > 0, last, float("inf")) * wide(growth))
-    tl.store(ratio_at, ratio, mask=is_whole & good)
+    ratio = tl.where(good, ratio, last)
+    tl.store(ratio_at, ratio, mask=is_whole)
+    step = tl.load(column(row, words.STEP).to(tl.pointer_type(STEP_TYPE))).to(tl.float64)
+    way = tl.where(last > 0, number_or_at(lr, lr_at), step * number_or_at(lr_peak, lr_peak_at))
+    travel_at = column(row, words.TRAVEL).to(tl.pointer_type(SCALAR_TYPE))
+    come = tl.load(travel_at).to(tl.float64) + way / tl.where(ratio > 0, ratio, 1.0)
+    tl.store(travel_at, come, mask=is_whole & (ratio > 0))
     tl.store(parts, size * n, mask=is_part)
     tl.store(parts + 1, span * n, mask=is_part)
     if roots is not None:
-        step = tl.load(column(row, words.STEP).to(tl.pointer_type(STEP_TYPE))).to(tl.float64)
         step = tl.maximum(step, 1.0)  # a first step that is skipped has not been counted
         mean = mean_of(roots, first, chunks, numel, WIDTH)  # of sqrt(v)
         mean = mean / tl.sqrt(one_minus_power(wide(log_beta2), step)) + wide(eps)
