@@ -71,7 +71,10 @@ DROP_IN, RECOMMENDED = CANDIDATES[:2]
 LATE, SCHEDULE_FREE = SCREENED[0], SCREENED[2]
 STAGES = {"lr": "tune", "screen": "tune", "judge": "judge"}
 FIRST_SEED = {"lr": 20000, "screen": 20000, "judge": 21000}
-SEEDS = {"lr": (8, 4), "screen": (8, 4), "judge": (20, 8)}  # of fast tasks and of slow ones
+SEEDS = {"lr": (8, 4), "screen": (8, 4), "judge": (10, 4)}  # of fast tasks and of slow ones
+TWICE = (BASELINE, DROP_IN)
+"""Who is judged on twice as many seeds at AdamW's best lr: the first question."""
+LONGEST = "bytes-long"  # is judged at AdamW's best lr alone
 
 JUDGED = {
     "drop-in − AdamW": (DROP_IN, BASELINE, 1),
@@ -136,7 +139,7 @@ def cells(stage: str, task: str) -> list[tuple[str, float]]:
         return [(BASELINE, lr) for lr in LRS[task]]
     at, off = {
         "screen": ((BASELINE, *SCREENED, *CANDIDATES), (BASELINE, DROP_IN)),
-        "judge": ((BASELINE, LATE, SCHEDULE_FREE, DROP_IN, RECOMMENDED), (BASELINE, DROP_IN)),
+        "judge": ((BASELINE, LATE, SCHEDULE_FREE, DROP_IN, RECOMMENDED), () if task == LONGEST else TWICE),
     }[stage]
     third, best, triple = lrs(task)
     return [(spec, lr) for lr, specs in ((best, at), (third, off), (triple, off)) for spec in specs]
@@ -148,7 +151,8 @@ def runs(stage: str, task: str) -> list[Run]:
     for spec, lr in cells(stage, task):
         made = make_run(find(task), spec, 0)
         options = {**made.options, "lr": lr}
-        for seed in range(FIRST_SEED[stage], FIRST_SEED[stage] + SEEDS[stage][task in SLOW]):
+        count = SEEDS[stage][task in SLOW] * (2 if stage == "judge" and spec in TWICE and lr == best_lr(task) else 1)
+        for seed in range(FIRST_SEED[stage], FIRST_SEED[stage] + count):
             changed = {"label": label(spec, lr), "options": options, "seed": seed, "purpose": STAGES[stage]}
             found.append(dataclasses.replace(made, **changed))
     return found
@@ -195,12 +199,13 @@ Pair = tuple[str, str, int]  # ours, theirs, and which of a task's three lrs
 def column(found: Scores, tasks: Sequence[str], pair: Pair) -> dict[str, tuple[Difference | None, float]]:
     """By task, how ours differs from theirs, and p after Holm's correction over the tasks."""
     ours, theirs, which = pair
-    each = {
-        task: paired(found[task][label(ours, lrs(task)[which])], found[task][label(theirs, lrs(task)[which])])
-        for task in tasks
-    }
+    each = {}
+    for task in tasks:
+        labels = [label(spec, lrs(task)[which]) for spec in (ours, theirs)]
+        if all(one in found[task] for one in labels):
+            each[task] = paired(*(found[task][one] for one in labels))
     p = corrected(each)
-    return {task: (each[task], p[task]) for task in tasks}
+    return {task: (each[task], p[task]) for task in each}
 
 
 def judged_table() -> str:
@@ -211,13 +216,13 @@ def judged_table() -> str:
     lines = [f"| task, n | AdamW's lr | {' | '.join(('AdamW', *columns))} |", "|---" * (len(columns) + 3) + "|"]
     for task in tasks:
         base = found[task][label(BASELINE, best_lr(task))]
-        cells = [shown(task, *columns[words][task]) for words in columns]
+        cells = [shown(task, *each[task]) if task in each else "" for each in columns.values()]
         lines.append(
             f"| {named(task)}, {len(base)} | {best_lr(task):g} | {mean(base.values()):.4g} | {' | '.join(cells)} |"
         )
     counts = []
     for each in columns.values():
-        signs = [better(task, *each[task]) for task in tasks]
+        signs = [better(task, *each[task]) for task in each]
         counts.append(f"{signs.count(1)} / {signs.count(-1)}")
     lines.append(f"| better / worse | | | {' | '.join(counts)} |")
     return "\n".join(lines)
