@@ -46,7 +46,7 @@ LRS: dict[str, tuple[float, ...]] = {
     "mnist1d-conv-noise": (0.02, 0.06, 0.18),
     "fashion": (0.0003, 0.001, 0.003, 0.009, 0.027),
     "fashion-noise": (0.0003, 0.001, 0.003, 0.009),
-    "bytes": (0.006, 0.018, 0.054),
+    "bytes": (0.006, 0.018, 0.054, 0.162),
     "bytes-overfit": (0.0007, 0.002, 0.006),
     "bytes-long": (0.003, 0.01, 0.03),
     "minilm": (0.0001, 0.0003, 0.0009),
@@ -74,7 +74,7 @@ FIRST_SEED = {"lr": 20000, "screen": 20000, "judge": 21000}
 SEEDS = {"lr": (8, 4), "screen": (8, 4), "judge": (10, 4)}  # of fast tasks and of slow ones
 TWICE = (BASELINE, DROP_IN)
 """Who is judged on twice as many seeds at AdamW's best lr: the first question."""
-LONGEST = "bytes-long"  # is judged at AdamW's best lr alone
+LONG = ("minilm", "bytes-long")  # are judged at AdamW's best lr alone, the last on as many seeds of everyone
 
 JUDGED = {
     "drop-in − AdamW": (DROP_IN, BASELINE, 1),
@@ -139,7 +139,7 @@ def cells(stage: str, task: str) -> list[tuple[str, float]]:
         return [(BASELINE, lr) for lr in LRS[task]]
     at, off = {
         "screen": ((BASELINE, *SCREENED, *CANDIDATES), (BASELINE, DROP_IN)),
-        "judge": ((BASELINE, LATE, SCHEDULE_FREE, DROP_IN, RECOMMENDED), () if task == LONGEST else TWICE),
+        "judge": ((BASELINE, LATE, SCHEDULE_FREE, DROP_IN, RECOMMENDED), () if task in LONG else TWICE),
     }[stage]
     third, best, triple = lrs(task)
     return [(spec, lr) for lr, specs in ((best, at), (third, off), (triple, off)) for spec in specs]
@@ -151,7 +151,8 @@ def runs(stage: str, task: str) -> list[Run]:
     for spec, lr in cells(stage, task):
         made = make_run(find(task), spec, 0)
         options = {**made.options, "lr": lr}
-        count = SEEDS[stage][task in SLOW] * (2 if stage == "judge" and spec in TWICE and lr == best_lr(task) else 1)
+        twice = stage == "judge" and spec in TWICE and lr == best_lr(task) and task != LONG[-1]
+        count = SEEDS[stage][task in SLOW] * (2 if twice else 1)
         for seed in range(FIRST_SEED[stage], FIRST_SEED[stage] + count):
             changed = {"label": label(spec, lr), "options": options, "seed": seed, "purpose": STAGES[stage]}
             found.append(dataclasses.replace(made, **changed))
