@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hatam import reach, theory
+from hatam import theory
 from hatam.reach_adamw import OWN_STATE, ReachAdamW
 from hatam.testing import ReachReference
 
@@ -26,7 +24,7 @@ def start(dtype: torch.dtype = torch.float64) -> nn.Parameter:
 
 
 def gradients(steps: int, dtype: torch.dtype = torch.float64) -> Iterator[Tensor]:
-    """Noise on scales from 0.01 to 1 with a slight drift, so that q is 1 most of the time and sometimes less."""
+    """Noise on scales from 0.01 to 1 with a slight drift."""
     generator = torch.Generator().manual_seed(1)
     scales = torch.logspace(-2, 0, SHAPE[0], dtype=torch.float64)[:, None]
     for _ in range(steps):
@@ -68,17 +66,17 @@ def reference_of(p: Tensor, options: dict[str, Any]) -> ReachReference:
 def test_it_is_the_reference(options: dict[str, Any], dtype: torch.dtype, tolerance: float, fused: bool) -> None:
     p = start(dtype)
     reference, optimizer = reference_of(p, options), ReachAdamW([p], **options, fused=fused)
-    factors = set()
+    limits = set()
     for t, g in enumerate(gradients(STEPS, dtype), 1):
         lr = 0.02 * cosine(t, STEPS)
         step(optimizer, p, g, lr)
         reference.step(g, lr)
         assert (p - reference.w).abs().max() < tolerance
         assert (published(optimizer, p) - reference.z).abs().max() < tolerance
-        factors.add(reference.q)
+        limits.add(reference.reach(lr) == 4 * reference.peak)
     assert torch.equal(p, published(optimizer, p)), "where lr ends at 0, w is z"
-    assert 1.0 in factors, "the gradients have to show what q does"
-    assert len(factors) > 10
+    if options.get("hidden", True):
+        assert limits == {False, True}, "both lengths have to limit the reach"
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["foreach", "fused"])
@@ -96,7 +94,7 @@ def test_at_the_peak_and_without_reach_it_is_adamw_to_the_last_bit(fused: bool) 
 
 def test_z_takes_adamws_steps_on_the_gradients_of_w() -> None:
     p, q = start(), start()
-    ours, theirs = ReachAdamW([p], gamma=1.0), torch.optim.AdamW([q], betas=(0.9, 0.95))
+    ours, theirs = ReachAdamW([p], gamma=1.0, horizon=math.inf), torch.optim.AdamW([q], betas=(0.9, 0.95))
     apart = 0.0
     for t, g in enumerate(gradients(STEPS), 1):
         step(ours, p, g, 0.02 * cosine(t, STEPS))
@@ -104,34 +102,6 @@ def test_z_takes_adamws_steps_on_the_gradients_of_w() -> None:
         assert (published(ours, p) - q).abs().max() < 1e-12
         apart = max(apart, float((p - q).detach().square().mean().sqrt() / q.detach().square().mean().sqrt()))
     assert 0.1 < apart < 1, "w is ahead of z by a share of its size"
-
-
-def test_gradients_that_agree_leave_no_reach() -> None:
-    """A drift larger than the noise: u is larger than in noise, and training is not to be held up."""
-    p = start()
-    optimizer = ReachAdamW([p], gamma=1.0)
-    for t, g in enumerate(gradients(STEPS), 1):
-        step(optimizer, p, g + 2 * g.abs().mean(1, keepdim=True), 0.02 * cosine(t, STEPS))
-        assert torch.equal(p, published(optimizer, p))
-
-
-@given(size=st.floats(0.0, 10.0), beta1=st.floats(0.0, 0.99))
-def test_q_is_1_up_to_noise_and_0_from_a_quarter_more(size: float, beta1: float) -> None:
-    found, noise = reach.settled(size, beta1), math.sqrt((1 - beta1) / (1 + beta1))
-    assert 0 <= found <= 1
-    assert found == 1 or size > noise * (1 - 1e-9)
-    assert found == 0 or size < 1.25 * noise * (1 + 1e-9)
-
-
-def test_u_in_pure_noise_has_the_size_that_q_assumes() -> None:
-    p = nn.Parameter(torch.zeros(20_000, dtype=torch.float64))
-    optimizer = ReachAdamW([p], betas=(0.9, 0.999), lr=0.0)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(100):
-        step(optimizer, p, torch.randn(p.shape, generator=generator, dtype=torch.float64), 0.0)
-    state = optimizer.state[p]
-    size = (state["exp_avg"] / (state["exp_avg_sq"] / (1 - 0.999**100)).sqrt()).square().mean().sqrt()
-    assert float(size) == pytest.approx(math.sqrt(0.1 / 1.9), rel=0.02)
 
 
 @pytest.mark.parametrize("beta1", [0.0, 0.5, 0.9])
@@ -200,7 +170,7 @@ def test_a_checkpoint_of_adamw_goes_on() -> None:
 
 def test_evaluation_gives_z_and_leads_back() -> None:
     p = start()
-    optimizer = ReachAdamW([p], gamma=1.0)
+    optimizer = ReachAdamW([p], gamma=1.0, horizon=math.inf)
     for t, g in enumerate(gradients(60), 1):
         step(optimizer, p, g, 0.02 * cosine(t, 100))
     w, z = p.detach().clone(), published(optimizer, p)
@@ -228,6 +198,7 @@ def test_a_refused_step_moves_nothing() -> None:
     [
         ({"gamma": -1.0}, "gamma"),
         ({"fade": 0.0}, "fade"),
+        ({"horizon": -1.0}, "horizon"),
         ({"hidden": "yes"}, "hidden"),
         ({"lr": -1.0}, "lr"),
         ({"betas": (1.0, 0.9)}, "beta"),

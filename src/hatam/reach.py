@@ -6,16 +6,16 @@ AdamW runs on z. The parameters w of the model are ahead of z, in hidden weights
     w = z - \kappa_t\, u_t, \qquad u_t = m_t / h_t, \qquad h_t = \sqrt{v_t / (1 - \beta_2^t)} + \varepsilon
 
 .. math::
-    \kappa_t = \gamma\, \rho_t\, q_t \left(1 - \frac{\mathrm{lr}_t}{\mathrm{peak}_t}\right)^2 \min\left(1,
-    \frac{\mathrm{lr}_t}{\mathrm{fade} \cdot \mathrm{peak}_t}\right), \qquad
-    \rho_t = \frac{\mathrm{RMS}(z)}{\mathrm{RMS}(u)}.
+    \kappa_t = \min\left(\gamma\, \rho_t \left(1 - \frac{\mathrm{lr}_t}{\mathrm{peak}_t}\right)^2 \min\left(1,
+    \frac{\mathrm{lr}_t}{\mathrm{fade} \cdot \mathrm{peak}_t}\right),\ \mathrm{horizon} \cdot \mathrm{peak}_t\right),
+    \qquad \rho_t = \frac{\mathrm{RMS}(z)}{\mathrm{RMS}(u)}.
 
 The reach takes over as lr falls from its peak, where otherwise ever sharper points would become stable, and runs out at
 the end, so that w ends at z. At the peak w = z, and a step is AdamW's.
 
-q is 1 where RMS(u) is at most σ = sqrt((1 − β1) / (1 + β1)), its size in pure noise, and 0 where it is 1.25 σ or more:
-there gradients agree from step to step, and a reach would only hold training up. ρ and q are those of the step before,
-and are measured while the share of lr is above 0. ρ may shrink at once and grows by 0.3% a step at most.
+It is the lesser of two lengths. A share γ of the weights limits it at a high lr, which strains a network already. A
+number of steps at the peak lr, the horizon, limits it at a low lr, where training has not come far. ρ is that of the
+step before, and is measured while lr is below its peak. It may shrink at once and grows by 0.3% a step at most.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from torch import Tensor
 
 GROWTH = 1.003  # of ρ in a step, at most
 POWER = 2  # of the share of its peak that lr has lost
-UNSETTLED = 1.25  # RMS(u), in units of that in pure noise, from which there is no reach
 
 
 class Columns(NamedTuple):
@@ -41,7 +40,6 @@ class Columns(NamedTuple):
     steps: list[Tensor]  # t
     reaches: list[Tensor]  # κ of the offset that w has now, 0-dim
     ratios: list[Tensor]  # ρ, 0 while there is no u
-    factors: list[Tensor]  # q
 
 
 def turn(lr: float, lr_peak: float, fade: float) -> float:
@@ -50,14 +48,8 @@ def turn(lr: float, lr_peak: float, fade: float) -> float:
     return float((1 - part) ** POWER * min(1.0, part / fade))
 
 
-def settled(size: float, beta1: float) -> float:
-    """q, from RMS(u): 1 up to that in pure noise, and on a line to 0 where it is 1.25 times as large."""
-    noise = math.sqrt((1 - beta1) / (1 + beta1))
-    return min(1.0, max(0.0, (UNSETTLED - size / noise) / (UNSETTLED - 1)))
-
-
 def next_ratio(size: float, z_size: float, last: float) -> float:
-    """ρ to go on with, from RMS(u) and RMS(z): the last one where there is no u, or a size is not finite."""
+    """ρ to go on with, from the norms of u and z: the last one where there is no u, or a size is not finite."""
     if not 0 < size < math.inf or not z_size < math.inf:
         return last
     return min(z_size / size, GROWTH * last) if last > 0 else z_size / size
@@ -83,15 +75,13 @@ def return_(c: Columns, group: Mapping[str, Any]) -> None:
 
 
 def advance_(c: Columns, group: Mapping[str, Any], turn: float) -> None:
-    """w = z − κ u, with κ of this step; ρ and q for the next one. The parameters are z."""
-    us = directions(c, group)
-    for reach, ratio, factor in zip(c.reaches, c.ratios, c.factors, strict=True):
-        reach.copy_(group["gamma"] * turn * ratio * factor)
+    """w = z − κ u, with κ of this step; ρ for the next one. The parameters are z."""
+    us, furthest = directions(c, group), group["horizon"] * group["lr_peak"]
+    for reach, ratio in zip(c.reaches, c.ratios, strict=True):
+        reach.fill_(min(group["gamma"] * turn * ratio.item(), furthest))
     sizes, z_sizes = (torch._foreach_norm(each) for each in (us, c.params))
-    for u, size, z_size, ratio, factor in zip(us, sizes, z_sizes, c.ratios, c.factors, strict=True):
-        rms = size.item() / math.sqrt(max(1, u.numel()))
+    for size, z_size, ratio in zip(sizes, z_sizes, c.ratios, strict=True):
         ratio.fill_(next_ratio(size.item(), z_size.item(), ratio.item()))
-        factor.fill_(settled(rms, group["betas"][0]))
     _move_(c.params, us, c.reaches, -1)
 
 

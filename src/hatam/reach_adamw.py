@@ -17,7 +17,7 @@ from .arguments import check_flag, check_lr, check_number, listed
 from .reach import Columns
 from .straightened_adamw import is_hidden
 
-OWN_STATE = ("reach", "ratio", "settled")  # κ, ρ and q
+OWN_STATE = ("reach", "ratio")  # κ and ρ
 STATE = ("exp_avg", "exp_avg_sq", "step", *OWN_STATE)  # in the order of Columns
 
 
@@ -25,14 +25,15 @@ class ReachAdamW(AdamW):
     r"""AdamW whose gradient is taken ahead of its iterate once lr has begun to fall.
 
     AdamW runs on z, the point to evaluate and to publish. The parameters w are ahead of z in hidden weights, along
-    AdamW's own direction u = m / h, by up to γ times the root mean square of the weights:
+    AdamW's own direction u = m / h, by up to γ times the root mean square of the weights, and by no more than some
+    steps at the peak lr:
 
     .. math::
-        z \leftarrow z - \mathrm{lr}_t (\hat m / h + \mathrm{wd}\, z), \qquad
-        w = z - \gamma\, q_t \left(1 - \frac{\mathrm{lr}_t}{\mathrm{peak}_t}\right)^2
-        \frac{\mathrm{RMS}(z)}{\mathrm{RMS}(u)}\, u.
+        z \leftarrow z - \mathrm{lr}_t (\hat m / h + \mathrm{wd}\, z), \qquad w = z - \kappa_t u, \qquad
+        \kappa_t = \min\left(\gamma \left(1 - \frac{\mathrm{lr}_t}{\mathrm{peak}_t}\right)^2
+        \frac{\mathrm{RMS}(z)}{\mathrm{RMS}(u)},\ \mathrm{horizon} \cdot \mathrm{peak}_t\right).
 
-    See :mod:`hatam.reach` for h and q. There is no reach while lr is at its peak, and none once lr is 0. γ = 0, and the
+    See :mod:`hatam.reach` for h. There is no reach while lr is at its peak, and none once lr is 0. γ = 0, and the
     time at the peak, are AdamW to the last bit. One gradient a step. State: AdamW's two buffers, and 0-dim scalars. A
     checkpoint of AdamW loads.
 
@@ -43,6 +44,7 @@ class ReachAdamW(AdamW):
         eps: added to the denominator, >= 0.
         weight_decay: decoupled weight decay, >= 0.
         gamma: reach as a share of the root mean square of a tensor's weights, >= 0.
+        horizon: largest reach in steps at the peak lr, >= 0.
         fade: share of the peak lr below which the reach runs out with lr, in (0, 1].
         hidden: whether the group's tensors have a reach. None means those of two dimensions or more whose name, where
             parameters have names, is not that of an embedding (see :func:`hatam.straightened_adamw.is_hidden`).
@@ -78,13 +80,21 @@ class ReachAdamW(AdamW):
         weight_decay: float = 1e-2,
         *,
         gamma: float = 0.2,
+        horizon: float = 4.0,
         fade: float = 0.1,
         hidden: bool | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:
-        self._own = {"gamma": gamma, "fade": fade, "hidden": hidden, "evaluating": False, "lr_peak": 0.0}
+        self._own = {
+            "gamma": gamma,
+            "horizon": horizon,
+            "fade": fade,
+            "hidden": hidden,
+            "evaluating": False,
+            "lr_peak": 0.0,
+        }
         given: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         _check({**given, **self._own})
         super().__init__(listed(params), **given, maximize=maximize, foreach=foreach, fused=fused)
@@ -216,5 +226,6 @@ def _check(group: dict[str, Any]) -> None:
     """Refuse options that are wrong; torch checks its own."""
     check_lr(group["lr"])
     check_number("gamma", group["gamma"], 0.0, math.inf, open_end=True, remedy="0 is AdamW")
+    check_number("horizon", group["horizon"], 0.0, math.inf, remedy="math.inf sets no limit")
     check_number("fade", group["fade"], 0.0, 1.0, open_start=True, remedy="1 lets the reach follow lr")
     check_flag("hidden", group["hidden"], optional=True)

@@ -97,7 +97,7 @@ class ReachReference:
 
     Args:
         w: the start, any shape; copied to float64.
-        beta1, beta2, eps, weight_decay, gamma, fade: as in that class.
+        beta1, beta2, eps, weight_decay, gamma, horizon, fade: as in that class.
         hidden: whether the tensor has a reach.
 
     Example:
@@ -115,13 +115,14 @@ class ReachReference:
     eps: float = 1e-8
     weight_decay: float = 1e-2
     gamma: float = 0.2
+    horizon: float = 4.0
     fade: float = 0.1
     hidden: bool = True
 
     def __post_init__(self) -> None:
         self.w = self.w.detach().to(torch.float64).clone()
         self.z, self.m, self.v = self.w.clone(), torch.zeros_like(self.w), torch.zeros_like(self.w)
-        self.t, self.peak, self.ratio, self.q = 0, 0.0, 0.0, 0.0
+        self.t, self.peak, self.ratio = 0, 0.0, 0.0
 
     def step(self, g: Tensor, lr: float) -> None:
         """One step with the gradient ``g``, taken at ``self.w``."""
@@ -142,12 +143,10 @@ class ReachReference:
         if size > 0:
             new = z_size / size
             self.ratio = min(new, 1.003 * self.ratio) if self.ratio > 0 else new
-        noise = ((1 - self.beta1) / (1 + self.beta1)) ** 0.5
-        self.q = min(1.0, max(0.0, 5 - 4 * size / noise))
 
     def reach(self, lr: float) -> float:
-        """κ, with ρ and q of the step before."""
-        return self.gamma * self.ratio * self.q * self.turn(lr) if self.hidden else 0.0
+        """κ, with ρ of the step before."""
+        return min(self.gamma * self.ratio * self.turn(lr), self.horizon * self.peak) if self.hidden else 0.0
 
     def turn(self, lr: float) -> float:
         """How much of the reach lr leaves."""
