@@ -18,7 +18,8 @@ import argparse
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import grids
@@ -75,15 +76,8 @@ TWICE = (BASELINE, DROP_IN)
 """Who is judged on twice as many seeds at AdamW's best lr: the first question."""
 LONG = ("minilm", "bytes-long")  # are judged at AdamW's best lr alone, the last on as many seeds of three contenders
 
-JUDGED = {
-    "drop-in − AdamW": (DROP_IN, BASELINE, 1),
-    "late − AdamW": (RECOMMENDED, BASELINE, 1),
-    "late − AdamW late": (RECOMMENDED, LATE, 1),
-    "late − Schedule-Free": (RECOMMENDED, SCHEDULE_FREE, 1),
-    "drop-in − AdamW, a third": (DROP_IN, BASELINE, 0),
-    "drop-in − AdamW, three times": (DROP_IN, BASELINE, 2),
-}
-"""The columns of the judgement: ours, theirs, and which of a task's lrs: a third, the best, three times."""
+GATED = ("gated-reach:gamma=0.2", "gated-reach:gamma=0.2,schedule=late")
+"""Drop-in and late of the candidate that was judged first and given up: results/screening/judged-gated.json."""
 
 Scores = dict[str, dict[str, dict[int, float]]]  # by task, by contender and lr, by seed
 
@@ -211,11 +205,23 @@ def column(found: Scores, tasks: Sequence[str], pair: Pair) -> dict[str, tuple[D
     return {task: (each[task], p[task]) for task in each}
 
 
-def judged_table() -> str:
-    """The judgement: a row for each task, a column for each comparison, and below how many are better and worse."""
-    found = scores("judge")
+def judged(drop_in: str, late: str) -> dict[str, Pair]:
+    """The columns of a judgement: ours, theirs, and which of a task's lrs: a third, the best, three times."""
+    return {
+        "drop-in − AdamW": (drop_in, BASELINE, 1),
+        "late − AdamW": (late, BASELINE, 1),
+        "late − AdamW late": (late, LATE, 1),
+        "late − Schedule-Free": (late, SCHEDULE_FREE, 1),
+        "drop-in − AdamW, a third": (drop_in, BASELINE, 0),
+        "drop-in − AdamW, three times": (drop_in, BASELINE, 2),
+    }
+
+
+def judged_table(stage: str, drop_in: str, late: str) -> str:
+    """A judgement: a row for each task, a column for each comparison, and below how many are better and worse."""
+    found = scores(stage)
     tasks = [task for task in all_tasks() if task in found]
-    columns = {words: column(found, tasks, pair) for words, pair in JUDGED.items()}
+    columns = {words: column(found, tasks, pair) for words, pair in judged(drop_in, late).items()}
     lines = [f"| task, n | AdamW's lr | {' | '.join(('AdamW', *columns))} |", "|---" * (len(columns) + 3) + "|"]
     for task in tasks:
         base = found[task][label(BASELINE, best_lr(task))]
@@ -289,8 +295,10 @@ def named(task: str) -> str:
 
 def pages() -> dict[str, str]:
     """The tables by their markers; that of a stage that has not been done is left out."""
-    found = {"screened": screened_table, "screened-off": off_table, "judged": judged_table}
-    stages = {"screened": "screen", "screened-off": "screen", "judged": "judge"}
+    found: dict[str, Callable[[], str]] = {"screened": screened_table, "screened-off": off_table}
+    found["judged"] = partial(judged_table, "judge", DROP_IN, RECOMMENDED)
+    found["gated"] = partial(judged_table, "judged-gated", *GATED)
+    stages = {"screened": "screen", "screened-off": "screen", "judged": "judge", "gated": "judged-gated"}
     return {marker: table() for marker, table in found.items() if scores(stages[marker])}
 
 
