@@ -63,9 +63,8 @@ SCREENED = (
     "hatam:gamma=None",
 )
 CANDIDATES = (
-    "hatam-reach:horizon=4.0",
-    "hatam-reach:horizon=4.0,schedule=late",
-    "hatam-reach:horizon=8.0",
+    "hatam-reach:horizon=2.0",
+    "hatam-reach:horizon=2.0,schedule=late",
 )
 DROP_IN, RECOMMENDED = CANDIDATES[:2]
 LATE, SCHEDULE_FREE = SCREENED[0], SCREENED[2]
@@ -131,7 +130,7 @@ def cells(stage: str, task: str) -> list[tuple[str, float]]:
     if stage == "lr":
         return [(BASELINE, lr) for lr in LRS[task]]
     at, off = {
-        "screen": ((BASELINE, *SCREENED, *CANDIDATES), (BASELINE, DROP_IN)),
+        "screen": ((*CANDIDATES, BASELINE, *SCREENED), (BASELINE, DROP_IN)),
         "judge": (
             (BASELINE, DROP_IN, LATE) if task == LONG[-1] else (BASELINE, LATE, SCHEDULE_FREE, DROP_IN, RECOMMENDED),
             () if task in LONG else TWICE,
@@ -254,7 +253,8 @@ NAMES = {
     SCREENED[3]: "the present default",
     DROP_IN: "reach, cosine",
     RECOMMENDED: "reach, late",
-    CANDIDATES[2]: "reach, horizon 8",
+    "hatam-reach:horizon=4.0": "horizon 4",
+    "hatam-reach:horizon=4.0,schedule=late": "horizon 4, late",
     "gated-reach:gamma=0.2": "gated reach",
     "gated-reach:gamma=0.2,schedule=late": "gated reach, late",
     "hatam-straightened:gamma=0.4": "straightened",
