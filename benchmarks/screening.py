@@ -63,8 +63,8 @@ SCREENED = (
     "hatam:gamma=None",
 )
 CANDIDATES = (
-    "hatam-reach:horizon=2.0",
-    "hatam-reach:horizon=2.0,schedule=late",
+    "hatam-reach:horizon=4.0",
+    "hatam-reach:horizon=4.0,schedule=late",
 )
 DROP_IN, RECOMMENDED = CANDIDATES[:2]
 LATE, SCHEDULE_FREE = SCREENED[0], SCREENED[2]
@@ -253,8 +253,8 @@ NAMES = {
     SCREENED[3]: "the present default",
     DROP_IN: "reach, cosine",
     RECOMMENDED: "reach, late",
-    "hatam-reach:horizon=4.0": "horizon 4",
-    "hatam-reach:horizon=4.0,schedule=late": "horizon 4, late",
+    "hatam-reach:horizon=8.0": "horizon 8",
+    "hatam-reach:horizon=2.0": "horizon 2",
     "gated-reach:gamma=0.2": "gated reach",
     "gated-reach:gamma=0.2,schedule=late": "gated reach, late",
     "hatam-straightened:gamma=0.4": "straightened",
@@ -281,8 +281,8 @@ def _screened(columns: Mapping[str, tuple[str, int]]) -> str:
         cells = []
         for spec, which in columns.values():
             lr = lrs(task)[which]
-            values = found[task].get(label(spec, lr), {})
-            cells.append(grids.compared(values, found[task][label(BASELINE, lr)], task))
+            values, baseline = (found[task].get(label(one, lr), {}) for one in (spec, BASELINE))
+            cells.append(grids.compared(values, baseline, task) if baseline else "")
         counts = {len(values) for values in found[task].values()}
         lines.append(f"| {named(task)}, {max(counts)} | {best_lr(task):g} | {' | '.join(cells)} |")
     return "\n".join(lines)
