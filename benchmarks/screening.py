@@ -1,4 +1,4 @@
-"""The straightened form untuned, beside AdamW with three schedules, Schedule-Free and the present default.
+"""The candidate for HATAM untuned, beside AdamW with three schedules, Schedule-Free and the present default.
 
 Everyone has AdamW's lr, weight decay and betas: AdamW's best lr for a cosine on validation data, a third of it, and
 three times as much. The screening compares candidates on validation data. The judgement is of its choice, once, on test
@@ -18,7 +18,8 @@ import argparse
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import grids
@@ -46,7 +47,7 @@ LRS: dict[str, tuple[float, ...]] = {
     "mnist1d-conv-noise": (0.02, 0.06, 0.18),
     "fashion": (0.0003, 0.001, 0.003, 0.009, 0.027),
     "fashion-noise": (0.0003, 0.001, 0.003, 0.009),
-    "bytes": (0.006, 0.018, 0.054),
+    "bytes": (0.006, 0.018, 0.054, 0.162),
     "bytes-overfit": (0.0007, 0.002, 0.006),
     "bytes-long": (0.003, 0.01, 0.03),
     "minilm": (0.0001, 0.0003, 0.0009),
@@ -61,27 +62,18 @@ SCREENED = (
     "schedule-free",
     "hatam:gamma=None",
 )
-CANDIDATES = (
-    "hatam-reach:gamma=0.2",
-    "hatam-reach:gamma=0.2,schedule=late",
-    "hatam-reach:gamma=0.1",
-    "hatam-straightened:gamma=0.4",
-)
-DROP_IN, RECOMMENDED = CANDIDATES[:2]
-LATE, SCHEDULE_FREE = SCREENED[0], SCREENED[2]
-STAGES = {"lr": "tune", "screen": "tune", "judge": "judge"}
-FIRST_SEED = {"lr": 20000, "screen": 20000, "judge": 21000}
-SEEDS = {"lr": (8, 4), "screen": (8, 4), "judge": (20, 8)}  # of fast tasks and of slow ones
+CANDIDATES = DROP_IN, RECOMMENDED = "hatam-reach", "hatam-reach:schedule=late"
+LATE, EMA, SCHEDULE_FREE, DEFAULT = SCREENED
 
-JUDGED = {
-    "drop-in − AdamW": (DROP_IN, BASELINE, 1),
-    "late − AdamW": (RECOMMENDED, BASELINE, 1),
-    "late − AdamW late": (RECOMMENDED, LATE, 1),
-    "late − Schedule-Free": (RECOMMENDED, SCHEDULE_FREE, 1),
-    "drop-in − AdamW, a third": (DROP_IN, BASELINE, 0),
-    "drop-in − AdamW, three times": (DROP_IN, BASELINE, 2),
-}
-"""The columns of the judgement: ours, theirs, and which of a task's lrs: a third, the best, three times."""
+STAGES = {"lr": "tune", "screen": "tune", "judge": "judge"}
+FIRST_SEED = {"lr": 20000, "screen": 20000, "judge": 22000}
+SEEDS = {"lr": (8, 4), "screen": (8, 4), "judge": (10, 4)}  # of fast tasks and of slow ones
+TWICE = (BASELINE, DROP_IN)
+"""Who is judged on twice as many seeds at AdamW's best lr: the first question."""
+LONG = ("minilm", "bytes-long")  # are judged at AdamW's best lr alone, the last on as many seeds of three contenders
+
+GATED = ("gated-reach:gamma=0.2", "gated-reach:gamma=0.2,schedule=late")
+"""Drop-in and late of the candidate that was judged first and given up: results/screening/judged-gated.json."""
 
 Scores = dict[str, dict[str, dict[int, float]]]  # by task, by contender and lr, by seed
 
@@ -135,8 +127,11 @@ def cells(stage: str, task: str) -> list[tuple[str, float]]:
     if stage == "lr":
         return [(BASELINE, lr) for lr in LRS[task]]
     at, off = {
-        "screen": ((BASELINE, *SCREENED, *CANDIDATES), (BASELINE, DROP_IN)),
-        "judge": ((BASELINE, LATE, SCHEDULE_FREE, DROP_IN, RECOMMENDED), (BASELINE, DROP_IN)),
+        "screen": ((*CANDIDATES, BASELINE, *SCREENED), (BASELINE, DROP_IN)),
+        "judge": (
+            (BASELINE, DROP_IN, LATE) if task == LONG[-1] else (BASELINE, LATE, SCHEDULE_FREE, DROP_IN, RECOMMENDED),
+            () if task in LONG else TWICE,
+        ),
     }[stage]
     third, best, triple = lrs(task)
     return [(spec, lr) for lr, specs in ((best, at), (third, off), (triple, off)) for spec in specs]
@@ -148,7 +143,9 @@ def runs(stage: str, task: str) -> list[Run]:
     for spec, lr in cells(stage, task):
         made = make_run(find(task), spec, 0)
         options = {**made.options, "lr": lr}
-        for seed in range(FIRST_SEED[stage], FIRST_SEED[stage] + SEEDS[stage][task in SLOW]):
+        twice = stage == "judge" and spec in TWICE and lr == best_lr(task) and task != LONG[-1]
+        count = SEEDS[stage][task in SLOW] * (2 if twice else 1)
+        for seed in range(FIRST_SEED[stage], FIRST_SEED[stage] + count):
             changed = {"label": label(spec, lr), "options": options, "seed": seed, "purpose": STAGES[stage]}
             found.append(dataclasses.replace(made, **changed))
     return found
@@ -195,29 +192,42 @@ Pair = tuple[str, str, int]  # ours, theirs, and which of a task's three lrs
 def column(found: Scores, tasks: Sequence[str], pair: Pair) -> dict[str, tuple[Difference | None, float]]:
     """By task, how ours differs from theirs, and p after Holm's correction over the tasks."""
     ours, theirs, which = pair
-    each = {
-        task: paired(found[task][label(ours, lrs(task)[which])], found[task][label(theirs, lrs(task)[which])])
-        for task in tasks
-    }
+    each = {}
+    for task in tasks:
+        labels = [label(spec, lrs(task)[which]) for spec in (ours, theirs)]
+        if all(one in found[task] for one in labels):
+            each[task] = paired(*(found[task][one] for one in labels))
     p = corrected(each)
-    return {task: (each[task], p[task]) for task in tasks}
+    return {task: (each[task], p[task]) for task in each}
 
 
-def judged_table() -> str:
-    """The judgement: a row for each task, a column for each comparison, and below how many are better and worse."""
-    found = scores("judge")
+def judged(drop_in: str, late: str) -> dict[str, Pair]:
+    """The columns of a judgement: ours, theirs, and which of a task's lrs: a third, the best, three times."""
+    return {
+        "drop-in − AdamW": (drop_in, BASELINE, 1),
+        "late − AdamW": (late, BASELINE, 1),
+        "late − AdamW late": (late, LATE, 1),
+        "late − Schedule-Free": (late, SCHEDULE_FREE, 1),
+        "drop-in − AdamW, a third": (drop_in, BASELINE, 0),
+        "drop-in − AdamW, three times": (drop_in, BASELINE, 2),
+    }
+
+
+def judged_table(stage: str, drop_in: str, late: str) -> str:
+    """A judgement: a row for each task, a column for each comparison, and below how many are better and worse."""
+    found = scores(stage)
     tasks = [task for task in all_tasks() if task in found]
-    columns = {words: column(found, tasks, pair) for words, pair in JUDGED.items()}
+    columns = {words: column(found, tasks, pair) for words, pair in judged(drop_in, late).items()}
     lines = [f"| task, n | AdamW's lr | {' | '.join(('AdamW', *columns))} |", "|---" * (len(columns) + 3) + "|"]
     for task in tasks:
         base = found[task][label(BASELINE, best_lr(task))]
-        cells = [shown(task, *columns[words][task]) for words in columns]
+        cells = [shown(task, *each[task]) if task in each else "" for each in columns.values()]
         lines.append(
             f"| {named(task)}, {len(base)} | {best_lr(task):g} | {mean(base.values()):.4g} | {' | '.join(cells)} |"
         )
     counts = []
     for each in columns.values():
-        signs = [better(task, *each[task]) for task in tasks]
+        signs = [better(task, *each[task]) for task in each]
         counts.append(f"{signs.count(1)} / {signs.count(-1)}")
     lines.append(f"| better / worse | | | {' | '.join(counts)} |")
     return "\n".join(lines)
@@ -235,16 +245,14 @@ def shown(task: str, found: Difference | None, p: float) -> str:
 NAMES = {
     BASELINE: "AdamW, cosine",
     LATE: "AdamW, late",
-    SCREENED[1]: "AdamW, constant, EMA",
+    EMA: "AdamW, constant, EMA",
     SCHEDULE_FREE: "Schedule-Free",
-    SCREENED[3]: "the present default",
+    DEFAULT: "the present default",
     DROP_IN: "reach, cosine",
     RECOMMENDED: "reach, late",
-    CANDIDATES[2]: "reach, γ = 0.1",
-    CANDIDATES[3]: "straightened, γ = 0.4",
-    "hatam-straightened:gamma=0.2": "straightened, γ = 0.2",
-    "hatam-straightened:gamma=0.4,schedule=late": "straightened, γ = 0.4, late",
-    "hatam-late:gamma=0.2": "reach on biases too",
+    "hatam-reach:horizon=4.0": "reach from the first step on",
+    "gated-reach:gamma=0.2": "gated reach",
+    "hatam-straightened:gamma=0.4": "straightened",
 }
 """The columns of the table; the last ones are of candidates that have been given up."""
 
@@ -267,8 +275,8 @@ def _screened(columns: Mapping[str, tuple[str, int]]) -> str:
         cells = []
         for spec, which in columns.values():
             lr = lrs(task)[which]
-            values = found[task].get(label(spec, lr), {})
-            cells.append(grids.compared(values, found[task][label(BASELINE, lr)], task))
+            values, baseline = (found[task].get(label(one, lr), {}) for one in (spec, BASELINE))
+            cells.append(grids.compared(values, baseline, task) if baseline else "")
         counts = {len(values) for values in found[task].values()}
         lines.append(f"| {named(task)}, {max(counts)} | {best_lr(task):g} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -281,8 +289,10 @@ def named(task: str) -> str:
 
 def pages() -> dict[str, str]:
     """The tables by their markers; that of a stage that has not been done is left out."""
-    found = {"screened": screened_table, "screened-off": off_table, "judged": judged_table}
-    stages = {"screened": "screen", "screened-off": "screen", "judged": "judge"}
+    found: dict[str, Callable[[], str]] = {"screened": screened_table, "screened-off": off_table}
+    found["judged"] = partial(judged_table, "judge", DROP_IN, RECOMMENDED)
+    found["gated"] = partial(judged_table, "judged-gated", *GATED)
+    stages = {"screened": "screen", "screened-off": "screen", "judged": "judge", "gated": "judged-gated"}
     return {marker: table() for marker, table in found.items() if scores(stages[marker])}
 
 

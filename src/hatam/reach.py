@@ -11,13 +11,15 @@ AdamW runs on z. The parameters w of the model are ahead of z, in hidden weights
     \qquad \rho_t = \frac{\mathrm{RMS}(z)}{\mathrm{RMS}(u)},
 
 .. math::
-    \tau_t = \min\left(1, \frac{\max(0, N_t - 1)}{\mathrm{travel}}\right)^2, \qquad N_t = \sum_{s < t} \frac{\mathrm{lr}_s}{\rho_s}.
+    \tau_t = \min\left(1, \frac{\max(0, N_t - 1)}{\mathrm{travel}}\right)^2, \qquad
+    N_t = \sum_{s < t} \frac{\mathrm{lr}_s}{\rho_s}.
 
 The reach takes over as lr falls from its peak, where otherwise ever sharper points would become stable, and runs out at
 the end, so that w ends at z. Until lr falls, w = z and a step is AdamW's.
 
 N is how far z has come: the length of its path in sizes of the tensor. Where z has not come far, the network has not
-done training, and a reach would only slow it: up to N = 1 there is none, and a step is AdamW's. The horizon limits the reach to a number of steps at the peak lr.
+done training, and a reach would only slow it: up to N = 1 there is none, and a step is AdamW's. The horizon limits the
+reach to a number of steps at the peak lr.
 
 ρ is that of the step before, and is measured from the first step on at which lr is below its peak. It may shrink at
 once and grows by 0.3% a step at most. The steps before the first measurement count in N as that one does. S is 1, or
