@@ -1,4 +1,4 @@
-"""The candidate for HATAM untuned, beside AdamW with three schedules, Schedule-Free and the present default.
+"""The candidate for HATAM untuned, beside AdamW with three schedules, Schedule-Free and the first form.
 
 Everyone has AdamW's lr, weight decay and betas: AdamW's best lr for a cosine on validation data, a third of it, and
 three times as much. The screening compares candidates on validation data. The judgement is of its choice, once, on test
@@ -60,9 +60,9 @@ SCREENED = (
     "adamw:schedule=late",
     "adamw-ema:schedule=constant,decay=0.995",
     "schedule-free",
-    "hatam:gamma=None",
+    "hatam-first:gamma=None",
 )
-CANDIDATES = DROP_IN, RECOMMENDED = "hatam-reach", "hatam-reach:schedule=late"
+CANDIDATES = DROP_IN, RECOMMENDED = "hatam", "hatam:schedule=late"
 LATE, EMA, SCHEDULE_FREE, DEFAULT = SCREENED
 
 STAGES = {"lr": "tune", "screen": "tune", "judge": "judge"}
@@ -247,9 +247,9 @@ NAMES = {
     LATE: "AdamW, late",
     EMA: "AdamW, constant, EMA",
     SCHEDULE_FREE: "Schedule-Free",
-    DEFAULT: "the present default",
-    DROP_IN: "reach, cosine",
-    RECOMMENDED: "reach, late",
+    DEFAULT: "the first form",
+    DROP_IN: "HATAM, cosine",
+    RECOMMENDED: "HATAM, late",
     "hatam-reach:horizon=4.0": "reach from the first step on",
     "gated-reach:gamma=0.2": "gated reach",
     "hatam-straightened:gamma=0.4": "straightened",

@@ -38,7 +38,7 @@ class Falling(HATAM):
     from the second step on."""
 
     def __init__(self, params: Any, *args: Any, **options: Any) -> None:
-        super().__init__(params, *args, **{"travel": 0.0, **options})
+        super().__init__(params, *args, **{"travel": 0.0, "horizon": math.inf, **options})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)

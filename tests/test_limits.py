@@ -180,7 +180,7 @@ def test_the_offset_by_its_formula(options: dict[str, Any]) -> None:
 def test_a_schedule_that_ends_at_0_ends_at_z() -> None:
     """Bit for bit: nobody needs to switch. Half way, w is elsewhere."""
     params = parameters()
-    optimizer = HATAM(params, 0.01, gamma=0.5, horizon=math.inf)
+    optimizer = HATAM(params, 0.01, gamma=0.5, travel=0.0, horizon=math.inf)
     grads, lrs = gradients(params, 30), cosine(30, 0.01, 5)
     for last, steps in ((False, slice(20)), (True, slice(20, 30))):
         feed(optimizer, params, grads[steps], lrs[steps])

@@ -56,9 +56,9 @@ def test_steps_below_half_a_unit(fused: bool) -> None:
     moved = {}
     for name, dtype, at_random in (("float32", FLOAT, False), ("random", BF16, True), ("nearest", BF16, False)):
         p = torch.nn.Parameter(torch.ones(20_000, dtype=dtype))
-        options = {"state_dtype": FLOAT, "bf16_stochastic_round": at_random, "hidden": True}
+        options = {"state_dtype": FLOAT, "bf16_stochastic_round": at_random, "hidden": True, "horizon": 0.5}
         optimizer = Falling([p], 1e-4, weight_decay=0.0, fused=fused, **options)
-        p.grad = torch.ones_like(p)  # which agrees with the last one, so that there is no reach
+        p.grad = torch.ones_like(p)
         for _ in range(100):
             optimizer.step()
         moved[name] = 1 - p.detach().double().mean().item()
