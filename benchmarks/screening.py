@@ -1,4 +1,4 @@
-"""The straightened form untuned, beside AdamW with three schedules, Schedule-Free and the present default.
+"""The candidate for HATAM untuned, beside AdamW with three schedules, Schedule-Free and the present default.
 
 Everyone has AdamW's lr, weight decay and betas: AdamW's best lr for a cosine on validation data, a third of it, and
 three times as much. The screening compares candidates on validation data. The judgement is of its choice, once, on test
@@ -62,12 +62,9 @@ SCREENED = (
     "schedule-free",
     "hatam:gamma=None",
 )
-CANDIDATES = (
-    "hatam-reach:horizon=4.0",
-    "hatam-reach:horizon=4.0,schedule=late",
-)
-DROP_IN, RECOMMENDED = CANDIDATES[:2]
-LATE, SCHEDULE_FREE = SCREENED[0], SCREENED[2]
+CANDIDATES = DROP_IN, RECOMMENDED = "hatam-reach", "hatam-reach:schedule=late"
+LATE, EMA, SCHEDULE_FREE, DEFAULT = SCREENED
+
 STAGES = {"lr": "tune", "screen": "tune", "judge": "judge"}
 FIRST_SEED = {"lr": 20000, "screen": 20000, "judge": 22000}
 SEEDS = {"lr": (8, 4), "screen": (8, 4), "judge": (10, 4)}  # of fast tasks and of slow ones
@@ -248,17 +245,14 @@ def shown(task: str, found: Difference | None, p: float) -> str:
 NAMES = {
     BASELINE: "AdamW, cosine",
     LATE: "AdamW, late",
-    SCREENED[1]: "AdamW, constant, EMA",
+    EMA: "AdamW, constant, EMA",
     SCHEDULE_FREE: "Schedule-Free",
-    SCREENED[3]: "the present default",
+    DEFAULT: "the present default",
     DROP_IN: "reach, cosine",
     RECOMMENDED: "reach, late",
-    "hatam-reach:horizon=8.0": "horizon 8",
-    "hatam-reach:horizon=2.0": "horizon 2",
+    "hatam-reach:horizon=4.0": "reach from the first step on",
     "gated-reach:gamma=0.2": "gated reach",
-    "gated-reach:gamma=0.2,schedule=late": "gated reach, late",
     "hatam-straightened:gamma=0.4": "straightened",
-    "hatam-late:gamma=0.2": "reach on biases too",
 }
 """The columns of the table; the last ones are of candidates that have been given up."""
 

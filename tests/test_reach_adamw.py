@@ -9,18 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from prescribed import SHAPE, cosine, published, start, step
 from torch import Tensor, nn
 
 from hatam import theory
 from hatam.reach_adamw import OWN_STATE, ReachAdamW
 from hatam.testing import ReachReference
 
-SHAPE = (6, 5)
 STEPS = 200
-
-
-def start(dtype: torch.dtype = torch.float64) -> nn.Parameter:
-    return nn.Parameter(torch.randn(SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype))
 
 
 def gradients(steps: int, dtype: torch.dtype = torch.float64) -> Iterator[Tensor]:
@@ -31,25 +27,10 @@ def gradients(steps: int, dtype: torch.dtype = torch.float64) -> Iterator[Tensor
         yield (scales * (0.1 + torch.randn(SHAPE, generator=generator, dtype=torch.float64))).to(dtype)
 
 
-def cosine(t: int, steps: int) -> float:
-    """Five steps of warm-up, then a cosine to 0 at the last step."""
-    return min(t / 5, 0.5 + 0.5 * math.cos(math.pi * t / steps))
-
-
-def step(optimizer: torch.optim.Optimizer, p: Tensor, g: Tensor, lr: float) -> None:
-    optimizer.param_groups[0]["lr"] = lr
-    p.grad = g
-    optimizer.step()
-
-
-def published(optimizer: ReachAdamW, p: Tensor) -> Tensor:
-    with optimizer.straightened():
-        return p.detach().clone()
-
-
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
-    "far": {"gamma": 1.0, "fade": 1.0},
+    "far": {"gamma": 1.0, "travel": 2.0, "horizon": 1.0, "fade": 1.0},
+    "at-once": {"travel": 0.0, "horizon": 4.0},
     "not-hidden": {"hidden": False},
     "other-betas": {"betas": (0.5, 0.999), "weight_decay": 0.3},
 }
@@ -68,14 +49,15 @@ def test_it_is_the_reference(options: dict[str, Any], dtype: torch.dtype, tolera
     reference, optimizer = reference_of(p, options), ReachAdamW([p], **options, fused=fused)
     limits = set()
     for t, g in enumerate(gradients(STEPS, dtype), 1):
-        lr = 0.02 * cosine(t, STEPS)
+        lr = 0.1 * cosine(t, STEPS)
         step(optimizer, p, g, lr)
         reference.step(g, lr)
         assert (p - reference.w).abs().max() < tolerance
         assert (published(optimizer, p) - reference.z).abs().max() < tolerance
-        limits.add(reference.reach(lr) == 4 * reference.peak)
+        limits.add(reference.reach(lr) == reference.horizon * reference.peak)
     assert torch.equal(p, published(optimizer, p)), "where lr ends at 0, w is z"
-    if options.get("hidden", True):
+    assert reference.way > 1, "z has to come so far that there is a reach"
+    if "horizon" in options:
         assert limits == {False, True}, "both lengths have to limit the reach"
 
 
@@ -94,7 +76,7 @@ def test_at_the_peak_and_without_reach_it_is_adamw_to_the_last_bit(fused: bool) 
 
 def test_z_takes_adamws_steps_on_the_gradients_of_w() -> None:
     p, q = start(), start()
-    ours, theirs = ReachAdamW([p], gamma=1.0, horizon=math.inf), torch.optim.AdamW([q], betas=(0.9, 0.95))
+    ours, theirs = ReachAdamW([p], gamma=1.0, travel=0.0, horizon=math.inf), torch.optim.AdamW([q], betas=(0.9, 0.95))
     apart = 0.0
     for t, g in enumerate(gradients(STEPS), 1):
         step(ours, p, g, 0.02 * cosine(t, STEPS))
@@ -102,6 +84,28 @@ def test_z_takes_adamws_steps_on_the_gradients_of_w() -> None:
         assert (published(ours, p) - q).abs().max() < 1e-12
         apart = max(apart, float((p - q).detach().square().mean().sqrt() / q.detach().square().mean().sqrt()))
     assert 0.1 < apart < 1, "w is ahead of z by a share of its size"
+
+
+def test_the_reach_waits_until_z_has_come_far() -> None:
+    """It is ((N - 1) / travel)² of what it would be at once, and N is the path of z in sizes of z."""
+    p, q = start(), start()
+    whole, waiting = (
+        ReachAdamW([each], travel=travel, horizon=math.inf, weight_decay=0.0) for each, travel in ((p, 0.0), (q, 4.0))
+    )
+    path, last, found = 0.0, q.detach().clone(), 0.0
+    for t, g in enumerate(gradients(STEPS // 2), 1):
+        for optimizer, each in ((whole, p), (waiting, q)):
+            step(optimizer, each, g.clone(), 0.1 * cosine(t, STEPS))
+        assert torch.equal(q, published(waiting, q)) == (found <= 1)
+        found, z = float(waiting.state[q].get("travel", 0.0)), published(waiting, q)
+        path, last = path + float((z - last).norm() / z.norm()), z
+        if t == 98:
+            before = found
+        if t == 99:
+            kappas = [float(each.state[w]["reach"]) for each, w in ((whole, p), (waiting, q))]
+            assert kappas[1] == pytest.approx(kappas[0] * ((before - 1) / 4) ** 2, rel=1e-4)
+    assert found == pytest.approx(path, rel=0.1)
+    assert 1.5 < found < 5
 
 
 @pytest.mark.parametrize("beta1", [0.0, 0.5, 0.9])
@@ -133,7 +137,7 @@ def test_only_hidden_weights_have_a_reach() -> None:
 @pytest.mark.parametrize("evaluating", [False, True])
 def test_a_resumed_run_goes_on_to_the_last_bit(dtype: torch.dtype, evaluating: bool) -> None:
     p = start(dtype)
-    optimizer = ReachAdamW([p])
+    optimizer = ReachAdamW([p], travel=0.0)
     found = list(gradients(100, dtype))
     for t, g in enumerate(found[:60], 1):
         step(optimizer, p, g, 0.02 * cosine(t, 100))
@@ -170,7 +174,7 @@ def test_a_checkpoint_of_adamw_goes_on() -> None:
 
 def test_evaluation_gives_z_and_leads_back() -> None:
     p = start()
-    optimizer = ReachAdamW([p], gamma=1.0, horizon=math.inf)
+    optimizer = ReachAdamW([p], gamma=1.0, travel=0.0, horizon=math.inf)
     for t, g in enumerate(gradients(60), 1):
         step(optimizer, p, g, 0.02 * cosine(t, 100))
     w, z = p.detach().clone(), published(optimizer, p)
@@ -199,6 +203,7 @@ def test_a_refused_step_moves_nothing() -> None:
         ({"gamma": -1.0}, "gamma"),
         ({"fade": 0.0}, "fade"),
         ({"horizon": -1.0}, "horizon"),
+        ({"travel": -1.0}, "travel"),
         ({"hidden": "yes"}, "hidden"),
         ({"lr": -1.0}, "lr"),
         ({"betas": (1.0, 0.9)}, "beta"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from prescribed import SHAPE, cosine, published, start, step
 from schedulefree import AdamWScheduleFree
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -19,12 +20,6 @@ from hatam import straighten, theory
 from hatam.straightened_adamw import StraightenedAdamW
 from hatam.testing import StraightenedReference
 
-SHAPE = (6, 5)
-
-
-def start(dtype: torch.dtype = torch.float64) -> nn.Parameter:
-    return nn.Parameter(torch.randn(SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype))
-
 
 def gradients(steps: int, dtype: torch.dtype = torch.float64) -> Iterator[Tensor]:
     """Prescribed ones, on several scales: rows from 0.01 to 1, with a drift."""
@@ -32,23 +27,6 @@ def gradients(steps: int, dtype: torch.dtype = torch.float64) -> Iterator[Tensor
     scales = torch.logspace(-2, 0, SHAPE[0], dtype=torch.float64)[:, None]
     for _ in range(steps):
         yield (scales * (0.3 + torch.randn(SHAPE, generator=generator, dtype=torch.float64))).to(dtype)
-
-
-def cosine(t: int, steps: int) -> float:
-    """Five steps of warm-up, then a cosine to 0 at the last step."""
-    return min(t / 5, 0.5 + 0.5 * math.cos(math.pi * t / steps))
-
-
-def step(optimizer: torch.optim.Optimizer, p: Tensor, g: Tensor, lr: float | None = None) -> None:
-    if lr is not None:
-        optimizer.param_groups[0]["lr"] = lr
-    p.grad = g
-    optimizer.step()
-
-
-def published(optimizer: StraightenedAdamW, p: Tensor) -> Tensor:
-    with optimizer.straightened():
-        return p.detach().clone()
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, overload
 
 import torch
@@ -12,28 +11,29 @@ from torch import Tensor
 from torch.optim.adamw import AdamW
 from torch.optim.optimizer import ParamsT
 
-from . import reach
+from . import reach, straighten
 from .arguments import check_flag, check_lr, check_number, listed
+from .displaced import Displaced
 from .reach import Columns
 from .straightened_adamw import is_hidden
 
-OWN_STATE = ("reach", "ratio")  # κ and ρ
+OWN_STATE = ("reach", "ratio", "travel")  # κ, ρ and N
 STATE = ("exp_avg", "exp_avg_sq", "step", *OWN_STATE)  # in the order of Columns
 
 
-class ReachAdamW(AdamW):
+class ReachAdamW(Displaced, AdamW):
     r"""AdamW whose gradient is taken ahead of its iterate once lr has begun to fall.
 
     AdamW runs on z, the point to evaluate and to publish. The parameters w are ahead of z in hidden weights, along
-    AdamW's own direction u = m / h, by up to γ times the root mean square of the weights, and by no more than some
-    steps at the peak lr:
+    AdamW's own direction u = m / h, by up to γ times the root mean square of the weights, once z has come far, and by
+    no more than some steps at the peak lr:
 
     .. math::
         z \leftarrow z - \mathrm{lr}_t (\hat m / h + \mathrm{wd}\, z), \qquad w = z - \kappa_t u, \qquad
-        \kappa_t = \min\left(\gamma \left(1 - \frac{\mathrm{lr}_t}{\mathrm{peak}_t}\right)^2
+        \kappa_t = \min\left(\gamma\, \tau_t \left(1 - \frac{\mathrm{lr}_t}{\mathrm{peak}_t}\right)^2
         \frac{\mathrm{RMS}(z)}{\mathrm{RMS}(u)},\ \mathrm{horizon} \cdot \mathrm{peak}_t\right).
 
-    See :mod:`hatam.reach` for h. There is no reach while lr is at its peak, and none once lr is 0. γ = 0, and the
+    See :mod:`hatam.reach` for h and τ. There is no reach while lr is at its peak, and none once lr is 0. γ = 0, and the
     time at the peak, are AdamW to the last bit. One gradient a step. State: AdamW's two buffers, and 0-dim scalars. A
     checkpoint of AdamW loads.
 
@@ -44,6 +44,7 @@ class ReachAdamW(AdamW):
         eps: added to the denominator, >= 0.
         weight_decay: decoupled weight decay, >= 0.
         gamma: reach as a share of the root mean square of a tensor's weights, >= 0.
+        travel: length of z's path, in sizes of the tensor, over which τ rises from 0 to 1, >= 0; 0 sets τ to 1.
         horizon: largest reach in steps at the peak lr, >= 0.
         fade: share of the peak lr below which the reach runs out with lr, in (0, 1].
         hidden: whether the group's tensors have a reach. None means those of two dimensions or more whose name, where
@@ -80,7 +81,8 @@ class ReachAdamW(AdamW):
         weight_decay: float = 1e-2,
         *,
         gamma: float = 0.2,
-        horizon: float = 4.0,
+        travel: float = 20.0,
+        horizon: float = 8.0,
         fade: float = 0.1,
         hidden: bool | None = None,
         maximize: bool = False,
@@ -89,6 +91,7 @@ class ReachAdamW(AdamW):
     ) -> None:
         self._own = {
             "gamma": gamma,
+            "travel": travel,
             "horizon": horizon,
             "fade": fade,
             "hidden": hidden,
@@ -121,20 +124,19 @@ class ReachAdamW(AdamW):
         Raises:
             RuntimeError: the optimizer is in evaluation mode, or a gradient is sparse. Nothing has moved then.
         """
-        if any(group["evaluating"] for group in self.param_groups):
-            raise RuntimeError("step() needs the weights at which gradients are taken; call optimizer.train() first")
+        self._refuse_evaluating()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        stepped = {group_id: self._stepped(group) for group_id, group in enumerate(self.param_groups)}
+        stepped = [(group, self._stepped(group)) for group in self.param_groups]
         with torch.no_grad():
-            for group_id, group in enumerate(self.param_groups):
-                self._move(group, stepped[group_id], reach.retreat_)
+            for group, params in stepped:
+                self._move(group, params, -1)
         super().step()
         with torch.no_grad():
-            for group_id, group in enumerate(self.param_groups):
-                self._advance(group, stepped[group_id])
+            for group, params in stepped:
+                self._advance(group, params)
         return loss
 
     def _stepped(self, group: dict[str, Any]) -> list[Tensor]:
@@ -147,25 +149,28 @@ class ReachAdamW(AdamW):
     def _advance(self, group: dict[str, Any], params: list[Tensor]) -> None:
         lr = float(group["lr"])
         group["lr_peak"] = max(group["lr_peak"], lr)
-        turn = reach.turn(lr, group["lr_peak"], group["fade"])
+        turn = float(straighten.turn(lr, group["lr_peak"], group["fade"]))
         hidden = hidden_of(group, params)
-        if group["gamma"] == 0 or turn == 0:
+        if group["gamma"] == 0:
             for p in hidden:
                 if "reach" in self.state[p]:
                     self.state[p]["reach"].zero_()
             return
+        if turn == 0:
+            hidden = [p for p in hidden if "reach" in self.state[p]]
         for p in hidden:
             for key in OWN_STATE:
                 self.state[p].setdefault(key, torch.zeros((), dtype=torch.promote_types(p.dtype, torch.float32)))
         if hidden:
             reach.advance_(self._columns(hidden), group, turn)
 
-    def _move(
-        self, group: dict[str, Any], params: list[Tensor], move: Callable[[Columns, dict[str, Any]], None]
-    ) -> None:
+    def _displace(self, group: dict[str, Any], sign: int) -> None:
+        self._move(group, group["params"], sign)
+
+    def _move(self, group: dict[str, Any], params: list[Tensor], sign: int) -> None:
         displaced = [p for p in params if "reach" in self.state[p] and self.state[p]["reach"] != 0]
         if displaced:
-            move(self._columns(displaced), group)
+            reach.displace_(self._columns(displaced), group, sign)
 
     def _columns(self, params: list[Tensor]) -> Columns:
         states = [self.state[p] for p in params]
@@ -183,36 +188,6 @@ class ReachAdamW(AdamW):
             for key, value in self._own.items():
                 group.setdefault(key, value)  # of AdamW's checkpoint
 
-    def eval(self) -> None:
-        """Bring the parameters to z, to evaluate or to save the model. A step is refused until :meth:`train`."""
-        self._switch(evaluating=True)
-
-    def train(self, mode: bool = True) -> None:
-        """Bring the parameters back to w, up to rounding; ``train(False)`` is :meth:`eval`."""
-        self._switch(evaluating=not mode)
-
-    @torch.no_grad()
-    def _switch(self, *, evaluating: bool) -> None:
-        for group in self.param_groups:
-            if group["evaluating"] != evaluating:
-                self._move(group, group["params"], reach.retreat_ if evaluating else reach.return_)
-                group["evaluating"] = evaluating
-
-    @contextmanager
-    def straightened(self) -> Iterator[None]:
-        """Inside, the parameters are z; afterwards they are what they were, to the last bit."""
-        saved = [(p, p.detach().clone()) for group in self.param_groups for p in group["params"]]
-        modes = [group["evaluating"] for group in self.param_groups]
-        try:
-            self.eval()
-            yield
-        finally:
-            with torch.no_grad():
-                for p, before in saved:
-                    p.copy_(before)
-            for group, mode in zip(self.param_groups, modes, strict=True):
-                group["evaluating"] = mode
-
 
 def hidden_of(group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:
     """Those of the group's parameters that have a reach."""
@@ -226,6 +201,9 @@ def _check(group: dict[str, Any]) -> None:
     """Refuse options that are wrong; torch checks its own."""
     check_lr(group["lr"])
     check_number("gamma", group["gamma"], 0.0, math.inf, open_end=True, remedy="0 is AdamW")
+    check_number(
+        "travel", group["travel"], 0.0, math.inf, open_end=True, remedy="0 gives the reach from the first step on"
+    )
     check_number("horizon", group["horizon"], 0.0, math.inf, remedy="math.inf sets no limit")
     check_number("fade", group["fade"], 0.0, 1.0, open_start=True, remedy="1 lets the reach follow lr")
     check_flag("hidden", group["hidden"], optional=True)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, overload
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT, _get_scalar_dtype
+from torch.optim.optimizer import ParamsT, _get_scalar_dtype
 
 from . import straighten
 from .arguments import check_choice, check_flag, check_lr, check_number, listed
+from .displaced import Displaced
 from .straighten import Columns, Options, Scalar
 
 MODULATORS = {"uniform": False, "relative": True}
@@ -23,7 +23,7 @@ EMBEDDINGS = ("embed", "token", "position", "places", "wte", "wpe", "lm_head")
 """What the names, in lower case, of parameters contain that are no hidden weights though they have two dimensions."""
 
 
-class StraightenedAdamW(Optimizer):
+class StraightenedAdamW(Displaced):
     r"""AdamW that averages its trajectory and takes its gradient ahead of the average.
 
     A fast iterate z takes the steps of AdamW without momentum. The average x follows it and is the point to evaluate
@@ -129,8 +129,7 @@ class StraightenedAdamW(Optimizer):
         Raises:
             RuntimeError: the optimizer is in evaluation mode, or a gradient is sparse. Nothing has moved then.
         """
-        if any(group["evaluating"] for group in self.param_groups):
-            raise RuntimeError("step() needs the weights at which gradients are taken; call optimizer.train() first")
+        self._refuse_evaluating()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -186,42 +185,11 @@ class StraightenedAdamW(Optimizer):
             for key in ("kappa", "ratio") if i in state_dict["state"] else ():
                 self.state[p][key] = state_dict["state"][i][key].to(p.device, copy=True)
 
-    @torch.no_grad()
-    def eval(self) -> None:
-        """Bring the parameters to x, to evaluate or to save the model. A step is refused until :meth:`train`."""
-        self._switch(evaluating=True)
-
-    @torch.no_grad()
-    def train(self, mode: bool = True) -> None:
-        """Bring the parameters back to w, up to rounding; ``train(False)`` is :meth:`eval`."""
-        self._switch(evaluating=not mode)
-
-    def _switch(self, *, evaluating: bool) -> None:
-        for group in self.param_groups:
-            if group["evaluating"] != evaluating:
-                self._move(group, -1 if evaluating else 1)
-                group["evaluating"] = evaluating
-
-    def _move(self, group: dict[str, Any], sign: int) -> None:
+    def _displace(self, group: dict[str, Any], sign: int) -> None:
         params = [p for p in group["params"] if self.state.get(p)]
         if params:
             found = straighten.offsets(self._columns(params), _options(group, 0.0, 0.0))
             torch._foreach_add_(params, found, alpha=sign)
-
-    @contextmanager
-    def straightened(self) -> Iterator[None]:
-        """Inside, the parameters are x; afterwards they are what they were, to the last bit."""
-        saved = [(p, p.detach().clone()) for group in self.param_groups for p in group["params"]]
-        modes = [group["evaluating"] for group in self.param_groups]
-        try:
-            self.eval()
-            yield
-        finally:
-            with torch.no_grad():
-                for p, before in saved:
-                    p.copy_(before)
-            for group, mode in zip(self.param_groups, modes, strict=True):
-                group["evaluating"] = mode
 
 
 def _advance(group: dict[str, Any]) -> Options:

@@ -97,7 +97,7 @@ class ReachReference:
 
     Args:
         w: the start, any shape; copied to float64.
-        beta1, beta2, eps, weight_decay, gamma, horizon, fade: as in that class.
+        beta1, beta2, eps, weight_decay, gamma, travel, horizon, fade: as in that class.
         hidden: whether the tensor has a reach.
 
     Example:
@@ -115,14 +115,15 @@ class ReachReference:
     eps: float = 1e-8
     weight_decay: float = 1e-2
     gamma: float = 0.2
-    horizon: float = 4.0
+    travel: float = 20.0
+    horizon: float = 8.0
     fade: float = 0.1
     hidden: bool = True
 
     def __post_init__(self) -> None:
         self.w = self.w.detach().to(torch.float64).clone()
         self.z, self.m, self.v = self.w.clone(), torch.zeros_like(self.w), torch.zeros_like(self.w)
-        self.t, self.peak, self.ratio = 0, 0.0, 0.0
+        self.t, self.peak, self.ratio, self.way = 0, 0.0, 0.0, 0.0
 
     def step(self, g: Tensor, lr: float) -> None:
         """One step with the gradient ``g``, taken at ``self.w``."""
@@ -137,16 +138,18 @@ class ReachReference:
 
         u = self.m / h
         self.w = self.z - self.reach(lr) * u
-        if self.turn(lr) == 0:
+        if self.turn(lr) == 0 and self.ratio == 0:
             return
         size, z_size = float(u.square().mean().sqrt()), float(self.z.square().mean().sqrt())
         if size > 0:
-            new = z_size / size
-            self.ratio = min(new, 1.003 * self.ratio) if self.ratio > 0 else new
+            new, first = z_size / size, self.ratio == 0
+            self.ratio = new if first else min(new, 1.003 * self.ratio)
+            self.way += self.t * self.peak / self.ratio if first else lr / self.ratio
 
     def reach(self, lr: float) -> float:
-        """κ, with ρ of the step before."""
-        return min(self.gamma * self.ratio * self.turn(lr), self.horizon * self.peak) if self.hidden else 0.0
+        """κ, with ρ and N of the step before."""
+        come = min(1.0, max(0.0, self.way - 1) / self.travel) ** 2 if self.travel > 0 else 1.0
+        return min(self.gamma * self.ratio * come * self.turn(lr), self.horizon * self.peak) if self.hidden else 0.0
 
     def turn(self, lr: float) -> float:
         """How much of the reach lr leaves."""

@@ -222,7 +222,7 @@ CONTENDERS: dict[str, Contender] = {
             "AdamW whose gradient is taken ahead of its iterate once lr falls from its peak",
             SEED_DOCUMENT,
             builders.reach,
-            {**ADAMW_OPTIONS, "gamma": 0.2, "horizon": 4.0, "fade": 0.1},
+            {**ADAMW_OPTIONS, "gamma": 0.2, "travel": 20.0, "horizon": 8.0, "fade": 0.1},
         ),
         Contender(
             "hatam-straightened",
