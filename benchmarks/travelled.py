@@ -52,9 +52,14 @@ def table() -> str:
     tasks = _read()
     lines = ["| task | steps | " + " | ".join(COLUMNS) + " |", "|---|---:|" + "---:|" * len(COLUMNS)]
     for name in (name for name in all_tasks() if name in tasks):
-        cells = [f"{min(found):.2g} – {max(found):.2g}" for found in tasks[name].values()]
+        cells = [f"{shown(min(found))} – {shown(max(found))}" for found in tasks[name].values()]
         lines.append(f"| {name} | {find(name).steps} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def shown(length: float) -> str:
+    """With two digits."""
+    return f"{length:.0f}" if length >= 10 else f"{length:.2g}"
 
 
 def _read() -> dict[str, Any]:

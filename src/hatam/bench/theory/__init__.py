@@ -8,6 +8,7 @@ from .edge import CEILING, EDGE
 from .feedback import FEEDBACK
 from .linear import DAMPING, IDENTITY
 from .probing import EXCHANGE, RADIUS, TRACE
+from .reach import REACH
 from .straightened import STRAIGHTENED
 
 CHECKS: dict[str, Check] = {
@@ -24,6 +25,7 @@ CHECKS: dict[str, Check] = {
         CEILING,
         FEEDBACK,
         STRAIGHTENED,
+        REACH,
     )
 }
 """By name, in the order of the page."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -43,21 +43,25 @@ def bound(case: str) -> float:
     return theory.straightened_ceiling(1 / options["memory"], 1 - options["betas"][0])
 
 
-def rows(runs: Sequence[Run]) -> str:
+def rows(runs: Sequence[Run], cases: Iterable[str] = CASES, ceiling: Callable[[str], float] = bound) -> str:
+    """A row for each case, beside its ceiling."""
     head = ["second half of training", "lr λ_max(P⁻¹H)", "the ceiling", "n"]
     found = []
-    for case in CASES:
+    for case in cases:
         some = chosen(runs, case=case)
         late = interval(fmean(run["sharpness"][POINTS // 2 :]) for run in some)
-        found.append([case, late, f"{bound(case):.3g}", str(len(some))])
+        found.append([case, late, f"{ceiling(case):.3g}", str(len(some))])
     return table(head, found)
 
 
-def draw(runs: Sequence[Run], axes: Axes) -> None:
-    for i, case in enumerate(CASES):
+def draw(
+    runs: Sequence[Run], axes: Axes, cases: Iterable[str] = CASES, ceiling: Callable[[str], float] = bound
+) -> None:
+    """The first seed of each case, dotted its ceiling."""
+    for i, case in enumerate(cases):
         for run in chosen(runs, case=case, seed=0):
             axes.plot([200 * (j + 1) for j in range(POINTS)], run["sharpness"], color=f"C{i}", label=case)
-        axes.axhline(bound(case), color=f"C{i}", linewidth=0.8, linestyle=":")
+        axes.axhline(ceiling(case), color=f"C{i}", linewidth=0.8, linestyle=":")
     axes.set(xlabel="step", ylabel="lr λ_max; dotted the ceiling", yscale="log")
     axes.legend()
 

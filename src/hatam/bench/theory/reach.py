@@ -1,0 +1,71 @@
+"""Statement 10: the ceiling on sharpness of AdamW with a reach."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from hatam import theory
+
+from .check import Check, Job, Run
+from .edge import full_batch
+from .network import denominators, flat
+from .straightened import draw, rows
+
+BETA1 = 0.9
+CASES = {"AdamW": 0.0, "κ = lr": 1.0, "κ = 4 lr": 4.0}
+"""κ in units of lr."""
+
+
+class FixedReach(torch.optim.AdamW):
+    """AdamW whose gradient is taken at z − κ m / h, with κ a fixed multiple of lr, in all tensors."""
+
+    def __init__(self, params: Any, lr: float, *, multiple: float) -> None:
+        super().__init__(params, lr, betas=(BETA1, 0.99), eps=1e-7, weight_decay=0.0)
+        self.kappa = multiple * lr
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step of z, undone and redone about it."""
+        self.move(self.kappa)
+        super().step()
+        self.move(-self.kappa)
+
+    @torch.no_grad()
+    def move(self, length: float) -> None:
+        """Along m / h of the last step."""
+        for p in self.param_groups[0]["params"]:
+            if state := self.state[p]:
+                h = (state["exp_avg_sq"] / (1 - 0.99 ** state["step"].item())).sqrt().add_(1e-7)
+                p.addcdiv_(state["exp_avg"], h, value=length)
+
+
+def reach(case: str, lr: float, seed: int, steps: int = 4000) -> Run:
+    """lr λ_max(P⁻¹H) at z along full-batch training at a constant lr."""
+    found = []
+    for made, params, curvature in full_batch(partial(FixedReach, multiple=CASES[case]), lr, seed, steps):
+        made.move(made.kappa)
+        found.append(lr * curvature(flat(denominators(made, params)).rsqrt()))
+        made.move(-made.kappa)
+    return {"sharpness": found}
+
+
+def jobs(seeds: int) -> list[Job]:
+    return [{"case": case, "lr": 1e-3, "seed": seed} for case in CASES for seed in range(seeds)]
+
+
+def bound(case: str) -> float:
+    """The ceiling of a case, times lr."""
+    return theory.reach_ceiling(1.0, BETA1, CASES[case])
+
+
+REACH = Check(
+    "reach",
+    "the reach is a ceiling on sharpness",
+    jobs,
+    reach,
+    partial(rows, cases=CASES, ceiling=bound),
+    partial(draw, cases=CASES, ceiling=bound),
+)
