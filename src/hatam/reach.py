@@ -58,13 +58,14 @@ def directions(c: Columns, group: Mapping[str, Any]) -> list[Tensor]:
 
 
 def advance_(c: Columns, group: Mapping[str, Any], turn: float) -> None:
-    """w = z − κ u, with κ of this step; ρ for the next one. The parameters are z."""
+    """w = z − κ u, with κ of this step; ρ and N for the next one. The parameters are z."""
     us, furthest = directions(c, group), group["horizon"] * group["lr_peak"]
     for reach, ratio, travel in zip(c.reaches, c.ratios, c.travels, strict=True):
         reach.fill_(min(group["gamma"] * turn * ratio.item() * come(travel.item(), group["travel"]), furthest))
     sizes, z_sizes = (torch._foreach_norm(each) for each in (us, c.params))
     for size, z_size, ratio, travel, t in zip(sizes, z_sizes, c.ratios, c.travels, c.steps, strict=True):
-        now, last = next_ratio(z_size.item(), size.item(), ratio.item()), ratio.item()
+        last = ratio.item()
+        now = next_ratio(z_size.item(), size.item(), last)
         if now > 0:
             travel.add_(group["lr"] / now if last > 0 else t.item() * group["lr_peak"] / now)
         ratio.fill_(now)
