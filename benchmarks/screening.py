@@ -208,6 +208,7 @@ def judged(drop_in: str, late: str) -> dict[str, Pair]:
         "late − AdamW": (late, BASELINE, 1),
         "late − AdamW late": (late, LATE, 1),
         "late − Schedule-Free": (late, SCHEDULE_FREE, 1),
+        "drop-in − Schedule-Free": (drop_in, SCHEDULE_FREE, 1),
         "drop-in − AdamW, a third": (drop_in, BASELINE, 0),
         "drop-in − AdamW, three times": (drop_in, BASELINE, 2),
     }

@@ -95,7 +95,8 @@ def test_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     script = importlib.import_module("screening")
     page = script.PAGE.read_text(encoding="utf-8")
-    for marker, text in script.pages().items():
+    pages = {**script.pages(), "travelled": importlib.import_module("travelled").table()}
+    for marker, text in pages.items():
         assert report.replace_between(page, marker, text) == page
 
 

@@ -38,10 +38,9 @@ class FixedReach(torch.optim.AdamW):
     @torch.no_grad()
     def move(self, length: float) -> None:
         """Along m / h of the last step."""
-        for p in self.param_groups[0]["params"]:
-            if state := self.state[p]:
-                h = (state["exp_avg_sq"] / (1 - 0.99 ** state["step"].item())).sqrt().add_(1e-7)
-                p.addcdiv_(state["exp_avg"], h, value=length)
+        params = [p for p in self.param_groups[0]["params"] if self.state[p]]
+        for p, h in zip(params, denominators(self, params), strict=True):
+            p.addcdiv_(self.state[p]["exp_avg"], h, value=length)
 
 
 def reach(case: str, lr: float, seed: int, steps: int = 4000) -> Run:
