@@ -56,7 +56,7 @@ log: $(VENV)/bench ## what docs/log.md and the new seeds of docs/results.md tell
 readme: $(VENV)/dev ## render tables and plots of README and docs from the committed records
 	$(BIN)/hatam study table --update README.md
 	$(BIN)/hatam study table --everyone --update docs/results.md
-	for script in feedback step_cost training_cost small_state batched task_ranges radius rules steady straightened untuned confirmed ablation schedules beta1 longer_search compatibility; do $(BIN)/python benchmarks/$$script.py --render || exit; done
+	for script in step_cost training_cost small_state batched task_ranges radius rules steady straightened untuned confirmed ablation schedules beta1 longer_search compatibility; do $(BIN)/python benchmarks/$$script.py --render || exit; done
 	$(BIN)/python benchmarks/screening.py --render
 	for script in targets isotropic norms scale; do $(BIN)/python benchmarks/$$script.py || exit; done
 	$(BIN)/python benchmarks/telemetry.py --render

@@ -62,18 +62,22 @@ SCREENED = (
     "schedule-free",
     "hatam-first:gamma=None",
 )
-CANDIDATES = DROP_IN, RECOMMENDED = "hatam", "hatam:schedule=late"
+DROP_IN = "hatam"
 LATE, EMA, SCHEDULE_FREE, DEFAULT = SCREENED
 
 STAGES = {"lr": "tune", "screen": "tune", "judge": "judge"}
-FIRST_SEED = {"lr": 20000, "screen": 20000, "judge": 22000}
+FIRST_SEED = {"lr": 20000, "screen": 20000, "judge": 23000}
 SEEDS = {"lr": (8, 4), "screen": (8, 4), "judge": (10, 4)}  # of fast tasks and of slow ones
 TWICE = (BASELINE, DROP_IN)
 """Who is judged on twice as many seeds at AdamW's best lr: the first question."""
 LONG = ("minilm", "bytes-long")  # are judged at AdamW's best lr alone, the last on as many seeds of three contenders
 
-GATED = ("gated-reach:gamma=0.2", "gated-reach:gamma=0.2,schedule=late")
-"""Drop-in and late of the candidate that was judged first and given up: results/screening/judged-gated.json."""
+GIVEN_UP = {
+    "gated": ("gated-reach:gamma=0.2", "gated-reach:gamma=0.2,schedule=late"),
+    "wide": ("hatam-reach", "hatam-reach:schedule=late"),
+}
+"""Drop-in and late of the candidates that were judged and given up: results/screening/judged-gated.json and
+judged-wide.json."""
 
 Scores = dict[str, dict[str, dict[int, float]]]  # by task, by contender and lr, by seed
 
@@ -127,9 +131,9 @@ def cells(stage: str, task: str) -> list[tuple[str, float]]:
     if stage == "lr":
         return [(BASELINE, lr) for lr in LRS[task]]
     at, off = {
-        "screen": ((*CANDIDATES, BASELINE, *SCREENED), (BASELINE, DROP_IN)),
+        "screen": ((DROP_IN, BASELINE, *SCREENED), (BASELINE, DROP_IN)),
         "judge": (
-            (BASELINE, DROP_IN, LATE) if task == LONG[-1] else (BASELINE, LATE, SCHEDULE_FREE, DROP_IN, RECOMMENDED),
+            (BASELINE, DROP_IN, LATE) if task == LONG[-1] else (BASELINE, DROP_IN, LATE, SCHEDULE_FREE),
             () if task in LONG else TWICE,
         ),
     }[stage]
@@ -201,20 +205,26 @@ def column(found: Scores, tasks: Sequence[str], pair: Pair) -> dict[str, tuple[D
     return {task: (each[task], p[task]) for task in each}
 
 
-def judged(drop_in: str, late: str) -> dict[str, Pair]:
+def judged(drop_in: str, late: str | None) -> dict[str, Pair]:
     """The columns of a judgement: ours, theirs, and which of a task's lrs: a third, the best, three times."""
+    columns = {"drop-in − AdamW": (drop_in, BASELINE, 1)}
+    if late is None:
+        columns["drop-in − AdamW late"] = (drop_in, LATE, 1)
+    else:
+        columns |= {
+            "late − AdamW": (late, BASELINE, 1),
+            "late − AdamW late": (late, LATE, 1),
+            "late − Schedule-Free": (late, SCHEDULE_FREE, 1),
+        }
     return {
-        "drop-in − AdamW": (drop_in, BASELINE, 1),
-        "late − AdamW": (late, BASELINE, 1),
-        "late − AdamW late": (late, LATE, 1),
-        "late − Schedule-Free": (late, SCHEDULE_FREE, 1),
+        **columns,
         "drop-in − Schedule-Free": (drop_in, SCHEDULE_FREE, 1),
         "drop-in − AdamW, a third": (drop_in, BASELINE, 0),
         "drop-in − AdamW, three times": (drop_in, BASELINE, 2),
     }
 
 
-def judged_table(stage: str, drop_in: str, late: str) -> str:
+def judged_table(stage: str, drop_in: str, late: str | None = None) -> str:
     """A judgement: a row for each task, a column for each comparison, and below how many are better and worse."""
     found = scores(stage)
     tasks = [task for task in all_tasks() if task in found]
@@ -249,8 +259,8 @@ NAMES = {
     EMA: "AdamW, constant, EMA",
     SCHEDULE_FREE: "Schedule-Free",
     DEFAULT: "the first form",
-    DROP_IN: "HATAM, cosine",
-    RECOMMENDED: "HATAM, late",
+    "hatam-reach": "wide reach, cosine",
+    "hatam-reach:schedule=late": "wide reach, late",
     "hatam-reach:horizon=4.0": "reach from the first step on",
     "gated-reach:gamma=0.2": "gated reach",
     "hatam-straightened:gamma=0.4": "straightened",
@@ -266,7 +276,7 @@ def screened_table() -> str:
 def off_table() -> str:
     """The same for the drop-in at a third of that lr and at three times as much, beside AdamW there."""
     words = {0: "a third", 2: "three times"}
-    return _screened({f"{NAMES[spec]}, {words[i]}": (spec, i) for i in words for spec in (BASELINE, DROP_IN)})
+    return _screened({f"{NAMES[spec]}, {words[i]}": (spec, i) for i in words for spec in (BASELINE, "hatam-reach")})
 
 
 def _screened(columns: Mapping[str, tuple[str, int]]) -> str:
@@ -291,9 +301,11 @@ def named(task: str) -> str:
 def pages() -> dict[str, str]:
     """The tables by their markers; that of a stage that has not been done is left out."""
     found: dict[str, Callable[[], str]] = {"screened": screened_table, "screened-off": off_table}
-    found["judged"] = partial(judged_table, "judge", DROP_IN, RECOMMENDED)
-    found["gated"] = partial(judged_table, "judged-gated", *GATED)
-    stages = {"screened": "screen", "screened-off": "screen", "judged": "judge", "gated": "judged-gated"}
+    found["judged"] = partial(judged_table, "judge", DROP_IN)
+    stages = {"screened": "screen", "screened-off": "screen", "judged": "judge"}
+    for name, specs in GIVEN_UP.items():
+        stages[name] = f"judged-{name}"
+        found[name] = partial(judged_table, stages[name], *specs)
     return {marker: table() for marker, table in found.items() if scores(stages[marker])}
 
 

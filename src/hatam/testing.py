@@ -36,8 +36,8 @@ class Reference:
     eps: float = 1e-8
     weight_decay: float = 1e-2
     gamma: float = 0.2
-    travel: float = 20.0
-    horizon: float = 8.0
+    travel: float = 15.0
+    horizon: float = 2.0
     modulator: str = "uniform"
     fade: float = 0.1
     hidden: bool = True

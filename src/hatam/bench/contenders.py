@@ -222,7 +222,7 @@ CONTENDERS: dict[str, Contender] = {
             "HATAM: AdamW whose gradient is taken ahead of its iterate once lr falls from its peak",
             SEED_DOCUMENT,
             builders.hatam,
-            {**ADAMW_OPTIONS, "gamma": 0.2, "travel": 20.0, "horizon": 8.0, "modulator": "uniform", "fade": 0.1},
+            {**ADAMW_OPTIONS, "gamma": 0.2, "travel": 15.0, "horizon": 2.0, "modulator": "uniform", "fade": 0.1},
         ),
     )
 }
