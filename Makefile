@@ -57,7 +57,7 @@ readme: $(VENV)/dev ## render tables and plots of README and docs from the commi
 	$(BIN)/hatam study table --update README.md
 	$(BIN)/hatam study table --everyone --update docs/results.md
 	for script in step_cost training_cost small_state batched task_ranges radius rules steady straightened untuned confirmed ablation schedules beta1 longer_search compatibility; do $(BIN)/python benchmarks/$$script.py --render || exit; done
-	$(BIN)/python benchmarks/screening.py --render
+	$(BIN)/python benchmarks/screened.py
 	for script in targets isotropic norms scale; do $(BIN)/python benchmarks/$$script.py || exit; done
 	$(BIN)/python benchmarks/telemetry.py --render
 	$(BIN)/hatam theory --render --results results/theory --figures docs/figures --update docs/theory.md
