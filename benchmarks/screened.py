@@ -5,10 +5,10 @@ python benchmarks/screened.py        fill in docs/decisions.md and README.md
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-import grids
 from screening import (
     BASELINE,
     DEFAULT,
@@ -16,6 +16,7 @@ from screening import (
     EMA,
     LATE,
     LRS,
+    ROOT,
     SCHEDULE_FREE,
     Scores,
     best_lr,
@@ -169,10 +170,22 @@ def _screened(columns: Mapping[str, tuple[str, int]], tasks: Sequence[str] | Non
         for spec, which in columns.values():
             lr = lrs(task)[which]
             values, baseline = (found[task].get(label(one, lr), {}) for one in (spec, BASELINE))
-            cells.append(grids.compared(values, baseline, task) if baseline else "")
+            cells.append(compared(values, baseline, task) if baseline else "")
         counts = {len(values) for values in found[task].values()}
         lines.append(f"| {named(task)}, {max(counts)} | {best_lr(task):g} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def compared(values: Mapping[int, float], baseline: Mapping[int, float], task: str) -> str:
+    """Mean ± standard error, and + where it is better than the baseline by a paired test at p < 0.05, − where worse."""
+    if not values:
+        return ""
+    digits = 1 if mean(values.values()) > 9 else 3
+    error = statistics.stdev(values.values()) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    text = f"{mean(values.values()):.{digits}f} ± {error:.{digits}f}"
+    found = paired(values, baseline)
+    sign = 0 if found is None else better(task, found, found.p)
+    return text if sign == 0 else f"{text} {'+' if sign > 0 else '−'}"
 
 
 def named(task: str) -> str:
@@ -197,7 +210,7 @@ def pages() -> dict[tuple[str, str], str]:
 def main() -> None:
     """Fill in the pages."""
     for (page, marker), text in pages().items():
-        report.fill_in(grids.ROOT / page, marker, text)
+        report.fill_in(ROOT / page, marker, text)
 
 
 if __name__ == "__main__":

@@ -20,16 +20,16 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
-
-import grids
 
 from hatam.bench import records, runner
 from hatam.bench.cli import make_run
 from hatam.bench.records import Run
 from hatam.bench.tasks import find
 
-RUNS, RESULTS = grids.ROOT / "runs/screening", grids.ROOT / "results/screening"
+ROOT = Path(__file__).resolve().parent.parent
+RUNS, RESULTS = ROOT / "runs/screening", ROOT / "results/screening"
 
 LRS: dict[str, tuple[float, ...]] = {
     "digits": (0.0008, 0.0024, 0.0072, 0.0216, 0.0648),
