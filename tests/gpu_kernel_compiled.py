@@ -33,7 +33,7 @@ class NoDevice(DriverBase):
 def check(name: str, ptx: str, double: bool) -> None:
     """No precision is lost in the options, memory is read 16 bytes at a time, and rounding is that of the CPU."""
     if name == "prepare":
-        assert ptx.count(".param .f64") == 12, "the options must be passed in float64"
+        assert ptx.count(".param .f64") == 13, "the options must be passed in float64"
     if name == "update":
         assert re.search(r"ld\.global\.v2\.b64" if double else r"ld\.global\.v4\.b32", ptx), "reads are not wide"
         assert re.search(r"st\.global\.v2\.b64" if double else r"st\.global\.v4\.b32", ptx), "writes are not wide"

@@ -46,7 +46,7 @@ def test_the_check_for_a_gpu(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "checks.json").read_text(encoding="utf-8"))
     assert record["device"] == "interpreter"
     assert not record["failures"]
-    assert len(record["checks"]) >= 20
+    assert len(record["checks"]) >= 12
 
 
 def test_compiles_for_a_gpu(tmp_path: Path) -> None:

@@ -64,6 +64,8 @@ def check_parts(state_dict: object, defaults: Mapping[str, Any]) -> None:
     for group in groups:
         options.check({**defaults, **group}, loaded=True)
         _check_number("lr_peak", group.get("lr_peak", 0.0), "a parameter group")
+        for key in ("begun", "evaluating"):
+            arguments.check_flag(key, group.get(key, False))
 
 
 def without_graph(saved: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from .fused.batches import like
 from .modulators import CAP
 from .optimizer import HATAM
 from .reports import MEANS, NORMS, Report, finished, flat, of_group, to_json_lines, to_tensorboard
-from .state import ADAMW_STATE, displaced, real, real_state
+from .state import displaced, real, real_state
 from .update import Options, State
 
 __all__ = ["Report", "Telemetry", "flat", "observe", "to_json_lines", "to_tensorboard"]
@@ -147,9 +147,9 @@ def _observed(optimizer: HATAM, number: int) -> dict[str, dict[str, Tensor]]:
     local = [sharded.local(p) for p in params]
     grads = [sharded.local_grad(p.grad, p) for p in params]
     states = [{key: sharded.local(x) for key, x in optimizer.state[p].items()} for p in params]
-    # torch's fused AdamW, which does the step where γ = 0, takes a GradScaler's scale off the gradients themselves,
-    # unless they lay in memory otherwise than their parameters and it was given copies.
-    is_adamw = group["fused"] and all(state.keys() <= {*ADAMW_STATE} for state in states)
+    # torch's fused AdamW, which does the step until there is a reach, takes a GradScaler's scale off the gradients
+    # themselves, unless they lay in memory otherwise than their parameters and it was given copies.
+    is_adamw = group["fused"] and not group["begun"]
     is_torchs = is_adamw and not paths.narrows(local, grads, states, o) and paths.walks_memory(local, states)
     found = [
         observe(p, g, state, without_scale if is_torchs and like(g, p) is g else o)

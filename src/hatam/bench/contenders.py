@@ -237,7 +237,7 @@ def parse(spec: str, task: str) -> tuple[Contender, Options]:
     Example:
         >>> contender, options = parse("hatam:gamma=0.1", "mnist1d-mlp")
         >>> contender.name, options["gamma"], options["horizon"]
-        ('hatam', 0.1, 8.0)
+        ('hatam', 0.1, 2.0)
     """
     name, _, changes = spec.partition(":")
     contender = CONTENDERS[known(name, CONTENDERS, "contender")]
