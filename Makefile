@@ -51,7 +51,7 @@ study-quick: $(VENV)/bench ## a first look at the study and its report, with too
 	$(BIN)/hatam report runs/quick --out runs/quick/report
 
 readme: $(VENV)/dev ## render tables and plots of README and docs from the committed records
-	$(BIN)/hatam study table --everyone --update docs/results.md
+	$(BIN)/hatam study table --name first --everyone --update docs/results.md
 	for script in step_cost training_cost small_state batched task_ranges travelled compatibility; do $(BIN)/python benchmarks/$$script.py --render || exit; done
 	$(BIN)/python benchmarks/screened.py
 	$(BIN)/python benchmarks/telemetry.py --render

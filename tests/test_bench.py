@@ -368,7 +368,7 @@ def test_the_library_needs_no_extra() -> None:
 def test_documents_show_what_the_records_say() -> None:
     """Nobody types a figure: rendering the committed records again changes nothing."""
     page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
-    assert report.replace_between(page, "full", report.in_markdown(ROOT / "results/full")) == page
+    assert report.replace_between(page, "first", report.in_markdown(ROOT / "results/first")) == page
 
 
 def test_a_task_is_plain_data() -> None:

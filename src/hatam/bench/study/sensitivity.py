@@ -7,7 +7,7 @@ from typing import Any
 
 from ..first_forms import CAPS, FADE
 
-SCALED = ("lr", "gamma", "modulator_cap", "fade", "rho")
+SCALED = ("lr", "gamma", "travel", "horizon", "modulator_cap", "fade", "rho")
 """Options that are multiplied by a factor; of ``beta_c`` it is the time constant 1 / (1 − βc)."""
 
 
