@@ -14,6 +14,7 @@ from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiab
 
 from . import arguments, checkpoints, fused, narrow, options, paths, sharded, state, straightening
 from .fused.batches import Division
+from .modulators import MODULATORS
 from .storage import SCALARS
 from .update import ADAMW_STAGES, HATAM_STAGES
 
@@ -349,20 +350,21 @@ class HATAM(Optimizer):
         """
         i = next(i for i, own in enumerate(self.param_groups) if own is group)
         reaching = self._reaching(i, group)
-        o = options.resolve({**group, "lr": 0.0}, 0.0)
+        modulator = MODULATORS[group["modulator"]]
         for which in (True, False):
             some = [p for p, has in zip(group["params"], reaching, strict=True) if has is which]
+            states = [self.state[p] for p in some]
+            for own, p in zip(states, some, strict=True):
+                if "step" not in own:
+                    state.start_adamw(own, p, group)
+                if which and not state.is_complete(own, modulator):
+                    state.complete(own, p, modulator)
             params.extend(some)
             grads.extend([cast(Tensor, p.grad) for p in some])
-            for p in some:
-                if "step" not in self.state[p]:
-                    state.start_adamw(self.state[p], p, group)
-                if which:
-                    state.complete(self.state[p], p, o)
             keys = state.STATE if which else state.ADAMW_STATE
             for key, column in zip(state.STATE, columns, strict=True):
                 if key in keys:
-                    column.extend([self.state[p][key] for p in some if key in self.state[p]])
+                    column.extend([own[key] for own in states if key in own])
 
     def _refuse_while_straightened(self, what: str) -> None:
         if self._straightened:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import _get_scalar_dtype
 
 from . import fused
+from .modulators import Modulator
 from .storage import MOMENTS, SCALARS, new_moment
 from .update import Options, State
 
@@ -49,15 +50,21 @@ def start_adamw(state: State, param: Tensor, group: Mapping[str, Any]) -> None:
         state[key] = new_moment(param, key, group["state_dtype"])
 
 
-def complete(state: State, param: Tensor, o: Options) -> None:
+def is_complete(state: State, modulator: Modulator) -> bool:
+    """Whether a state has the scalars of the reach, and the means exactly where the modulator needs them."""
+    keys, means = state.keys(), START_OF_MEANS.keys()
+    return keys >= START.keys() and (keys >= means if modulator.needs_mean else keys.isdisjoint(means))
+
+
+def complete(state: State, param: Tensor, modulator: Modulator) -> None:
     """Add the scalars of the reach; a mean only where the modulator needs it, for nothing else keeps it up."""
     for key, value in START.items():
         if key not in state:
             state[key] = scalar(value, param)
-    if not o.modulator.needs_mean and "reach_mean" in state:
+    if not modulator.needs_mean and "reach_mean" in state:
         state["reach"].zero_()  # of an offset that the modulator before has made
     for key, value in START_OF_MEANS.items():
-        if not o.modulator.needs_mean:
+        if not modulator.needs_mean:
             state.pop(key, None)
         elif key not in state:
             state[key] = scalar(value, param)
