@@ -169,8 +169,9 @@ def collect(stage: str, task: str) -> None:
             if own is None or own["options"] != digest(run):
                 own = labels[run.label] = {"options": digest(run), "scores": {}}
             own["scores"][str(run.seed)] = records.read(run.path(RUNS))["result"][key]
-    content = {"score": key, "environment": records.environment(), "tasks": {**found, task: labels}}
-    records.write(RESULTS / f"{stage}.json", content)
+    if labels:
+        content = {"score": key, "environment": records.environment(), "tasks": {**found, task: labels}}
+        records.write(RESULTS / f"{stage}.json", content)
 
 
 def main() -> None:
