@@ -412,10 +412,10 @@ def test_a_task_may_be_made_by_a_function_and_a_changed_file_is_run_again(tmp_pa
 
 
 def test_records_of_the_harnesses_own_tasks_lie_where_they_lay() -> None:
-    root = ROOT / "results/radius/records"
+    root = ROOT / "results/first/records"
     path, content = next(archive.files(root))
     old = json.loads(content)["run"]
-    made = make_run(find(old["task"]), old["label"], old["seed"])
+    made = make_run(find(old["task"]), old["contender"], old["seed"])
     assert made.path(Path()).parts[0] == old["task"]
     assert records.Run(**old).path(root) == path
     assert records.parsed(path, content)["run"]["source"] == made.source == ""
