@@ -9,7 +9,7 @@ PEERS := adamw adamw-no-momentum sam k-sam msam atam atam-decoupled hatam-publis
 CONTENDERS := $(addprefix --contender ,$(PEERS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit format study study-quick log readme theory compatibility report gpu-check step-cost sanitize clean
+.PHONY: help demo test lint types unit format study study-quick readme theory compatibility report gpu-check step-cost sanitize clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-16s %s\n", $$1, $$2}'
@@ -50,15 +50,10 @@ study-quick: $(VENV)/bench ## a first look at the study and its report, with too
 	$(BIN)/hatam study run --plan quick --results runs
 	$(BIN)/hatam report runs/quick --out runs/quick/report
 
-log: $(VENV)/bench ## what docs/log.md and the new seeds of docs/results.md tell of; after the study; resumes
-	for script in radius rules steady straightened untuned confirmed ablation schedules beta1 longer_search; do $(BIN)/python benchmarks/$$script.py || exit; done
-
 readme: $(VENV)/dev ## render tables and plots of README and docs from the committed records
-	$(BIN)/hatam study table --update README.md
-	$(BIN)/hatam study table --everyone --update docs/results.md
-	for script in feedback step_cost training_cost small_state batched task_ranges radius rules steady straightened untuned confirmed ablation schedules beta1 longer_search compatibility; do $(BIN)/python benchmarks/$$script.py --render || exit; done
-	$(BIN)/python benchmarks/screening.py --render
-	for script in targets isotropic norms scale; do $(BIN)/python benchmarks/$$script.py || exit; done
+	$(BIN)/hatam study table --name first --everyone --update docs/results.md
+	for script in step_cost training_cost small_state batched task_ranges travelled compatibility; do $(BIN)/python benchmarks/$$script.py --render || exit; done
+	$(BIN)/python benchmarks/screened.py
 	$(BIN)/python benchmarks/telemetry.py --render
 	$(BIN)/hatam theory --render --results results/theory --figures docs/figures --update docs/theory.md
 	$(BIN)/python benchmarks/gpu_table.py

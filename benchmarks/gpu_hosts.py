@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from gpu_right import KINDS, LR, SHAPES, bits, gradients, lr_of, of_every_kind, parameters, require, train
+from gpu_right import LR, REACH, SHAPES, bits, gradients, lr_of, parameters, require, train, with_every_modulator
 
 from hatam import HATAM
 
 
-def a_step_waits_for_nothing(device: str, kind: str) -> None:
+def a_step_waits_for_nothing(device: str, modulator: str) -> None:
     """Neither with new gradients, nor a scaler, nor lr as a tensor, nor many groups; after the first steps."""
     params = parameters(device, torch.float32)
     for lr in (LR, torch.tensor(LR, device=device)):
-        optimizer = HATAM([{"params": [p]} for p in params], lr, fused=True, **KINDS[kind])
+        optimizer = HATAM([{"params": [p]} for p in params], lr, fused=True, modulator=modulator, **REACH)
         optimizer.grad_scale, optimizer.found_inf = torch.ones((), device=device), torch.zeros((), device=device)
         rows = gradients(params, 6)
         for i, row in enumerate(rows):
@@ -27,14 +27,21 @@ def a_step_waits_for_nothing(device: str, kind: str) -> None:
                 torch.cuda.set_sync_debug_mode("default")
 
 
-def a_graph_replays_eager_steps(device: str, kind: str) -> None:
+def a_graph_replays_eager_steps(device: str, modulator: str) -> None:
     """Bit for bit, with lr that changes, of two groups of as many tensors."""
     params, others = parameters(device, torch.float32), parameters(device, torch.float32)
     lr, other_lr = torch.tensor(LR, device=device), torch.tensor(LR, device=device)
     half = len(params) // 2
     params, others = params[: 2 * half], others[: 2 * half]
     optimizer, plain = (
-        HATAM([{"params": ps[:half]}, {"params": ps[half:]}], rate, fused=True, capturable=True, **KINDS[kind])
+        HATAM(
+            [{"params": ps[:half]}, {"params": ps[half:]}],
+            rate,
+            fused=True,
+            capturable=True,
+            modulator=modulator,
+            **REACH,
+        )
         for ps, rate in ((params, lr), (others, other_lr))
     )
     rows = gradients(params, 9)
@@ -65,13 +72,13 @@ def a_graph_replays_eager_steps(device: str, kind: str) -> None:
         require(bits(optimizer) == bits(plain), f"the replay of step {i + 1} differs from the eager step")
 
 
-def a_group_may_lie_on_both(device: str, kind: str) -> None:
+def a_group_may_lie_on_both(device: str, modulator: str) -> None:
     """Parameters of one group on CPU and GPU: each as if it were alone."""
     ends = []
     for together in (True, False):
         params = [*parameters("cpu", torch.float32), *parameters(device, torch.float32)]
         groups = [params] if together else [params[: len(SHAPES)], params[len(SHAPES) :]]
-        optimizers = [HATAM(ps, LR, **KINDS[kind]) for ps in groups]
+        optimizers = [HATAM(ps, LR, modulator=modulator, **REACH) for ps in groups]
         rows = gradients(params[: len(SHAPES)], 4)
         rows = [row + [g.to(device) for g in row] for row in rows]
         for optimizer, ps in zip(optimizers, groups, strict=True):
@@ -81,13 +88,13 @@ def a_group_may_lie_on_both(device: str, kind: str) -> None:
     require(all(map(torch.equal, *ends)), "a mixed group differs from two groups")
 
 
-def mixed_precision_trains(device: str, kind: str) -> None:
+def mixed_precision_trains(device: str, modulator: str) -> None:
     """float16 autocast under a GradScaler, whose first loss scales overflow: it learns, and None and True agree."""
     ends = []
     for use_kernel in (None, True):
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.GELU(), torch.nn.Linear(64, 1)).to(device)
-        optimizer = HATAM(model.parameters(), LR, fused=use_kernel, **KINDS[kind])
+        optimizer = HATAM(model.parameters(), LR, fused=use_kernel, modulator=modulator, **REACH)
         scaler = torch.amp.GradScaler(device, init_scale=2.0**40)
         x = torch.randn(256, 32, device=device)
         y, losses = x[:, :3].sum(1, keepdim=True), []
@@ -107,12 +114,12 @@ def mixed_precision_trains(device: str, kind: str) -> None:
     require(steps == others and abs(loss - other) <= 0.1 * loss, f"fused=None and fused=True differ: {ends}")
 
 
-def a_compiled_step_is_right(device: str, kind: str) -> None:
+def a_compiled_step_is_right(device: str, modulator: str) -> None:
     """torch.compile of the step, which is foreach there, against the kernel."""
     params, others = parameters(device, torch.float32), parameters(device, torch.float32)
     lr, other_lr = torch.tensor(LR, device=device), torch.tensor(LR, device=device)
-    optimizer = HATAM(params, lr, capturable=True, **KINDS[kind])
-    plain = HATAM(others, other_lr, fused=True, **KINDS[kind])
+    optimizer = HATAM(params, lr, capturable=True, modulator=modulator, **REACH)
+    plain = HATAM(others, other_lr, fused=True, modulator=modulator, **REACH)
     compiled = torch.compile(optimizer.step)
     for i, row in enumerate(gradients(params, 6)):
         for p, q, g in zip(params, others, row, strict=True):
@@ -129,4 +136,4 @@ def checks() -> dict[str, Callable[[], None]]:
     """All of them by name."""
     tests = [a_step_waits_for_nothing, a_graph_replays_eager_steps, a_group_may_lie_on_both]
     tests += [mixed_precision_trains, a_compiled_step_is_right]
-    return {name: one for test in tests for name, one in of_every_kind(test, "cuda").items()}
+    return {name: one for test in tests for name, one in with_every_modulator(test, "cuda").items()}

@@ -1,4 +1,4 @@
-"""The candidate for HATAM untuned, beside AdamW with three schedules, Schedule-Free and the present default.
+"""The candidate for HATAM untuned, beside AdamW with three schedules, Schedule-Free and the first form.
 
 Everyone has AdamW's lr, weight decay and betas: AdamW's best lr for a cosine on validation data, a third of it, and
 three times as much. The screening compares candidates on validation data. The judgement is of its choice, once, on test
@@ -7,7 +7,8 @@ data and on seeds that no run before it had.
     python benchmarks/screening.py lr            AdamW with a cosine over the grid of lr
     python benchmarks/screening.py screen        the candidates
     python benchmarks/screening.py judge         the choice
-    python benchmarks/screening.py --render      fill in docs/decisions.md from the committed scores
+
+:mod:`screened` fills in the pages from the committed scores.
 
 What has a score in results/screening, or a record below runs/screening, is not run again.
 """
@@ -18,21 +19,17 @@ import argparse
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-import grids
-
-from hatam.bench import records, report, runner
+from hatam.bench import records, runner
 from hatam.bench.cli import make_run
 from hatam.bench.records import Run
-from hatam.bench.report.summary import corrected
-from hatam.bench.stats import Difference, p_text, paired
-from hatam.bench.tasks import all_tasks, find
+from hatam.bench.tasks import find
 
-RUNS, RESULTS = grids.ROOT / "runs/screening", grids.ROOT / "results/screening"
-PAGE = grids.ROOT / "docs/decisions.md"
+ROOT = Path(__file__).resolve().parent.parent
+RUNS, RESULTS = ROOT / "runs/screening", ROOT / "results/screening"
 
 LRS: dict[str, tuple[float, ...]] = {
     "digits": (0.0008, 0.0024, 0.0072, 0.0216, 0.0648),
@@ -60,20 +57,17 @@ SCREENED = (
     "adamw:schedule=late",
     "adamw-ema:schedule=constant,decay=0.995",
     "schedule-free",
-    "hatam:gamma=None",
+    "hatam-first:gamma=None",
 )
-CANDIDATES = DROP_IN, RECOMMENDED = "hatam-reach", "hatam-reach:schedule=late"
+DROP_IN = "hatam"
 LATE, EMA, SCHEDULE_FREE, DEFAULT = SCREENED
 
 STAGES = {"lr": "tune", "screen": "tune", "judge": "judge"}
-FIRST_SEED = {"lr": 20000, "screen": 20000, "judge": 22000}
+FIRST_SEED = {"lr": 20000, "screen": 20000, "judge": 23000}
 SEEDS = {"lr": (8, 4), "screen": (8, 4), "judge": (10, 4)}  # of fast tasks and of slow ones
 TWICE = (BASELINE, DROP_IN)
 """Who is judged on twice as many seeds at AdamW's best lr: the first question."""
 LONG = ("minilm", "bytes-long")  # are judged at AdamW's best lr alone, the last on as many seeds of three contenders
-
-GATED = ("gated-reach:gamma=0.2", "gated-reach:gamma=0.2,schedule=late")
-"""Drop-in and late of the candidate that was judged first and given up: results/screening/judged-gated.json."""
 
 Scores = dict[str, dict[str, dict[int, float]]]  # by task, by contender and lr, by seed
 
@@ -127,9 +121,9 @@ def cells(stage: str, task: str) -> list[tuple[str, float]]:
     if stage == "lr":
         return [(BASELINE, lr) for lr in LRS[task]]
     at, off = {
-        "screen": ((*CANDIDATES, BASELINE, *SCREENED), (BASELINE, DROP_IN)),
+        "screen": ((DROP_IN, BASELINE, *SCREENED), (BASELINE, DROP_IN)),
         "judge": (
-            (BASELINE, DROP_IN, LATE) if task == LONG[-1] else (BASELINE, LATE, SCHEDULE_FREE, DROP_IN, RECOMMENDED),
+            (BASELINE, DROP_IN, LATE) if task == LONG[-1] else (BASELINE, DROP_IN, LATE, SCHEDULE_FREE),
             () if task in LONG else TWICE,
         ),
     }[stage]
@@ -175,144 +169,23 @@ def collect(stage: str, task: str) -> None:
             if own is None or own["options"] != digest(run):
                 own = labels[run.label] = {"options": digest(run), "scores": {}}
             own["scores"][str(run.seed)] = records.read(run.path(RUNS))["result"][key]
-    content = {"score": key, "environment": records.environment(), "tasks": {**found, task: labels}}
-    records.write(RESULTS / f"{stage}.json", content)
-
-
-def better(task: str, found: Difference | None, p: float) -> int:
-    """1 where a difference is to the good at p < 0.05, −1 where it is to the bad, else 0."""
-    if found is None or not p < 0.05:
-        return 0
-    return 1 if (found.mean > 0) == find(task).higher_is_better else -1
-
-
-Pair = tuple[str, str, int]  # ours, theirs, and which of a task's three lrs
-
-
-def column(found: Scores, tasks: Sequence[str], pair: Pair) -> dict[str, tuple[Difference | None, float]]:
-    """By task, how ours differs from theirs, and p after Holm's correction over the tasks."""
-    ours, theirs, which = pair
-    each = {}
-    for task in tasks:
-        labels = [label(spec, lrs(task)[which]) for spec in (ours, theirs)]
-        if all(one in found[task] for one in labels):
-            each[task] = paired(*(found[task][one] for one in labels))
-    p = corrected(each)
-    return {task: (each[task], p[task]) for task in each}
-
-
-def judged(drop_in: str, late: str) -> dict[str, Pair]:
-    """The columns of a judgement: ours, theirs, and which of a task's lrs: a third, the best, three times."""
-    return {
-        "drop-in − AdamW": (drop_in, BASELINE, 1),
-        "late − AdamW": (late, BASELINE, 1),
-        "late − AdamW late": (late, LATE, 1),
-        "late − Schedule-Free": (late, SCHEDULE_FREE, 1),
-        "drop-in − Schedule-Free": (drop_in, SCHEDULE_FREE, 1),
-        "drop-in − AdamW, a third": (drop_in, BASELINE, 0),
-        "drop-in − AdamW, three times": (drop_in, BASELINE, 2),
-    }
-
-
-def judged_table(stage: str, drop_in: str, late: str) -> str:
-    """A judgement: a row for each task, a column for each comparison, and below how many are better and worse."""
-    found = scores(stage)
-    tasks = [task for task in all_tasks() if task in found]
-    columns = {words: column(found, tasks, pair) for words, pair in judged(drop_in, late).items()}
-    lines = [f"| task, n | AdamW's lr | {' | '.join(('AdamW', *columns))} |", "|---" * (len(columns) + 3) + "|"]
-    for task in tasks:
-        base = found[task][label(BASELINE, best_lr(task))]
-        cells = [shown(task, *each[task]) if task in each else "" for each in columns.values()]
-        lines.append(
-            f"| {named(task)}, {len(base)} | {best_lr(task):g} | {mean(base.values()):.4g} | {' | '.join(cells)} |"
-        )
-    counts = []
-    for each in columns.values():
-        signs = [better(task, *each[task]) for task in each]
-        counts.append(f"{signs.count(1)} / {signs.count(-1)}")
-    lines.append(f"| better / worse | | | {' | '.join(counts)} |")
-    return "\n".join(lines)
-
-
-def shown(task: str, found: Difference | None, p: float) -> str:
-    """A difference with its interval and its corrected p, bold where it is significant."""
-    if found is None:
-        return "a run was lost"
-    digits = 2 if abs(found.high - found.low) > 0.05 else 4
-    text = f"{found.mean:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}], {p_text(p)}"
-    return f"**{text}**" if better(task, found, p) else text
-
-
-NAMES = {
-    BASELINE: "AdamW, cosine",
-    LATE: "AdamW, late",
-    EMA: "AdamW, constant, EMA",
-    SCHEDULE_FREE: "Schedule-Free",
-    DEFAULT: "the present default",
-    DROP_IN: "reach, cosine",
-    RECOMMENDED: "reach, late",
-    "hatam-reach:horizon=4.0": "reach from the first step on",
-    "gated-reach:gamma=0.2": "gated reach",
-    "hatam-straightened:gamma=0.4": "straightened",
-}
-"""The columns of the table; the last ones are of candidates that have been given up."""
-
-
-def screened_table() -> str:
-    """At AdamW's best lr: a row for each task, a column for each contender; + and − beside AdamW's cosine."""
-    return _screened({name: (spec, 1) for spec, name in NAMES.items()})
-
-
-def off_table() -> str:
-    """The same for the drop-in at a third of that lr and at three times as much, beside AdamW there."""
-    words = {0: "a third", 2: "three times"}
-    return _screened({f"{NAMES[spec]}, {words[i]}": (spec, i) for i in words for spec in (BASELINE, DROP_IN)})
-
-
-def _screened(columns: Mapping[str, tuple[str, int]]) -> str:
-    found = scores("screen")
-    lines = [f"| task, n | AdamW's best lr | {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) + 1)]
-    for task in (task for task in all_tasks() if task in found):
-        cells = []
-        for spec, which in columns.values():
-            lr = lrs(task)[which]
-            values, baseline = (found[task].get(label(one, lr), {}) for one in (spec, BASELINE))
-            cells.append(grids.compared(values, baseline, task) if baseline else "")
-        counts = {len(values) for values in found[task].values()}
-        lines.append(f"| {named(task)}, {max(counts)} | {best_lr(task):g} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def named(task: str) -> str:
-    """With an arrow to where better is."""
-    return f"{task} {'↑' if find(task).higher_is_better else '↓'}"
-
-
-def pages() -> dict[str, str]:
-    """The tables by their markers; that of a stage that has not been done is left out."""
-    found: dict[str, Callable[[], str]] = {"screened": screened_table, "screened-off": off_table}
-    found["judged"] = partial(judged_table, "judge", DROP_IN, RECOMMENDED)
-    found["gated"] = partial(judged_table, "judged-gated", *GATED)
-    stages = {"screened": "screen", "screened-off": "screen", "judged": "judge", "gated": "judged-gated"}
-    return {marker: table() for marker, table in found.items() if scores(stages[marker])}
+    if labels:
+        content = {"score": key, "environment": records.environment(), "tasks": {**found, task: labels}}
+        records.write(RESULTS / f"{stage}.json", content)
 
 
 def main() -> None:
-    """Do a stage, or fill in the page."""
+    """Do a stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", nargs="?", choices=STAGES)
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--task", action="append", choices=LRS, help="of these tasks alone")
     parser.add_argument("--collect", action="store_true", help="run nothing, collect what has a record")
-    parser.add_argument("--render", action="store_true", help="fill in the page")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    for task in (options.task or LRS) if options.stage else ():
+    for task in options.task or LRS:
         if not options.collect:
             measure(options.stage, task, options.jobs)
         collect(options.stage, task)
-    if options.render:
-        for marker, text in pages().items():
-            report.fill_in(PAGE, marker, text)
 
 
 if __name__ == "__main__":

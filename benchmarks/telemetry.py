@@ -27,15 +27,15 @@ COST, RUNS = ROOT / "results/telemetry/cost.json", ROOT / "results/telemetry/run
 PAGE, FIGURE = ROOT / "docs/telemetry.md", ROOT / "docs/figures/telemetry.svg"
 SHAPES = ("MLP, 1 k", "MLP, 100 k", "transformer, 3 M", "2,000 small, 2 M", "25 M")
 KINDS: dict[str, dict[str, Any]] = {
-    "healthy, γ = 0.1": {"radius": "relative", "gamma": 0.1},
-    "too small, γ = 0.003": {"radius": "relative", "gamma": 0.003},
-    "beyond the cliff, γ = 0.5": {"radius": "relative", "gamma": 0.5},
-    "published, γ = 4": {"form": "published", "gamma": 4.0},
+    "defaults": {},
+    "too near, horizon 0.1": {"horizon": 0.1},
+    "horizon 8": {"horizon": 8.0},
+    "too far, γ = 2, horizon 100": {"gamma": 2.0, "horizon": 100.0},
 }
 SHOWN = {
-    "displacement_ratio": "‖d‖ / ‖w‖",
+    "offset_ratio": "‖κ u‖ / ‖w‖",
     "bend_update_cosine": "cos(c, last update)",
-    "modulator_max": "largest S of the network",
+    "update_ratio": "‖update‖ / ‖w‖",
     "gap": "loss at w over loss at z",
 }
 
@@ -43,7 +43,7 @@ SHOWN = {
 def cost(shape: str, rounds: int = 15) -> dict[str, Any]:
     """How many steps one observation costs, in paired turns."""
     params = step_cost.parameters(shape)
-    optimizer = HATAM(params)
+    optimizer = step_cost.reaching(params)
     ratios = []
     for _ in range(rounds + 2):
         spent = []

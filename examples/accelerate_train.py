@@ -24,7 +24,7 @@ def main() -> None:
     x = x.float() / 16
     loader = DataLoader(TensorDataset(x[:1200], y[:1200]), batch_size=32, shuffle=True)
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-    optimizer = HATAM(model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    optimizer = HATAM(model.named_parameters(), lr=3e-3, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
     # The schedule stays outside: prepare() would step it once for every process.
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)

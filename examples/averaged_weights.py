@@ -19,7 +19,7 @@ def main() -> None:
     x, y = (torch.as_tensor(a) for a in load_digits(return_X_y=True))
     x = x.float() / 16
     model = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 10))
-    optimizer = HATAM(model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    optimizer = HATAM(model.named_parameters(), lr=3e-3, weight_decay=0.1)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     for step in range(STEPS):
         batch = torch.randint(1200, (64,))

@@ -1,9 +1,8 @@
 """The step inside backward(): each parameter is updated, and its gradient freed, as soon as that gradient is whole.
 
-Each parameter has an optimizer of its own. With radius="relative" HATAM's means and sizes are of one tensor, so that
-the numbers are those of one optimizer, to the last bit; the default's γ is a norm over all parameters of an optimizer.
-What goes with it: gradient accumulation, clipping by the norm over all parameters, and a GradScaler need all gradients
-at once, and are not possible so.
+Each parameter has an optimizer of its own. What HATAM measures is of one tensor, so that the numbers are those of one
+optimizer, to the last bit. Gradient accumulation, clipping by the norm over all parameters, and a GradScaler need all
+gradients at once, and are not possible so.
 
 Needs, in a clone: pip install . scikit-learn. Run it with: python examples/gradient_release.py
 """
@@ -43,13 +42,7 @@ def main() -> None:
     x, y = (torch.as_tensor(a) for a in load_digits(return_X_y=True))
     x = x.float() / 16
     released, ordinary = network(), network()
-    options: dict[str, Any] = {
-        "lr": 3e-3,
-        "betas": (0.9, 0.95),
-        "weight_decay": 0.1,
-        "radius": "relative",
-        "gamma": 0.05,
-    }
+    options: dict[str, Any] = {"lr": 3e-3, "weight_decay": 0.1}
     optimizers = release(released, **options)
     optimizer = HATAM(ordinary.parameters(), **options)
     schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, STEPS) for o in (*optimizers.values(), optimizer)]

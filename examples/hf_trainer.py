@@ -30,18 +30,14 @@ class Windows(torch.utils.data.Dataset):
 
 
 class StraightenedTrainer(Trainer):
-    """Evaluates, predicts and saves at the point that AdamW would hold, and goes on from there where it loads the best.
+    """Saves at the point that AdamW would hold; there Trainer evaluates and predicts by itself.
 
-    A checkpoint is whole: its optimizer knows that these weights are not displaced, and training resumes from them.
+    A checkpoint is whole: its optimizer knows that these weights have no offset, and training resumes from them.
     """
 
     def straightened(self):
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
         return optimizer.straightened() if isinstance(optimizer, HATAM) else nullcontext()  # None before training
-
-    def evaluation_loop(self, *args, **kwargs):  # of evaluate() and predict()
-        with self.straightened():
-            return super().evaluation_loop(*args, **kwargs)
 
     def save_model(self, *args, **kwargs):
         with self.straightened():
@@ -52,8 +48,8 @@ class StraightenedTrainer(Trainer):
             super()._save_checkpoint(*args, **kwargs)
 
     def _load_best_model(self):  # load_best_model_at_end
+        getattr(self.optimizer, "optimizer", self.optimizer).eval()  # the weights that come have no offset
         super()._load_best_model()
-        getattr(self.optimizer, "optimizer", self.optimizer).weights_replaced()
 
 
 def main() -> None:
@@ -84,7 +80,7 @@ def main() -> None:
             ),
             train_dataset=Windows(text[:200_000]),
             eval_dataset=Windows(text[200_000:208_000]),
-            optimizer_cls_and_kwargs=(HATAM, {"lr": 3e-3, "betas": (0.9, 0.95)}),  # learning_rate would not count
+            optimizer_cls_and_kwargs=(HATAM, {"lr": 3e-3}),  # learning_rate would not count
         )
         before = trainer.evaluate()["eval_loss"]
         trainer.train()

@@ -27,7 +27,7 @@ class Digits(lightning.LightningModule):
         self.straightened = ExitStack()
 
     def configure_optimizers(self):
-        optimizer = HATAM(self.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1)
+        optimizer = HATAM(self.named_parameters(), lr=3e-3, weight_decay=0.1)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -49,7 +49,7 @@ class Digits(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint) -> None:
         for optimizer in self.trainer.optimizers:  # of a training before, as where the best is loaded to test it
-            optimizer.weights_replaced()
+            optimizer.eval()
 
 
 def main() -> None:

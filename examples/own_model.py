@@ -31,7 +31,7 @@ def train(make_optimizer, seed):
 if __name__ == "__main__":
     compare(
         train,
-        contenders=["adamw", "hatam:gamma=0.5", "msam:rho=0.5", ("nadam", torch.optim.NAdam)],
+        contenders=["adamw", "hatam", "msam:rho=0.5", ("nadam", torch.optim.NAdam)],
         seeds=4,
         options={"lr": 0.03},  # for every contender; a list is a grid
     )

@@ -23,7 +23,7 @@ def main() -> None:
     x, y = (torch.as_tensor(a) for a in load_digits(return_X_y=True))
     x = x.float().view(-1, 1, 8, 8) / 16
     model = timm.create_model("test_resnet", in_chans=1, num_classes=10)
-    optimizer = create_optimizer_v2(model, opt="hatam", lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1, gamma=0.5)
+    optimizer = create_optimizer_v2(model, opt="hatam", lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1)
     print(f"without weight decay, by timm: {len(optimizer.param_groups[0]['params'])} tensors")
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for _ in range(STEPS):

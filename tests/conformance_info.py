@@ -19,7 +19,7 @@ from torch.testing._internal.common_optimizers import (
     get_error_inputs_for_all_optims,
 )
 
-from hatam import HATAM, PUBLISHED_FORM
+from hatam import HATAM
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
@@ -31,21 +31,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "weight_decay": {"weight_decay": 0.1},
     "maximize": {"weight_decay": 0.1, "maximize": True},
     "AdamW": {"gamma": 0.0},
-    "own e": {"beta_c": 0.5},
-    "uniform": {"modulator": "uniform"},
-    "radius by lr": {"radius": "lr", "modulator_cap": 3.0},
-    "raw": {"form": "raw"},
-    "published": dict(PUBLISHED_FORM),
+    "relative": {"modulator": "relative"},
+    "every tensor": {"hidden": True},
 }
 CAPTURABLE: dict[str, dict[str, Any]] = {
     "capturable": {"capturable": True},
     "capturable, tensor lr": {"capturable": True, "lr": 0.001},
-    "capturable, raw": {"capturable": True, "form": "raw"},
+    "capturable, relative": {"capturable": True, "modulator": "relative"},
 }
 
 
 def optim_inputs(device: str, dtype: torch.dtype | None = None) -> list[OptimizerInput]:
-    """Every form and kind of option; on a GPU, with its state kept there too."""
+    """Every kind of option; on a GPU, with its state kept there too."""
     known = OPTIONS | (CAPTURABLE if torch.device(device).type == "cuda" else {})
     small = {"eps": 0.1} if dtype == torch.float16 else {}  # 1e-8 is 0 in float16
     made = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import itertools
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,10 +14,12 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
-from hatam import HATAM, PUBLISHED_FORM
+from hatam import HATAM, paths
 from hatam.fused import cpu
 from hatam.fused.batches import Batch
+from hatam.state import hidden_flags
 from hatam.storage import is_quantized
+from hatam.testing import Reference
 from hatam.update import Options
 
 # The machine is shared and slow at times: no deadline. The same examples every run: a failure can be repeated.
@@ -32,47 +33,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.user_properties += [("compatible", ": ".join(mark.args)) for mark in item.iter_markers("compatible")]
 
 
-FORMS = ("decoupled", "raw", "published")
-MODULATORS = ("relative", "uniform")
+class Falling(HATAM):
+    """HATAM in the second half of a schedule: lr is half its peak, and no travel is asked for, so that there is a reach
+    from the second step on."""
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    f"{form}-{modulator}": {"form": form, "modulator": modulator}
-    for form, modulator in itertools.product(FORMS, MODULATORS)
-} | {
-    f"decoupled-{modulator}-{radius}": {"form": "decoupled", "modulator": modulator, "radius": radius}
-    for modulator, radius in itertools.product(MODULATORS, ("lr", "relative"))
-}
-"""Every form with every modulator and every radius, otherwise at its defaults."""
+    def __init__(self, params: Any, *args: Any, **options: Any) -> None:
+        super().__init__(params, *args, **{"travel": 0.0, "horizon": math.inf, **options})
 
-DEFAULT_FORMS: dict[str, dict[str, Any]] = {
-    "decoupled": {"form": "decoupled"},
-    "decoupled-by-lr": {"form": "decoupled", "radius": "lr", "modulator_cap": 3.0},
-    "raw": {"form": "raw"},
-    "published": dict(PUBLISHED_FORM),
-}
-"""Every form as a user would ask for it."""
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        group["lr_peak"] = 2 * float(group["lr"])
+        group["lr_peak"] = paths.peak_of_kind(group)
+
+
+class Reaching(Falling):
+    """And every tensor has a reach, of whatever shape."""
+
+    def __init__(self, params: Any, *args: Any, **options: Any) -> None:
+        super().__init__(params, *args, **{"hidden": True, **options})
+
+
+VARIANTS: dict[str, dict[str, Any]] = {"uniform": {"modulator": "uniform"}, "relative": {"modulator": "relative"}}
+"""Every modulator, otherwise at the defaults, but that every tensor reaches, and far enough to be seen."""
+for options in VARIANTS.values():
+    options |= {"hidden": True, "gamma": 0.5, "travel": 0.0, "horizon": math.inf}
 
 every_variant = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
-every_form = pytest.mark.parametrize("options", DEFAULT_FORMS.values(), ids=DEFAULT_FORMS.keys())
 every_path = pytest.mark.parametrize("foreach", [False, True], ids=["single", "foreach"])
-
-
-KERNEL_FORMS: dict[str, dict[str, Any]] = {
-    f"{name}-{modulator}": {**options, "modulator": modulator}
-    for name, options in {
-        "shared-m": {"form": "decoupled"},
-        "own-e": {"form": "decoupled", "beta_c": 0.7},
-        "shared-m-relative": {"form": "decoupled", "radius": "relative"},
-        "shared-m-by-lr": {"form": "decoupled", "radius": "lr"},
-        "own-e-by-lr": {"form": "decoupled", "radius": "lr", "beta_c": 0.7},
-        "raw": {"form": "raw"},
-        "published": {"form": "published"},
-    }.items()
-    for modulator in MODULATORS
-}
-"""Every loop of the fused kernel with every modulator."""
-
-every_loop = pytest.mark.parametrize("options", KERNEL_FORMS.values(), ids=KERNEL_FORMS.keys())
 
 
 @contextmanager
@@ -90,19 +78,15 @@ def kernel_calls() -> Iterator[list[int]]:
         yield taken
 
 
-def is_scaled(options: dict[str, Any]) -> bool:
-    """Whether the radius is in units that need a scale for each tensor, as it is by default."""
-    return options.get("form", "decoupled") == "decoupled" and options.get("radius") != "lr"
-
-
-def unit_of(optimizer: HATAM) -> dict[str, Any]:
-    """What the displacement of the optimizer's first group is in units of, in the reference's words."""
+def oracles(params: list[torch.nn.Parameter], optimizer: HATAM) -> list[Reference]:
+    """A reference for every parameter of the optimizer's only group."""
     group = optimizer.param_groups[0]
-    params = [p.detach() for group in optimizer.param_groups for p in group["params"]]
-    whole = sum(float(p.abs().double().square().sum()) for p in params) ** 0.5
-    norm = {"relative": 0.0, "absolute": whole or 1e-300}.get(group["radius"])
-    cap = math.inf if group["radius_cap"] is None else group["radius_cap"]
-    return {"norm": norm, "radius_cap": cap, "numel": sum(p.numel() * (1 + p.is_complex()) for p in params)}
+    (beta1, beta2), flags = group["betas"], hidden_flags(group)
+    same = {key: group[key] for key in ("eps", "weight_decay", "gamma", "travel", "horizon", "modulator", "fade")}
+    made = [Reference(p, beta1, beta2, **same, hidden=flag) for p, flag in zip(params, flags, strict=True)]
+    for oracle in made:
+        oracle.peak = float(group["lr_peak"])
+    return made
 
 
 def through_a_file(state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -128,13 +112,13 @@ def parameters(
 
 
 def gradients(params: list[torch.nn.Parameter], steps: int, seed: int = 1) -> list[list[Tensor]]:
-    """Prescribed gradients for some steps: a drift plus noise, at a scale of its own in every coordinate."""
+    """Prescribed gradients for some steps: a slight drift plus noise, at a scale of its own in every coordinate."""
     rng = generator(seed)
     scales = [torch.randn(p.shape, generator=rng).exp() for p in params]
     drifts = [torch.randn(p.shape, generator=rng) for p in params]
 
     def draw(p: Tensor, scale: Tensor, drift: Tensor) -> Tensor:
-        return (scale * (0.3 * drift + torch.randn(p.shape, generator=rng))).to(p.dtype)
+        return (scale * (0.1 * drift + torch.randn(p.shape, generator=rng))).to(p.dtype)
 
     complex_too = [p.is_complex() for p in params]
     return [

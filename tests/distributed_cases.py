@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from conftest import Falling
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -23,15 +24,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hatam import HATAM, sharded
 
-FORMS: dict[str, dict[str, Any]] = {
-    "decoupled": {},
-    "own e": {"beta_c": 0.5},
-    "relative": {"radius": "relative"},
-    "uniform": {"modulator": "uniform"},
-    "by lr": {"radius": "lr", "modulator_cap": 3.0},
-    "uniform by lr": {"radius": "lr", "modulator": "uniform"},
-    "raw": {"form": "raw"},
-    "published": {"form": "published"},
+KINDS: dict[str, dict[str, Any]] = {
+    "uniform": {},
+    "relative": {"modulator": "relative"},
+    "every tensor": {"hidden": True},
     "AdamW": {"gamma": 0.0},
 }
 PATHS: dict[str, dict[str, Any]] = {
@@ -79,10 +75,10 @@ def one_group(params: list[nn.Parameter]) -> list[dict[str, Any]]:
 
 
 def many_groups(params: list[nn.Parameter]) -> list[dict[str, Any]]:
-    """Of which the frozen weights count for the norm, and so do those that are not displaced or by a unit of theirs."""
+    """Of several kinds, with a frozen weight among them."""
     first, second, third, *rest, last = params
     last.requires_grad_(False)
-    still, relative = {"params": [second], "gamma": 0.0}, {"params": [third], "radius": "relative"}
+    still, relative = {"params": [second], "gamma": 0.0}, {"params": [third], "modulator": "relative"}
     return [{"params": [first, last]}, still, relative, {"params": rest, "weight_decay": 0.0}]
 
 
@@ -110,20 +106,20 @@ def same_as_whole(
 
 
 def case_parity() -> dict[str, float]:
-    """Every form on every path, in both precisions."""
+    """Every kind on every path, in both precisions."""
     meshes = {"shard": world(), "mixed": world()}
     if dist.get_world_size() == 4:
         two = init_device_mesh("cpu", (2, 2), mesh_dim_names=("outer", "inner"))
         meshes = {"mixed": world(), "hsdp": two, "2d": two}
     errors = {}
-    for (kind, mesh), (form, options), (path, flags), dtype in itertools.product(
-        meshes.items(), FORMS.items(), PATHS.items(), LIMITS
+    for (cut, mesh), (kind, options), (path, flags), dtype in itertools.product(
+        meshes.items(), KINDS.items(), PATHS.items(), LIMITS
     ):
-        few = form in ("decoupled", "own e", "raw")
-        if (few and path == "fused") if dist.get_world_size() == 4 else (form == "decoupled" or kind == "shard"):
-            found = same_as_whole(mesh, kind, {**options, **flags}, dtype)
-            errors[f"{kind}, {form}, {path}, {dtype}"] = found
-            assert found <= LIMITS[dtype], (kind, form, path, dtype, found)
+        few = kind in ("relative", "every tensor")
+        if (few and path == "fused") if dist.get_world_size() == 4 else (kind == "relative" or cut == "shard"):
+            found = same_as_whole(mesh, cut, {**options, **flags}, dtype)
+            errors[f"{cut}, {kind}, {path}, {dtype}"] = found
+            assert found <= LIMITS[dtype], (cut, kind, path, dtype, found)
     for path, dtype in itertools.product(PATHS, LIMITS):
         found = same_as_whole(meshes["mixed"], "mixed", PATHS[path], dtype, many_groups)
         errors[f"mixed, groups, {path}, {dtype}"] = found
@@ -149,53 +145,32 @@ class Counted:
         sharded.dist.all_reduce = self.real
 
 
-def is_norm(optimizer: HATAM) -> bool:
-    group = optimizer.param_groups[0]
-    return bool(group["gamma"]) and group["radius"] == "absolute"
-
-
-def made_before_they_were_cut(mesh: Any) -> None:
-    """As some hosts do it: one process has the weights, the others have none yet, and then parts take their places."""
-    whole = torch.ones(8, 3) if dist.get_rank() == 0 else torch.empty(8, 3, device="meta")
-    optimizer = HATAM([nn.Parameter(whole)])
-    part = nn.Parameter(distribute_tensor(torch.full((8, 3), 2.0), mesh, [Shard(0)]))
-    optimizer.param_groups[0]["params"] = [part]
-    optimizer.load_state_dict(optimizer.state_dict())
-    part.grad = distribute_tensor(torch.randn(8, 3), mesh, [Shard(0)])
-    optimizer.step()
-    assert abs(optimizer.param_groups[0]["start_norm"] - 96**0.5) <= 1e-12
-    assert optimizer.param_groups[0]["start_numel"] == 24
-
-
 def case_collectives() -> dict[str, Any]:
-    """One for each mesh and step, whatever the number of tensors and groups' forms; none that AdamW would not have."""
+    """One for each mesh and step, whatever the number of tensors; none that AdamW would not have until lr falls."""
     one = world()
     counts: dict[str, Any] = {}
-    for form, options in FORMS.items():
+    for (kind, options), made in itertools.product(KINDS.items(), (HATAM, Falling)):
         params = [nn.Parameter(distribute_tensor(torch.randn(8, 3), one, [Shard(0)])) for _ in range(20)]
-        optimizer = HATAM(params, **options)
+        optimizer = made(params, **options)
         with Counted() as found:
             for _ in range(3):
                 for p in params:
                     p.grad = distribute_tensor(torch.randn(8, 3), one, [Shard(0)])
                 optimizer.step()
-        sums = {"decoupled": 3, "own e": 3, "relative": 3, "uniform": 2, "uniform by lr": 0, "AdamW": 0}.get(form, 1)
-        once = [16] if is_norm(optimizer) else []  # norm and number of the first weights
-        assert found == once + [4 * sums * 20] * (3 if sums else 0), (form, found)
-        steps = found[len(once) :]
-        counts[form] = {"collectives a step": len(steps) / 3, "bytes a tensor": sum(steps) / 60}
-    made_before_they_were_cut(one)
+        sums = {"relative": 3, "AdamW": 0}.get(kind, 2) if made is Falling else 0
+        assert found == [4 * sums * 20] * (3 if sums else 0), (kind, found)
+        counts[kind] = {"collectives a step": len(found) / 3, "bytes a tensor": sum(found) / 60}
     if dist.get_world_size() == 4:
         outer = init_device_mesh("cpu", (2, 2), mesh_dim_names=("a", "b"))
         meshes = [one, outer["a"], outer["b"]]
         params = [nn.Parameter(distribute_tensor(torch.randn(8, 3), meshes[i % 3], [Shard(0)])) for i in range(9)]
-        optimizer = HATAM(params)
+        optimizer = Falling(params)
         with Counted() as found:
             for p in params:
                 p.grad = distribute_tensor(torch.randn(8, 3), p.device_mesh, [Shard(0)])
             optimizer.step()
-        assert found == [16] * 3 + [3 * 4 * 3] * 3, found
-        counts["three meshes"] = len(found) - 3
+        assert found == [2 * 4 * 3] * 3, found
+        counts["three meshes"] = len(found)
     return counts
 
 
@@ -269,11 +244,11 @@ def case_modules() -> dict[str, float]:
             2,
             two.get_local_rank("dp"),
         )
-    for (kind, (cut, ranks, mine)), dtype, form in itertools.product(kinds.items(), LIMITS, ("decoupled", "raw")):
-        if form == "raw" and dtype == torch.float32:
+    for (kind, (cut, ranks, mine)), dtype, form in itertools.product(kinds.items(), LIMITS, ("uniform", "relative")):
+        if form == "relative" and dtype == torch.float32:
             continue
         whole, part = network(dtype), cut(network(dtype))
-        optimizers = [HATAM(m.parameters(), 3e-3, **FORMS[form]) for m in (whole, part)]
+        optimizers = [Falling(m.parameters(), 3e-3, **KINDS[form]) for m in (whole, part)]
         train(whole, optimizers[0], 0, STEPS)
         train(part, optimizers[1], 0, STEPS, ranks, mine)
         found = error(list(part.parameters()), list(whole.parameters()))
@@ -295,14 +270,14 @@ def case_ddp() -> dict[str, float]:
     other = copy.deepcopy(model)
     with torch.no_grad():
         torch._foreach_mul_(list(other.parameters()), 1.0 + rank)
-    optimizers = [HATAM(m.parameters(), 3e-3) for m in (whole, other)]
+    optimizers = [Falling(m.parameters(), 3e-3) for m in (whole, other)]
     parallel = DistributedDataParallel(other, static_graph=True)
     train(whole, optimizers[0], 0, 20)
     train(parallel, optimizers[1], 0, 20, size, rank)
     errors = {"static graph": error(list(parallel.parameters()), list(whole.parameters()))}
 
     whole, parallel = network(), DistributedDataParallel(model)
-    optimizers = [HATAM(m.parameters(), 3e-3) for m in (whole, parallel)]
+    optimizers = [Falling(m.parameters(), 3e-3) for m in (whole, parallel)]
     train(whole, optimizers[0], 0, 20)
     for step in range(20):
         x, y = (own(part, size, rank).chunk(3) for part in batch(step, torch.float64))
@@ -332,7 +307,7 @@ def case_scaler() -> dict[str, float]:
     errors = {}
     for path, flags in PATHS.items():
         whole, part = network(), sharded_fully(network(), world())
-        optimizers = [HATAM(m.parameters(), 3e-3, **flags) for m in (whole, part)]
+        optimizers = [Falling(m.parameters(), 3e-3, **flags) for m in (whole, part)]
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         for step in range(10):
             x, y = batch(step, torch.float64)
@@ -354,7 +329,7 @@ def case_scaler() -> dict[str, float]:
 
 
 def case_merged() -> dict[str, str]:
-    """FSDP1 is refused unless nothing is asked of whole tensors; ZeroRedundancyOptimizer deals tensors out whole."""
+    """FSDP1 is refused but as AdamW; ZeroRedundancyOptimizer deals tensors out whole."""
     from torch.distributed.fsdp import FullyShardedDataParallel
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
@@ -369,7 +344,7 @@ def case_merged() -> dict[str, str]:
             except RuntimeError as refused:
                 said[f"use_orig_params={original}"] = str(refused)
             whole = network()
-            optimizers = [HATAM(m.parameters(), 3e-3, modulator="uniform", radius="lr") for m in (whole, model)]
+            optimizers = [HATAM(m.parameters(), 3e-3, gamma=0.0) for m in (whole, model)]
             train(whole, optimizers[0], 0, 10)
             train(model, optimizers[1], 0, 10, size, rank)
             with FullyShardedDataParallel.summon_full_params(model):
@@ -377,9 +352,9 @@ def case_merged() -> dict[str, str]:
     assert all("use torch.distributed.fsdp.fully_shard (FSDP2)" in words for words in said.values())
     assert len(said) == 2
     whole, parallel = network(), DistributedDataParallel(network())
-    options = {"lr": 3e-3, "radius": "relative"}
-    train(whole, HATAM(whole.parameters(), **options), 0, 20)
-    train(parallel, ZeroRedundancyOptimizer(parallel.parameters(), HATAM, **options), 0, 20, size, rank)
+    options = {"lr": 3e-3, "modulator": "relative"}
+    train(whole, Falling(whole.parameters(), **options), 0, 20)
+    train(parallel, ZeroRedundancyOptimizer(parallel.parameters(), Falling, **options), 0, 20, size, rank)
     assert error(list(parallel.parameters()), list(whole.parameters())) < 1e-11
     return said
 
@@ -397,7 +372,7 @@ def case_telemetry() -> dict[str, float]:
             params = [
                 nn.Parameter(distribute_tensor(p.detach(), mesh, at)) for p, at in zip(params, places, strict=True)
             ]
-        optimizer = HATAM(params, 0.01)
+        optimizer = Falling(params, 0.01, modulator="relative", hidden=True)
         telemetry = Telemetry(optimizer, every=5)
         for _ in range(5):
             for p in params:

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 import triton
-from conftest import feed, gradients, parameters
+from conftest import Reaching, feed, gradients, parameters
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime.jit import JITFunction
 
-from hatam import HATAM, fused
+from hatam import fused
 from hatam.fused import gpu
 
 
@@ -33,7 +33,7 @@ class NoDevice(DriverBase):
 def check(name: str, ptx: str, double: bool) -> None:
     """No precision is lost in the options, memory is read 16 bytes at a time, and rounding is that of the CPU."""
     if name == "prepare":
-        assert ptx.count(".param .f64") == 14, "the options must be passed in float64"
+        assert ptx.count(".param .f64") == 13, "the options must be passed in float64"
     if name == "update":
         assert re.search(r"ld\.global\.v2\.b64" if double else r"ld\.global\.v4\.b32", ptx), "reads are not wide"
         assert re.search(r"st\.global\.v2\.b64" if double else r"st\.global\.v4\.b32", ptx), "writes are not wide"
@@ -56,15 +56,15 @@ def main() -> None:
     half, random = torch.bfloat16, {"bf16_stochastic_round": True, "seed": 2**32 - 1}
     for dtype, options in (
         (torch.float32, {}),
-        (torch.float32, {"modulator": "uniform", "state_dtype": half}),
+        (torch.float32, {"state_dtype": half}),
         (half, random),
         (half, {"state_dtype": torch.float32}),
-        (torch.float64, {"beta_c": 0.5}),
+        (torch.float64, {"eps": 1e-6}),
     ):
-        for form in ("decoupled", "raw", "published"):
+        for kind in ({}, {"modulator": "relative"}, {"hidden": None}):
             lr = torch.tensor(0.01) if options else 0.01
-            params = parameters([(3,), (gpu.CHUNK,)], dtype)
-            optimizer = HATAM(params, lr, form=form, fused=True, **options)
+            params = parameters([(3, 1), (gpu.CHUNK,)], dtype)
+            optimizer = Reaching(params, lr, fused=True, **options, **kind)
             if options:
                 optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0), torch.tensor(0.0)
             feed(optimizer, params, gradients(params, 1))

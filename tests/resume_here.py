@@ -39,7 +39,7 @@ def end(model: torch.nn.Module, optimizer: HATAM) -> list[bytes]:
     """Everything that training has changed, to the last bit."""
     weights = [p.detach().contiguous().view(torch.uint8).numpy().tobytes() for p in model.parameters()]
     group = optimizer.param_groups[0]
-    return [*weights, *state_bits(optimizer), repr((group["lr_peak"], group["start_norm"])).encode()]
+    return [*weights, *state_bits(optimizer), repr((group["lr_peak"], group["begun"])).encode()]
 
 
 def main(source: Path, target: Path) -> None:
@@ -47,7 +47,7 @@ def main(source: Path, target: Path) -> None:
     HATAM([torch.zeros(1, requires_grad=True)], state_dtype="8bit")  # before such a state is loaded, as users are told
     ends = {}
     for name, saved in torch.load(source, weights_only=True).items():
-        model = network(saved["model"]["0.weight"].dtype, seed=1)  # other weights, and another norm
+        model = network(saved["model"]["0.weight"].dtype, seed=1)  # other weights
         optimizer = HATAM(model.parameters(), 0.5, fused=saved["optimizer"]["param_groups"][0]["fused"])
         schedule = schedule_of(optimizer)
         model.load_state_dict(saved["model"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DEFAULT_FORMS, bits, equal, gradients, parameters, state_bits, twins
+from conftest import VARIANTS, Falling, bits, equal, gradients, parameters, state_bits, twins
 from torch import nn
 
 from hatam import HATAM
@@ -17,22 +17,19 @@ PATHS: dict[str, dict[str, Any]] = {
     "foreach": {"foreach": True},
     "default": {},
     "fused": {"fused": True},
-    "capturable": {"capturable": True},
     "m in bfloat16": {"state_dtype": torch.bfloat16},
     "8bit": {"state_dtype": "8bit"},
 }
-EVERY = {
-    f"{form}-{path}": {**options, **flags} for form, options in DEFAULT_FORMS.items() for path, flags in PATHS.items()
-}
+EVERY = {f"{name}-{path}": {**options, **flags} for name, options in VARIANTS.items() for path, flags in PATHS.items()}
 
 
 @pytest.mark.compatible("GradScaler", "a skipped step moves nothing, on every path and state dtype")
 @pytest.mark.parametrize("options", EVERY.values(), ids=EVERY.keys())
 def test_a_step_that_gradscaler_skips_moves_nothing(options: dict[str, Any]) -> None:
-    """Nor state: no count, no moment, no carried mean, no radius, no peak. The others are steps without a scaler."""
+    """Nor state: no count, no moment, no ratio, no reach, no peak. The others are steps without a scaler."""
     params = parameters(((64, 64), (7,)))
     others = twins(params)
-    optimizer, plain = HATAM(params, 0.01, **options), HATAM(others, 0.01, **options)
+    optimizer, plain = Falling(params, 0.01, **options), Falling(others, 0.01, **options)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     for i, row in enumerate(gradients(params, 6)):
         bad = i in (0, 3)
@@ -59,7 +56,7 @@ def test_a_step_that_gradscaler_skips_moves_nothing(options: dict[str, Any]) -> 
 
 
 @pytest.mark.compatible("autocast", "bfloat16, with clipping and accumulation")
-@pytest.mark.parametrize("options", DEFAULT_FORMS.values(), ids=DEFAULT_FORMS.keys())
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
 def test_autocast_with_clipping_and_accumulation(options: dict[str, Any]) -> None:
     """bfloat16 autocast, four micro-batches a step, clipped: it learns, as the same batches at once do."""
     ends = []

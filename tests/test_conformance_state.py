@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conformance_info import GPUS, every_input, every_plain_input
-from conftest import through_a_file
+from conftest import Falling, through_a_file
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -28,7 +28,7 @@ def primed(device: str, options: Options, steps: int = 3, name: bool = False) ->
     """Two parameters that have been trained for a few steps, and their optimizer."""
     torch.manual_seed(0)
     params = [torch.randn(2, 3, device=device).requires_grad_(), torch.randn(2, device=device).requires_grad_()]
-    optimizer = HATAM(with_names(params) if name else params, **copy.deepcopy(options))
+    optimizer = Falling(with_names(params) if name else params, **copy.deepcopy(options))
     train(params, optimizer, steps)
     return params, optimizer
 
@@ -105,7 +105,7 @@ def test_can_load_from_to_named_state_dict(device: str, options: Options, name: 
     model = nn.Sequential(nn.Conv2d(4, 2, 1, stride=2), nn.BatchNorm2d(2)).to(device)
     x = torch.rand(1, 4, 16, 16, device=device)
     optimizers = [
-        HATAM(model.named_parameters() if is_named else model.parameters(), **options)
+        Falling(model.named_parameters() if is_named else model.parameters(), **options)
         for is_named in (name, name_other)
     ]
     for i, optimizer in enumerate(optimizers):
@@ -148,7 +148,7 @@ def test_cpu_load_state_dict(device: str, options: Options, impl: str) -> None:
     options = {key: x for key, x in options.items() if key not in ("capturable", "lr")}
     params, optimizer = primed("cpu", options)
     on_gpu = [p.detach().cuda().requires_grad_() for p in params]
-    other = HATAM(on_gpu, **{**options, impl: True})
+    other = Falling(on_gpu, **{**options, impl: True})
     saved = copy.deepcopy(optimizer.state_dict())
     for group in saved["param_groups"]:
         group[impl] = True
@@ -166,7 +166,7 @@ def test_state_dict_with_cuda_params(device: str, options: Options) -> None:
     saved = copy.deepcopy(optimizer.state_dict())
     before = copy.deepcopy(saved)
     on_gpu = [p.detach().cuda().requires_grad_() for p in params]
-    other = HATAM(on_gpu, **options)
+    other = Falling(on_gpu, **options)
     other.load_state_dict(saved)
     assert repr_bits(saved) == repr_bits(before)
     train(params, optimizer, 5)

@@ -332,11 +332,13 @@ def test_multi_tensor_path_is_the_same(name: str) -> None:
 @pytest.mark.parametrize("name", ["adamw-ema", "schedule-free", "gpa", "msam", "hatam"])
 def test_evaluation_restores_exactly_and_changes_no_training(name: str) -> None:
     torch.set_default_dtype(torch.float32)
-    model, trainer, options = build(name, outputs=2000)  # for some of so many weights the way back is inexact
-    undisturbed, other, _ = build(name, outputs=2000)
+    changed = {"travel": 0.0} if name == "hatam" else {}
+    model, trainer, options = build(name, outputs=2000, **changed)  # for some of so many the way back is inexact
+    undisturbed, other, _ = build(name, outputs=2000, **changed)
     for t in range(1, STEPS + 1):
-        step(trainer, t, float(options["lr"]))
-        step(other, t, float(options["lr"]))
+        lr = float(options["lr"]) / t
+        step(trainer, t, lr)
+        step(other, t, lr)
         before = flat(model)
         with contextlib.suppress(KeyboardInterrupt), trainer.evaluation():
             assert t <= 2 or not torch.equal(flat(model), before)  # HATAM has sizes to scale by from step 3 on

@@ -34,14 +34,6 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
 }
 
 
-def test_scale(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    script = importlib.import_module("scale")
-    page = script.PAGE.read_text(encoding="utf-8")
-    for marker, text in (("messages", script.messages()), ("memory", script.memory())):
-        assert report.replace_between(page, marker, text) == page
-
-
 def test_telemetry(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The table of the page, and its snippet."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
@@ -61,56 +53,11 @@ def test_speed_tables(marker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.replace_between(page, marker, draw(importlib.import_module(name))) == page
 
 
-def test_untuned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    script = importlib.import_module("untuned")
-    for marker, (name, rendered) in script.PAGES.items():
-        page = (ROOT / name).read_text(encoding="utf-8")
-        assert report.replace_between(page, marker, rendered()) == page
-    assert script.DEFAULT == "hatam:gamma=None"
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "ablation",
-        "beta1",
-        "longer_search",
-        "norms",
-        "radius",
-        "rules",
-        "schedules",
-        "steady",
-        "straightened",
-        "untuned",
-    ],
-)
-def test_log_tables(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    page = (ROOT / "docs/log.md").read_text(encoding="utf-8")
-    assert report.replace_between(page, name, importlib.import_module(name).table()) == page
-
-
 def test_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    script = importlib.import_module("screening")
-    page = script.PAGE.read_text(encoding="utf-8")
-    pages = {**script.pages(), "travelled": importlib.import_module("travelled").table()}
-    for marker, text in pages.items():
-        assert report.replace_between(page, marker, text) == page
-
-
-@pytest.mark.parametrize("name", ["confirmed", "isotropic"])
-def test_tables_of_the_results(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    script = importlib.import_module(name)
-    page = (ROOT / script.PAGE).read_text(encoding="utf-8")
-    assert report.replace_between(page, name, script.table()) == page
-
-
-def test_targets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    for (name, marker), text in importlib.import_module("targets").pages().items():
+    found = importlib.import_module("screened").pages()
+    found["docs/decisions.md", "travelled"] = importlib.import_module("travelled").table()
+    for (name, marker), text in found.items():
         page = (ROOT / name).read_text(encoding="utf-8")
         assert report.replace_between(page, marker, text) == page
 
@@ -155,5 +102,5 @@ def test_the_snippets_of_the_migration_page_run(
     names: dict[str, object] = {}
     for snippet in snippets:
         exec(snippet, names)
-    assert len(snippets) == 7
+    assert len(snippets) == 6
     assert "3.weight (1, 16)" in capsys.readouterr().out

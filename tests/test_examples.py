@@ -92,7 +92,7 @@ def test_hf_trainer_resumes(tmp_path: Path) -> None:
             torch.manual_seed(1)
             model = Net()
             arguments = TrainingArguments(str(tmp_path), per_device_train_batch_size=4, **made, **quiet)
-            kinds = (HATAM, {"lr": 0.01, "gamma": 0.1})
+            kinds = (HATAM, {"lr": 0.01, "hidden": True})
             trainer = Trainer(model, arguments, train_dataset=data, optimizer_cls_and_kwargs=kinds)
             trainer.train(resume_from_checkpoint=resume)
             ends.append([bits(p) for p in model.parameters()] + state_bits(trainer.optimizer))
@@ -100,7 +100,7 @@ def test_hf_trainer_resumes(tmp_path: Path) -> None:
 
 
 def test_hf_trainer_finds_its_best_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was evaluated is what is saved, loaded and evaluated at the end, where lr never falls."""
+    """What was evaluated is what is saved, loaded and evaluated at the end."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -114,7 +114,7 @@ def test_hf_trainer_finds_its_best_again(tmp_path: Path, monkeypatch: pytest.Mon
             str(tmp_path),
             per_device_train_batch_size=4,
             max_steps=30,
-            lr_scheduler_type="constant",
+            lr_scheduler_type="linear",
             eval_strategy="steps",
             eval_steps=5,
             save_steps=5,
@@ -124,7 +124,7 @@ def test_hf_trainer_finds_its_best_again(tmp_path: Path, monkeypatch: pytest.Mon
             use_cpu=True,
             logging_strategy="no",
         )
-        kinds = (HATAM, {"lr": 0.05, "betas": (0.9, 0.95), "gamma": 2.0})
+        kinds = (HATAM, {"lr": 0.05, "gamma": 2.0, "horizon": 100.0, "hidden": True})
         trainer = trainer_class(
             Net(), arguments, train_dataset=data[:32], eval_dataset=data[32:], optimizer_cls_and_kwargs=kinds
         )
@@ -148,7 +148,9 @@ def test_lightning_finds_its_best_again(tmp_path: Path, monkeypatch: pytest.Monk
 
         class Digits(module.Digits):  # type: ignore[name-defined,misc]
             def configure_optimizers(self):
-                return HATAM(self.parameters(), lr=3e-3, betas=(0.9, 0.95), gamma=3.0)
+                made = super().configure_optimizers()
+                made["optimizer"].param_groups[0].update(gamma=3.0, horizon=100.0)
+                return made
 
             def validation_step(self, batch, index):
                 self.log("loss", nn.functional.cross_entropy(self.model(batch[0]), batch[1]))

@@ -9,21 +9,22 @@ from typing import Any
 import pytest
 import torch
 from conftest import (
+    Falling,
     bits,
     cosine,
     equal,
-    every_loop,
+    every_variant,
     feed,
     gradients,
-    is_scaled,
     kernel_calls,
+    oracles,
     parameters,
     relative_error,
     twins,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_reference import a_cap, a_fade, a_radius_cap, a_shape, compare, references, settings_of_a_run
+from test_reference import a_shape, compare, settings_of_a_run
 from torch import Tensor
 
 from hatam import HATAM, narrow
@@ -51,65 +52,43 @@ every_storage = pytest.mark.parametrize(("dtype", "storage"), STORAGE.values(), 
 # Against float64 ----------------------------------------------------------------------------------------------------
 
 
-@every_loop
+@every_variant
 @settings(max_examples=8)
 @given(
     shape=a_shape,
     run=settings_of_a_run,
     eps=st.sampled_from([1e-3, 1e-8, 1e-20, 1e-100]),
-    cap=a_cap,
-    fade=a_fade,
-    radius_cap=a_radius_cap,
     lr=st.floats(1e-4, 0.1),
     seed=st.integers(0, 10**6),
 )
 def test_agrees_with_the_reference(
-    options: dict[str, Any],
-    shape: tuple[int, ...],
-    run: dict[str, Any],
-    eps: float,
-    cap: float | None,
-    fade: float | None,
-    radius_cap: float | None,
-    lr: float,
-    seed: int,
+    options: dict[str, Any], shape: tuple[int, ...], run: dict[str, Any], eps: float, lr: float, seed: int
 ) -> None:
-    """Any options, any shape, a schedule with warm-up that ends at 0; and the kernel did it."""
-    extra: dict[str, Any] = {"eps": eps}
-    if options["modulator"] == "relative":
-        extra["modulator_cap"] = cap
-    if options["form"] == "decoupled":
-        extra["fade"] = fade
-    if options["form"] == "decoupled" and options.get("radius", "absolute") == "absolute":
-        extra["radius_cap"] = radius_cap
+    """Any options, any shape, a schedule with warm-up that ends at 0; and the kernel did it once lr had fallen."""
     params = parameters([shape, (3,)], torch.float64, seed)
-    optimizer = HATAM(params, lr, **{**run, **options, **extra}, fused=True)
+    optimizer = HATAM(params, **{**run, **options, "lr": lr, "eps": eps}, fused=True)
     with kernel_calls() as calls:
-        compare(optimizer, params, references(params, optimizer), gradients(params, 20, seed + 1), cosine(20, lr, 4))
-    assert calls == [2] * 20
+        compare(optimizer, params, oracles(params, optimizer), gradients(params, 20, seed + 1), cosine(20, lr, 4))
+    assert calls == [2] * 16
 
 
 @pytest.mark.parametrize(("dtype", "eps"), [(torch.float64, 1e-200), (torch.float64, 0.0), (torch.float32, 1e-20)])
-@pytest.mark.parametrize("form", ["decoupled", "raw"])
-@pytest.mark.parametrize("modulator", ["relative", "uniform"])
-def test_an_eps_whose_square_is_no_normal_number(form: str, modulator: str, dtype: torch.dtype, eps: float) -> None:
-    """The decoupled loops divide once for two denominators; where that may fail another path serves, as exactly."""
-    if eps == 0 and form == "raw" and modulator == "relative":
-        pytest.skip("refused: 0 / 0")
+@every_variant
+def test_an_eps_whose_square_is_no_normal_number(options: dict[str, Any], dtype: torch.dtype, eps: float) -> None:
+    """The loops divide once for two denominators; where that may fail another path serves, as exactly."""
     params = parameters(dtype=dtype)
-    optimizer = HATAM(params, 0.01, eps=eps, form=form, modulator=modulator, fused=True)
-    oracles = references(params, optimizer)
-    grads = gradients(params, 20)
+    optimizer = Falling(params, 0.01, eps=eps, **options, fused=True)
+    references, grads = oracles(params, optimizer), gradients(params, 20)
     for row in grads:
         row[0][1, 2] *= 1e-10  # h is about as small as the gradients, so that in float32 its square is not normal
     with kernel_calls() as calls:
         for row in grads:
             feed(optimizer, params, [row])
-            for oracle, g in zip(oracles, row, strict=True):
+            for oracle, g in zip(references, row, strict=True):
                 oracle.step(g, 0.01)
-    assert calls == ([] if form == "decoupled" else [3] * 20)
-    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
-    assert all(relative_error(p, oracle.w) <= tolerance for p, oracle in zip(params, oracles, strict=True))
+    assert calls == []
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-5
+    assert all(relative_error(p, oracle.w) <= tolerance for p, oracle in zip(params, references, strict=True))
 
 
 # Against the unfused path -------------------------------------------------------------------------------------------
@@ -126,7 +105,7 @@ def check_stored(kernel: Tensor, other: Tensor, scale: Tensor, name: str) -> Non
     assert torch.all((kernel - other).abs() <= 16 * unit * torch.maximum(scale, other.abs())), name
 
 
-@every_loop
+@every_variant
 @every_storage
 def test_step_by_step_it_is_the_wide_path(
     options: dict[str, Any], dtype: torch.dtype, storage: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -138,10 +117,10 @@ def test_step_by_step_it_is_the_wide_path(
     monkeypatch.setattr(narrow, "needed", lambda *_: True)
     params = parameters(((50, 41), (1100,), (3,), ()), dtype)
     others = twins(params)
-    # A unit of an e in bfloat16 is as much of a displacement, which may be far larger than the weight that it moves.
-    reach = 100.0 if is_scaled(options) and BF16 in (dtype, storage.get("state_dtype")) else 0.1
-    optimizer = HATAM(params, 0.01, **options, **storage, fused=True, seed=7)
-    other = HATAM(others, 0.01, **options, **storage, fused=False, seed=7)
+    # A unit of an m in bfloat16 is as much of an offset, which may be far larger than the weight that it moves.
+    reach = 100.0 if BF16 in (dtype, storage.get("state_dtype")) else 1.0
+    optimizer = Falling(params, 0.01, **options, **storage, fused=True, seed=7)
+    other = Falling(others, 0.01, **options, **storage, fused=False, seed=7)
     with kernel_calls() as calls:
         for row, lr in zip(gradients(params, 6), cosine(6, 0.01, 2), strict=True):
             feed(optimizer, params, [row], [lr])
@@ -163,17 +142,17 @@ def test_step_by_step_it_is_the_wide_path(
     assert calls == [4] * 6
 
 
-@every_loop
+@every_variant
 def test_fifty_steps_in_float32(options: dict[str, Any]) -> None:
     """As close to the unfused path as its two variants are to each other: a unit in the last place a step."""
     params = parameters(((6, 5), (2000,), (3, 2, 4), (), (1,)))
     others, grads = twins(params), gradients(params, 50)
-    feed(HATAM(params, 0.01, **options, fused=True), params, grads)
-    feed(HATAM(others, 0.01, **options, fused=False, foreach=False), others, grads)
+    feed(Falling(params, 0.01, **options, fused=True), params, grads)
+    feed(Falling(others, 0.01, **options, fused=False, foreach=False), others, grads)
     assert all(relative_error(p, q) <= 50 * FLOAT_UNIT for p, q in zip(params, others, strict=True))
 
 
-@every_loop
+@every_variant
 @pytest.mark.parametrize("first", [0, 1, 8], ids=lambda i: f"from-step-{i + 1}")
 @pytest.mark.parametrize("poison", [math.nan, -math.inf], ids=str)
 def test_poison_does_what_it_does_elsewhere(options: dict[str, Any], poison: float, first: int) -> None:
@@ -182,8 +161,8 @@ def test_poison_does_what_it_does_elsewhere(options: dict[str, Any], poison: flo
     others, grads = twins(params), gradients(params, 12)
     for row in grads[first : first + 3]:
         row[0][3, 4] = poison
-    optimizer = HATAM(params, 0.01, **options, fused=True)
-    other = HATAM(others, 0.01, **options, fused=False, foreach=False)
+    optimizer = Falling(params, 0.01, **options, fused=True)
+    other = Falling(others, 0.01, **options, fused=False, foreach=False)
     with kernel_calls() as calls:
         feed(optimizer, params, grads)
     feed(other, others, grads)
@@ -197,13 +176,13 @@ def test_poison_does_what_it_does_elsewhere(options: dict[str, Any], poison: flo
         torch.testing.assert_close(params, others, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
-@every_loop
+@every_variant
 @pytest.mark.parametrize("maximize", [False, True], ids=["minimize", "maximize"])
 def test_gradients_are_never_written_to(options: dict[str, Any], maximize: bool) -> None:
     """Nor replaced, in whatever layout; and to maximize is to minimize their negatives."""
     params = parameters(((5, 4), (7,)))
     others, grads = twins(params), gradients(params, 3)
-    optimizer = HATAM(params, 0.01, **options, fused=True, maximize=maximize)
+    optimizer = Falling(params, 0.01, **options, fused=True, maximize=maximize)
     for row in grads:
         row = [row[0].t().contiguous().t(), row[1]]
         for param, grad in zip(params, row, strict=True):
@@ -213,7 +192,7 @@ def test_gradients_are_never_written_to(options: dict[str, Any], maximize: bool)
         assert [bits(g) for g in row] == before
         assert all(p.grad is g for p, g in zip(params, row, strict=True))
     sign = -1 if maximize else 1
-    feed(HATAM(others, 0.01, **options, fused=True), others, [[sign * g for g in row] for row in grads])
+    feed(Falling(others, 0.01, **options, fused=True), others, [[sign * g for g in row] for row in grads])
     assert equal(params, others)
 
 
@@ -239,21 +218,21 @@ SIZES = [
 ]
 
 
-@every_loop
+@every_variant
 def test_sizes_around_blocks_and_chunks(options: dict[str, Any]) -> None:
     """Every element is updated exactly once, and the mean is over the whole tensor."""
     params = parameters([(n,) for n in SIZES])
     others, grads = twins(params), gradients(params, 2)
-    optimizer = HATAM(params, 0.01, **options, fused=True)
+    optimizer = Falling(params, 0.01, **options, fused=True)
     with kernel_calls() as calls:
         feed(optimizer, params, grads)
     assert calls == [len(SIZES)] * 2
-    feed(HATAM(others, 0.01, **options, fused=False), others, grads)
+    feed(Falling(others, 0.01, **options, fused=False), others, grads)
     for p, q in zip(params, others, strict=True):
-        assert relative_error(p, q) <= 8 * FLOAT_UNIT
+        assert relative_error(p, q) <= 16 * FLOAT_UNIT
         state = optimizer.state[p]
         if "denom_mean" in state and p.numel():
-            h = (state["exp_avg_sq"].double() / (1 - 0.999**2)).sqrt() + 1e-8
+            h = (state["exp_avg_sq"].double() / (1 - 0.95**2)).sqrt() + 1e-8
             assert relative_error(state["denom_mean"], h.mean()) <= 1e-6
 
 
@@ -263,10 +242,10 @@ def test_a_tensor_does_not_depend_on_its_neighbours(dtype: torch.dtype, storage:
     params = parameters([(i % 7, 3) for i in range(300)], dtype)
     grads, picked = gradients(params, 4), 299
     start = twins(params)
-    feed(HATAM(params, 0.01, **storage, fused=True), params, grads)
+    feed(Falling(params, 0.01, **storage, hidden=True, fused=True), params, grads)
     for i in (0, 1, 150, picked):
         alone = twins(start)
-        optimizer = HATAM(alone, 0.01, **storage, fused=True)
+        optimizer = Falling(alone, 0.01, **storage, hidden=True, fused=True)
         feed(optimizer, [alone[i]], [[row[i]] for row in grads])
         assert bits(alone[i]) == bits(params[i])
 
@@ -285,10 +264,10 @@ def test_who_takes_which_chunk_is_of_no_matter(order: str, monkeypatch: pytest.M
 
     params = parameters([(3 * CHUNK + 5,), (10,)])
     others, grads = twins(params), gradients(params, 2)
-    feed(HATAM(others, 0.01, state_dtype=BF16, fused=True), others, grads)
+    feed(Falling(others, 0.01, state_dtype=BF16, hidden=True, fused=True), others, grads)
     monkeypatch.setattr(cpu, "torch_threads", lambda: ctypes.cast(parallel, ctypes.c_void_p))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    feed(HATAM(params, 0.01, state_dtype=BF16, fused=True), params, grads)
+    feed(Falling(params, 0.01, state_dtype=BF16, hidden=True, fused=True), params, grads)
     assert asked == [5, 5]
     assert equal(params, others)
 
@@ -308,14 +287,14 @@ def largest_allocation(optimizer: HATAM) -> int:
     return max((event.self_cpu_memory_usage for event in profile.events()), default=0)
 
 
-@pytest.mark.parametrize("form", ["decoupled", "raw"])
+@pytest.mark.parametrize("hidden", [True, False])
 @every_storage
-def test_no_temporary_grows_with_the_parameters(form: str, dtype: torch.dtype, storage: dict[str, Any]) -> None:
+def test_no_temporary_grows_with_the_parameters(hidden: bool, dtype: torch.dtype, storage: dict[str, Any]) -> None:
     """The unfused path, measured alike, has one of the size of the parameter."""
     (param,) = parameters([(100_000,)], dtype)
     found = {}
     for fused in (True, False):
-        optimizer = HATAM([param], 0.01, form=form, **storage, fused=fused)
+        optimizer = Falling([param], 0.01, hidden=hidden, **storage, fused=fused)
         feed(optimizer, [param], gradients([param], 1))
         found[fused] = largest_allocation(optimizer)
     assert found[True] < 4096

@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import (
+    Reaching,
     bits,
     equal,
-    every_loop,
+    every_variant,
     feed,
     gradients,
     kernel_calls,
@@ -29,7 +30,7 @@ from conftest import (
     twins,
 )
 
-from hatam import HATAM, fused
+from hatam import fused
 from hatam.fused import cpu
 
 ROOT = Path(__file__).parents[1]
@@ -45,10 +46,8 @@ CHOICES: dict[str, tuple[dict[str, Any], bool]] = {
     "True-tensor-lr": ({"fused": True, "lr": torch.tensor([0.01], dtype=torch.float64)}, True),
     "foreach": ({"foreach": True}, False),
     "single": ({"foreach": False}, False),
-    "capturable": ({"capturable": True}, False),
-    "True-capturable": ({"fused": True, "capturable": True}, True),
     "True-not-foreach": ({"fused": True, "foreach": False}, True),
-    "raw": ({"form": "raw"}, True),
+    "relative": ({"modulator": "relative"}, True),
     "gamma-0": ({"gamma": 0.0}, False),
     "True-gamma-0": ({"fused": True, "gamma": 0.0}, False),
     "8bit": ({"state_dtype": "8bit"}, False),
@@ -66,16 +65,16 @@ def test_which_path(options: dict[str, Any], taken: bool) -> None:
     params = parameters([(64, 64)])
     others, grads = twins(params), gradients(params, 6)
     with kernel_calls() as calls:
-        feed(HATAM(params, **options), params, grads)
+        feed(Reaching(params, **options), params, grads)
     assert calls == ([1] * 6 if taken else [])
     options = {k: v for k, v in options.items() if k not in ("fused", "foreach", "capturable")}
-    feed(HATAM(others, **{**options, "lr": 0.01}, fused=False, foreach=False), others, grads)
+    feed(Reaching(others, **{**options, "lr": 0.01}, fused=False, foreach=False), others, grads)
     assert all(relative_error(p, q) <= 2e-6 for p, q in zip(params, others, strict=True))
 
 
 def test_differentiable_is_another_path() -> None:
     """The kernel cannot be differentiated through."""
-    optimizer = HATAM(parameters([(3,)]), 0.01, differentiable=True)
+    optimizer = Reaching(parameters([(3,)]), 0.01, differentiable=True)
     p = optimizer.param_groups[0]["params"][0] = torch.ones(3)  # a leaf must not be written to here
     p.grad = torch.ones(3)
     with kernel_calls() as calls:
@@ -117,9 +116,9 @@ def test_none_falls_back_and_says_so_once(fault: str, caplog: pytest.LogCaptureF
     """Not at import, not at construction, not for every optimizer: at the first step that has to do without."""
     runs = []
     caplog.set_level(logging.INFO, "hatam")
-    for options in ({}, {"form": "raw"}, {"fused": False}, {"foreach": True}):
+    for options in ({}, {"modulator": "relative"}, {"fused": False}, {"foreach": True}):
         params = parameters()
-        feed(HATAM(params, 0.01, **options), params, gradients(params, 3))
+        feed(Reaching(params, 0.01, **options), params, gradients(params, 3))
         runs.append(params)
     assert [(record.name, record.levelname) for record in caplog.records] == [("hatam", "WARNING")]
     message = caplog.records[0].getMessage()
@@ -133,9 +132,9 @@ def test_true_is_refused_with_the_remedy(fault: str, gamma: float) -> None:
     """At construction, and in add_param_group, which leaves nothing behind."""
     first, second = parameters(((3,), (2,)))
     with pytest.raises(RuntimeError, match=rf"^fused=True: .*{fault}.*pip install") as raised:
-        HATAM([first], 0.01, fused=True, gamma=gamma)
+        Reaching([first], 0.01, fused=True, gamma=gamma)
     assert cpu.REMEDY in str(raised.value)
-    optimizer = HATAM([first], 0.01, gamma=gamma)
+    optimizer = Reaching([first], 0.01, gamma=gamma)
     feed(optimizer, [first], gradients([first], 2))
     before = repr(optimizer.state_dict())
     with pytest.raises(RuntimeError, match=fault):
@@ -148,7 +147,7 @@ def test_true_is_refused_with_the_remedy(fault: str, gamma: float) -> None:
 def test_a_checkpoint_with_true_goes_on_without_a_kernel() -> None:
     """It was saved where there was one."""
     params = parameters()
-    optimizer = HATAM(params, 0.01, fused=True)
+    optimizer = Reaching(params, 0.01, fused=True)
     feed(optimizer, params, gradients(params, 3))
     saved = through_a_file(optimizer.state_dict())
     others = twins(params)
@@ -157,7 +156,7 @@ def test_a_checkpoint_with_true_goes_on_without_a_kernel() -> None:
         patch.setattr(cpu, "load", lambda: "it was taken away")
         fused.at_hand.cache_clear()
         try:
-            other = HATAM(others, 0.5)
+            other = Reaching(others, 0.5)
             other.load_state_dict(saved)
             with kernel_calls() as calls:
                 feed(other, others, gradients(params, 3, seed=2))
@@ -178,7 +177,7 @@ def test_a_checkpoint_with_true_goes_on_without_a_kernel() -> None:
 def test_only_with_true_the_scale_is_left_to_the_step(flags: list[bool | None], supported: bool) -> None:
     """GradScaler and Lightning ask; one group without it is enough for a no."""
     groups = [{"params": parameters([(3,)]), "fused": flag} for flag in flags]
-    assert HATAM(groups, 0.01)._step_supports_amp_scaling is supported
+    assert Reaching(groups, 0.01)._step_supports_amp_scaling is supported
 
 
 AMP: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
@@ -186,7 +185,7 @@ AMP: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     "maximize": (torch.float32, {"maximize": True}),
     "m-bf16": (torch.float32, {"state_dtype": torch.bfloat16}),
     "bf16-random": (torch.bfloat16, {"bf16_stochastic_round": True}),
-    "raw": (torch.float32, {"form": "raw"}),
+    "relative": (torch.float32, {"modulator": "relative"}),
     "gamma-0": (torch.float32, {"gamma": 0.0}),
     "gamma-0-maximize": (torch.float32, {"gamma": 0.0, "maximize": True}),
     "gamma-0-m-bf16": (torch.float32, {"gamma": 0.0, "state_dtype": torch.bfloat16}),
@@ -202,7 +201,7 @@ def test_scaled_steps(dtype: torch.dtype, options: dict[str, Any], unscale_first
     """
     params = parameters(((5, 4), (7,)), dtype)
     others = twins(params)
-    optimizer, plain = (HATAM(ps, 0.01, **options, fused=True) for ps in (params, others))
+    optimizer, plain = (Reaching(ps, 0.01, **options, fused=True) for ps in (params, others))
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     for i, row in enumerate(gradients(params, 6)):
         scale = scaler.scale(torch.ones(())).item()
@@ -227,15 +226,15 @@ def test_scaled_steps(dtype: torch.dtype, options: dict[str, Any], unscale_first
     assert all(bits(p) == bits(q) for p, q in zip(params, others, strict=True))
 
 
-@every_loop
+@every_variant
 def test_a_scale_that_is_no_power_of_two(options: dict[str, Any]) -> None:
     """To a rounding of the gradients."""
     params = parameters()
     others, grads = twins(params), gradients(params, 10)
-    optimizer = HATAM(params, 0.01, **options, fused=True)
+    optimizer = Reaching(params, 0.01, **options, fused=True)
     optimizer.grad_scale, optimizer.found_inf = torch.tensor([3.0]), torch.tensor([0.0])
     feed(optimizer, params, [[3.0 * g for g in row] for row in grads])
-    feed(HATAM(others, 0.01, **options, fused=True), others, grads)
+    feed(Reaching(others, 0.01, **options, fused=True), others, grads)
     assert all(relative_error(p, q) <= 1e-6 for p, q in zip(params, others, strict=True))
 
 
@@ -243,7 +242,9 @@ def test_a_scale_that_is_no_power_of_two(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fused", "options"), [(None, {}), (True, {"state_dtype": torch.bfloat16}), (True, {"form": "raw"})], ids=str
+    ("fused", "options"),
+    [(None, {}), (True, {"state_dtype": torch.bfloat16}), (True, {"modulator": "relative"})],
+    ids=str,
 )
 def test_a_compiled_step(fused: bool | None, options: dict[str, Any]) -> None:
     """The compiler fuses by itself (and leaves capturable=True behind); its steps and the kernel's can be mixed."""
@@ -252,8 +253,8 @@ def test_a_compiled_step(fused: bool | None, options: dict[str, Any]) -> None:
     torch._dynamo.reset()
     params = parameters([(40, 3), (5,)])
     others, grads = twins(params), gradients(params, 6)
-    optimizer = HATAM(params, torch.tensor(0.01), **options, fused=fused)
-    other = HATAM(others, 0.01, **options, fused=True)
+    optimizer = Reaching(params, torch.tensor(0.01), **options, fused=fused)
+    other = Reaching(others, 0.01, **options, fused=True)
     step = torch.compile(optimizer.step, backend="aot_eager")
     with kernel_calls() as calls:
         for i, row in enumerate(grads):

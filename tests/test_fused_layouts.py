@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import (
+    Reaching,
     bits,
     equal,
-    every_loop,
+    every_variant,
     feed,
     generator,
     gradients,
@@ -20,8 +21,6 @@ from conftest import (
     twins,
 )
 from torch import Tensor
-
-from hatam import HATAM
 
 Pair = tuple[list[Tensor], list[Tensor]]
 
@@ -92,7 +91,7 @@ def clone(x: Tensor) -> Tensor:
 def trained(make: Callable[[], Pair], options: dict[str, Any]) -> tuple[list[Tensor], list[bytes], list[int]]:
     """Where five steps lead, the whole memory below the parameters, and what the kernel took in each."""
     params, grads = make()
-    optimizer = HATAM([p.requires_grad_() for p in params], 0.01, **options)
+    optimizer = Reaching([p.requires_grad_() for p in params], 0.01, **options)
     with kernel_calls() as calls:
         for _ in range(5):
             for p, g in zip(params, grads, strict=True):
@@ -102,7 +101,7 @@ def trained(make: Callable[[], Pair], options: dict[str, Any]) -> tuple[list[Ten
     return values, [bytes(p.untyped_storage().tolist()) for p in params], calls
 
 
-@pytest.mark.parametrize("options", [{}, {"form": "raw"}], ids=["decoupled", "raw"])
+@every_variant
 @pytest.mark.parametrize(("make", "taken"), LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_layout(make: Callable[[], Pair], taken: int, options: dict[str, Any]) -> None:
     """Where parameters share memory the order counts: they take the single path, to the last bit."""
@@ -110,7 +109,7 @@ def test_layout(make: Callable[[], Pair], taken: int, options: dict[str, Any]) -
     others, other_memory, none = trained(make, {**options, "fused": False, "foreach": False})
     assert none == []
     assert sum(calls) == 5 * taken
-    assert all(relative_error(x, y) <= 2e-6 for x, y in zip(values, others, strict=True))
+    assert all(relative_error(x, y) <= 3e-6 for x, y in zip(values, others, strict=True))
     if not taken:
         assert memory == other_memory
 
@@ -122,7 +121,7 @@ def test_nothing_is_written_beside_a_tensor() -> None:
         before, storage = make(), torch.empty(0).set_(p.detach().untyped_storage())
         mask = torch.ones(5000, dtype=torch.bool)
         mask.as_strided(p.shape, p.stride(), p.storage_offset()).fill_(False)
-        optimizer = HATAM([p], 0.01, fused=True)
+        optimizer = Reaching([p], 0.01, fused=True)
         for _ in range(3):
             p.grad = torch.ones_like(p)
             optimizer.step()
@@ -141,21 +140,21 @@ def test_tensor_subclasses_go_another_way(fused: bool | None) -> None:
     params = [plain, Marked(base.detach().clone())]
     others, grads = [plain.detach().clone().requires_grad_(), base], gradients(params, 4)
     with kernel_calls() as calls:
-        feed(HATAM(params, 0.01, fused=fused), params, grads)
+        feed(Reaching(params, 0.01, fused=fused), params, grads)
     assert calls == [1] * 4
     assert type(params[1]) is Marked
-    feed(HATAM(others, 0.01, fused=False), others, grads)
+    feed(Reaching(others, 0.01, fused=False), others, grads)
     assert all(relative_error(p, q) <= 2e-6 for p, q in zip(params, others, strict=True))
 
 
-@every_loop
+@every_variant
 def test_several_dtypes_in_one_group(options: dict[str, Any]) -> None:
     """One call of the kernel for each, none for float16; a parameter without a gradient between them is left alone."""
     dtypes = (torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.float32, torch.float32)
     params = [p for i, dtype in enumerate(dtypes) for p in parameters([(20, 3)], dtype, seed=i)]
     others = twins(params)
-    optimizer = HATAM(params, 0.01, **options, fused=True)
-    other = HATAM(others, 0.01, **options, fused=False)
+    optimizer = Reaching(params, 0.01, **options, fused=True)
+    other = Reaching(others, 0.01, **options, fused=False)
     fed = [i for i in range(6) if i != 4]
     start = bits(params[4])
     rows = [[row[i] for i in fed] for row in gradients(params, 5)]
@@ -174,7 +173,7 @@ def test_state_columns_of_several_dtypes() -> None:
     """A group whose parameters have state in different dtypes, as from merged checkpoints, is cut into batches."""
     params = parameters([(40,)] * 4)
     others, grads = twins(params), gradients(params, 6)
-    optimizer, other = HATAM(params, 0.01, fused=True), HATAM(others, 0.01, fused=False)
+    optimizer, other = Reaching(params, 0.01, fused=True), Reaching(others, 0.01, fused=False)
     feed(optimizer, params, grads[:2])
     feed(other, others, grads[:2])
     for o, ps in ((optimizer, params), (other, others)):
@@ -196,7 +195,7 @@ def test_state_columns_of_several_dtypes() -> None:
 def test_other_data_of_another_shape_are_refused(change: Callable[[Tensor], Tensor], grad_stays: bool) -> None:
     """A kernel would read and write beside the state, or with another place's; AdamW refuses it too."""
     p = torch.nn.Parameter(torch.ones(10, 8))
-    optimizer = HATAM([p])
+    optimizer = Reaching([p])
     p.grad = torch.ones(10, 8)
     optimizer.step()
     before = {key: x.clone() for key, x in optimizer.state[p].items()}
@@ -213,7 +212,7 @@ def test_other_data_of_another_shape_are_refused(change: Callable[[Tensor], Tens
 
 def test_sparse_gradients_are_refused_before_anything_moves() -> None:
     params = parameters(((3,), (4, 2)))
-    optimizer = HATAM(params, 0.01, fused=True)
+    optimizer = Reaching(params, 0.01, fused=True)
     feed(optimizer, params, gradients(params, 2))
     before, state = [bits(p) for p in params], repr(optimizer.state_dict())
     params[1].grad = torch.ones(4, 2).to_sparse()
@@ -237,7 +236,7 @@ def test_gamma_0_in_any_layout(name: str, scale: float | None, maximize: bool) -
     results = []
     for fused in (True, False):
         params, grads = LAYOUTS[name][0]()
-        optimizer = HATAM([p.requires_grad_() for p in params], 0.01, gamma=0.0, fused=fused, maximize=maximize)
+        optimizer = Reaching([p.requires_grad_() for p in params], 0.01, gamma=0.0, fused=fused, maximize=maximize)
         if scale is not None and fused:
             optimizer.grad_scale, optimizer.found_inf = torch.tensor(scale), torch.tensor(0.0)
         for _ in range(3):
@@ -253,7 +252,7 @@ def test_strides_that_change_at_one_address() -> None:
     results = []
     for fused in (True, False):
         params = [normal(4, 3, 5, 5).to(memory_format=torch.channels_last), normal(4, 4)]
-        optimizer = HATAM([p.requires_grad_() for p in params], 0.01, fused=fused)
+        optimizer = Reaching([p.requires_grad_() for p in params], 0.01, fused=fused)
         for i in range(5):
             if i == 2:
                 params[1].data = params[1].data.t()
@@ -269,11 +268,11 @@ def test_zero_size_and_0_dim_beside_others() -> None:
     params = parameters(((0,), (3,), (), (2, 0), (1, 1)))
     others, grads = twins(params), gradients(params, 4)
     with kernel_calls() as calls:
-        feed(HATAM(params, 0.01, fused=True), params, grads)
+        feed(Reaching(params, 0.01, fused=True), params, grads)
     assert calls == [5] * 4
     picked = [1, 2, 4]
     feed(
-        HATAM([others[i] for i in picked], 0.01, fused=True),
+        Reaching([others[i] for i in picked], 0.01, fused=True),
         [others[i] for i in picked],
         [[r[i] for i in picked] for r in grads],
     )

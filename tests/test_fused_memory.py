@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import bits, gradients, kernel_calls, parameters, state_bits, twins
+from conftest import Reaching, bits, gradients, kernel_calls, parameters, state_bits, twins
 
 from hatam import HATAM
 from hatam.fused import batches
@@ -60,7 +60,7 @@ def test_what_changes_between_steps_is_seen(change: Callable[..., None]) -> None
     """The same as an optimizer that remembers nothing."""
     params = parameters(SHAPES)
     others = twins(params)
-    optimizer, other = HATAM(params, 0.01), HATAM(others, 0.01)
+    optimizer, other = Reaching(params, 0.01), Reaching(others, 0.01)
     for i, grads in enumerate(gradients(params, 6)):
         if i == 3:
             change(optimizer, params)
@@ -76,7 +76,7 @@ def test_a_gradient_that_comes_and_goes() -> None:
     """The rows change with it."""
     params = parameters(SHAPES)
     others = twins(params)
-    optimizer, other = HATAM(params, 0.01), HATAM(others, 0.01)
+    optimizer, other = Reaching(params, 0.01), Reaching(others, 0.01)
     for i, grads in enumerate(gradients(params, 6)):
         for one, ps in ((optimizer, params), (other, others)):
             for j, (p, g) in enumerate(zip(ps, grads, strict=True)):
@@ -87,7 +87,7 @@ def test_a_gradient_that_comes_and_goes() -> None:
 
 
 def test_tensors_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As long as they stay what they are; another form or dtype is another question."""
+    """As long as they stay what they are; another ε or dtype is another question."""
     asked: list[int] = []
     divide = batches.divide
 
@@ -97,7 +97,7 @@ def test_tensors_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("hatam.fused.divide", counted)
     params = parameters(SHAPES)
-    optimizer = HATAM(params, 0.01)
+    optimizer = Reaching(params, 0.01)
     with kernel_calls() as taken:
         for i, grads in enumerate(gradients(params, 5)):
             optimizer.param_groups[0]["lr"] = 0.01 / (i + 1)
@@ -110,7 +110,7 @@ def test_tensors_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_optimizer_lets_its_tensors_go() -> None:
     params = parameters(SHAPES)
-    optimizer = HATAM(params, 0.01)
+    optimizer = Reaching(params, 0.01)
     for grads in gradients(params, 2):
         step(optimizer, params, grads)
     state = weakref.ref(optimizer.state[params[0]]["exp_avg"])

@@ -32,11 +32,7 @@ def run(*arguments: str, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    "cases",
-    ["bits and (decoupled or own)", "bits and (raw or published)", "not bits"],
-    ids=["bits, decoupled", "bits, corrected", "others"],
-)
+@pytest.mark.parametrize("cases", ["bits", "not bits"])
 def test_in_the_interpreter(cases: str) -> None:
     """All of gpu_kernel_cases.py."""
     arguments = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", cases)
@@ -50,7 +46,7 @@ def test_the_check_for_a_gpu(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "checks.json").read_text(encoding="utf-8"))
     assert record["device"] == "interpreter"
     assert not record["failures"]
-    assert len(record["checks"]) >= 20
+    assert len(record["checks"]) >= 12
 
 
 def test_compiles_for_a_gpu(tmp_path: Path) -> None:

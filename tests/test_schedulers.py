@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import every_form, parameters
+from conftest import every_variant, parameters
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import SWALR
@@ -47,7 +47,7 @@ def test_all_of_torch_are_here() -> None:
 
 @pytest.mark.compatible("learning-rate schedules", "all of torch's, also through a checkpoint")
 @pytest.mark.parametrize("make", SCHEDULES.values(), ids=SCHEDULES.keys())
-@every_form
+@every_variant
 def test_schedulers(options: dict[str, Any], make: Callable[[HATAM], LRScheduler]) -> None:
     """Training on a quadratic under each; saved and loaded half way with the optimizer, it goes on bit for bit."""
 

@@ -11,9 +11,9 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from hatam.bench.contenders import CONTENDERS, parse
+from hatam.bench.first_forms import CAPS
 from hatam.bench.spaces import PATH, complete, load, space
 from hatam.bench.tasks import all_tasks
-from hatam.forms import FORMS
 
 MNIST1D = tuple(name for name in all_tasks() if name.startswith("mnist1d"))
 
@@ -34,8 +34,8 @@ def test_everyone_tunes_what_everyone_has(contender: str) -> None:
 @pytest.mark.parametrize("contender", CONTENDERS)
 def test_defaults_can_be_found(contender: str, task: str) -> None:
     options = {**CONTENDERS[contender].every, **parse(contender, task)[1]}
-    form = FORMS.get(options.get("form"))
-    of_form = {"modulator_cap": form.cap, "beta_c": form.beta_c} if form else {}
+    form = options.get("form")
+    of_form = {"modulator_cap": CAPS.get(form), "beta_c": None if form == "decoupled" else 0.9}
     for option, distribution in space(contender, task).items():
         value = of_form[option] if options[option] is None else options[option]
         if isinstance(distribution, CategoricalDistribution):

@@ -185,12 +185,6 @@ def test_the_search_goes_on_from_the_best_by_one_option_at_a_time() -> None:
     assert (center["rho"], center["beta1"], center["weight_decay"]) == (1.0, 0.8, 0.3)
 
 
-def test_the_full_plan_has_the_contenders_of_the_study_that_was_run() -> None:
-    """One that joins the harness does not join a study that is done."""
-    committed = Path(__file__).parent.parent / "results/full/plan.json"
-    assert list(PLANS["full"].contenders or ()) == json.loads(committed.read_text(encoding="utf-8"))["contenders"]
-
-
 def test_the_search_begins_at_the_defaults_of_what_records_do_not_name() -> None:
     task, spaces = all_tasks()["mnist1d-mlp"], importlib.import_module("hatam.bench.spaces")
     cell = Cell(task, "schedule-free", "steps", task.steps)
@@ -509,17 +503,6 @@ def test_a_storage_that_is_not_there_is_named(tmp_path: Path) -> None:
         Queue(embedded(tmp_path / "nowhere"), "tiny", QUICK)
     with pytest.raises(ValueError, match="storage='tiny' is not an address"):
         Queue("tiny", "tiny", QUICK)
-
-
-def test_the_committed_study_goes_on_with_its_plan(tmp_path: Path) -> None:
-    """Whatever contenders and tasks have come since: `make study` must not refuse it."""
-    text = (Path(__file__).parent.parent / "results/full/plan.json").read_text()
-    (tmp_path / "plan.json").write_text(text)
-    plan = json.loads(text)
-    assert PLANS["full"].tasks == tuple(plan["tasks"])
-    there = {name: dataclasses.replace(task, missing=lambda: None) for name, task in TINY.items()}
-    resolved, _ = PLANS["full"].resolved(there)
-    Coordinator(resolved, tmp_path, Queue(embedded(tmp_path), "full", QUICK), TINY, SPACES)
 
 
 def test_a_study_keeps_the_plan_it_began_with(tmp_path: Path) -> None:

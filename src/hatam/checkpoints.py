@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.optim.optimizer import _get_scalar_dtype
 
 from . import arguments, fused, options
-from .storage import HATAM_STATE, MOMENTS, SCALARS, restore_dtypes
+from .storage import MOMENTS, SCALARS, restore_dtypes
 
 AMSGRAD = "max_exp_avg_sq"
 REQUIRED = {"step", "exp_avg", "exp_avg_sq"}
-MEASURED = ("lr_peak", "start_norm", "start_numel")  # of a group
+MEASURED = ("lr_peak", "begun", "evaluating")  # of a group
+OLD = ("form", "radius", "beta_c", "exp_avg_grad", "displacement_radius")  # what HATAM had before its first release
 
 
 def check(
@@ -34,7 +35,7 @@ def check(
             not one of this version's.
     """
     for i, group in enumerate(groups):
-        arguments.check({**defaults, **group}, loaded=True)
+        options.check({**defaults, **group}, loaded=True)
         for j, p in enumerate(group["params"]):
             _check_state(state.get(p, {}), p, options.name_of(group, i, j))
 
@@ -57,12 +58,14 @@ def check_parts(state_dict: object, defaults: Mapping[str, Any]) -> None:
         isinstance(g, Mapping) and isinstance(g.get("params"), list) for g in groups
     ):
         raise TypeError(f"state_dict['param_groups'] must be a list of groups, each with a list 'params'; {remedy}")
+    for found in (*groups, *(own for own in state.values() if isinstance(own, Mapping))):
+        if old := [key for key in OLD if key in found]:
+            raise ValueError(f"the checkpoint has {old[0]!r}: it is of a HATAM before 0.1; start anew from its weights")
     for group in groups:
-        arguments.check({**defaults, **group}, loaded=True)
+        options.check({**defaults, **group}, loaded=True)
         _check_number("lr_peak", group.get("lr_peak", 0.0), "a parameter group")
-        for key in MEASURED[1:]:
-            if group.get(key) is not None:
-                _check_number(key, group[key], "a parameter group")
+        for key in ("begun", "evaluating"):
+            arguments.check_flag(key, group.get(key, False))
 
 
 def without_graph(saved: dict[str, Any]) -> dict[str, Any]:
@@ -80,7 +83,7 @@ def without_leftovers(saved: Mapping[str, Any]) -> dict[str, Any]:
     """
     adamws = {i for group in saved["param_groups"] if "amsgrad" in group for i in group["params"]}
     state = {
-        i: {key: x for key, x in found.items() if key not in HATAM_STATE} if i in adamws else found
+        i: {key: x for key, x in found.items() if key not in SCALARS} if i in adamws else found
         for i, found in saved["state"].items()
     }
     return {**saved, "state": state}
@@ -134,17 +137,9 @@ def _check_number(key: str, value: Any, owner: str) -> None:
     arguments.check_number(f"{key!r} of {owner}", value, 0.0, math.inf, open_end=True, remedy=remedy)
 
 
-def kept_options(group: Mapping[str, Any], saved: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved group, and what it lacks of the options that the group was given; measured numbers begin anew.
-
-    Where the optimizer was given no ``gamma``, one by default is not kept, nor the ``radius_cap`` that goes with it:
-    the saved betas, or a saved gamma, may make them others.
-    """
-    usual = {"gamma": options.default_gamma(group), "radius_cap": options.default_radius_cap(group)}
-    by_default = {key for key in usual if defaults.get(key) is None}
-    if "gamma" not in by_default or any(group[key] != usual[key] for key in by_default):
-        by_default = set()
-    kept = group.keys() - {"params", "param_names", *MEASURED} - by_default
+def kept_options(group: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved group, and what it lacks of the options that the group was given; measured numbers begin anew."""
+    kept = group.keys() - {"params", "param_names", *MEASURED}
     return {**{key: group[key] for key in kept}, **saved}
 
 
@@ -158,7 +153,7 @@ def loading(optimizer: Any) -> Iterator[None]:
         check_counts(changed["param_groups"], optimizer.param_groups)
         changed = without_leftovers(changed)
         both = zip(optimizer.param_groups, changed["param_groups"], strict=True)
-        loaded.append({**changed, "param_groups": [kept_options(*each, optimizer.defaults) for each in both]})
+        loaded.append({**changed, "param_groups": [kept_options(*each) for each in both]})
         return loaded[-1]
 
     def put_back(_: object) -> None:
@@ -180,7 +175,9 @@ def restore(state: Mapping[Tensor, dict[str, Any]], groups: Sequence[dict[str, A
     params = [(group, p) for group in groups for p in group["params"]]
     saved_ids = [i for group in saved["param_groups"] for i in group["params"]]
     for (group, p), saved_id in zip(params, saved_ids, strict=True):
-        own = state[p]
+        own = state.get(p)
+        if not own:
+            continue
         if "step" in own:
             if not isinstance(own["step"], Tensor):  # of a torch that kept it as a number
                 own["step"] = torch.tensor(float(own["step"]), dtype=_get_scalar_dtype())

@@ -1,9 +1,9 @@
 """A step whose state or parameters have other dtypes than the arithmetic: widened, updated, rounded, tensor by tensor.
 
-A fused kernel does the same in registers. The rounding lies between the stages of a form. The displacement is undone
-from what was stored, so it has to be computed from that, too. z and w are rounded as AdamW's parameter would be, and
-z again, to nearest, where the displacement is undone: mostly that is the z that was there. Else z walked at random.
-Where w was rounded at random, the same bits are drawn again to undo that ("subtractive dither").
+A fused kernel does the same in registers. The rounding lies between the stages of a step. The offset is undone from
+what was stored, so it has to be computed from that, too. z and w are rounded as AdamW's parameter would be, and z
+again, to nearest, where the offset is undone: mostly that is the z that was there. Else z walked at random. Where w
+was rounded at random, the same bits are drawn again to undo that ("subtractive dither").
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import rounding, update
 from .storage import MOMENTS, arithmetic, is_quantized, settle, widened
-from .update import Options, Stages, State, number
+from .update import Options, Stages, State
 
 
 def needed(param: Tensor, grad: Tensor, state: State, o: Options) -> bool:
@@ -23,53 +23,60 @@ def needed(param: Tensor, grad: Tensor, state: State, o: Options) -> bool:
     """
     if param.dtype == torch.bfloat16 and (o.round_param or torch.compiler.is_compiling()):
         return True
-    stored = (grad, *(state[key] for key in MOMENTS if key in state))
+    stored = (grad, *(state[key] for key in MOMENTS))
     return any(x.dtype != param.dtype or is_quantized(x) for x in stored)
 
 
 def draws(param: Tensor, state: State, o: Options, parameter_number: int) -> dict[str, Tensor]:
     """16 random bits per element for each tensor that is rounded at random; "param" is the parameter as z, "w" as w."""
-    stored = {"param": param, **{key: state[key] for key in MOMENTS if key in state}}
+    stored = {"param": param, **{key: state[key] for key in MOMENTS}}
     wanted = {key for key in stored if (o.round_param if key == "param" else o.round_state)}
     wanted = {key for key in wanted if stored[key].dtype == torch.bfloat16 and not is_quantized(stored[key])}
     bits: dict[str, Tensor] = {}
-    key = rounding.key_of(o.seed, parameter_number, number(state["step"], o))
-    for of_key, low, high in ((key, "exp_avg", "exp_avg_grad"), (~key, "param", "exp_avg_sq")):
-        if wanted & {low, high}:
-            random = rounding.draw(param, of_key)
-            bits |= {low: rounding.lower(random), high: rounding.upper(random)}
+    key = rounding.key_of(o.seed, parameter_number, update.number(state["step"], o))
+    if "exp_avg" in wanted:
+        bits["exp_avg"] = rounding.lower(rounding.draw(param, key))
+    if wanted & {"param", "exp_avg_sq"}:
+        random = rounding.draw(param, ~key)
+        bits |= {"param": rounding.lower(random), "exp_avg_sq": rounding.upper(random)}
     return {key: bits[key] for key in wanted} | ({"w": bits["exp_avg_sq"]} if "param" in wanted else {})
 
 
-def step(stages: Stages, param: Tensor, grad: Tensor, state: State, o: Options, parameter_number: int) -> None:
+def step_(stages: Stages, param: Tensor, grad: Tensor, state: State, o: Options, parameter_number: int) -> None:
     """One step of one parameter, whatever its gradient and state are stored in."""
     wide_param, wide = widened_both(param, state)
     if stages.undo:
         undo_(param, wide_param, wide, o, parameter_number)
-    stages.moments(widened(grad, wide_param.dtype), wide, o)
+    update.moments_([widened(grad, wide_param.dtype)], [wide], o)
     random = draws(param, state, o, parameter_number)
     for key in MOMENTS:
-        if key in state:
-            settle(state[key], wide[key], random.get(key))
-    h = stages.descent(wide_param, wide, o)
+        settle(state[key], wide[key], random.get(key))
+    hs = stages.descent([wide_param], [wide], o)
     settle(param, wide_param, random.get("param"))
     if stages.displace:
-        stages.displace(wide_param, h, wide, o)
+        stages.displace([wide_param], hs, [wide], o)
         settle(param, wide_param, random.get("w"))
 
 
-def undo_displacement_(param: Tensor, state: State, o: Options, parameter_number: int) -> None:
-    """z = w + d, whatever parameter and state are stored in."""
+def undo_offset_(param: Tensor, state: State, o: Options, parameter_number: int) -> None:
+    """z = w + κ u, whatever parameter and state are stored in."""
     undo_(param, *widened_both(param, state), o, parameter_number)
+
+
+def redo_offset_(param: Tensor, state: State, o: Options, parameter_number: int) -> None:
+    """w = z − κ u, with the κ that is there, rounded with the bits that it was rounded with before."""
+    wide_param, wide = widened_both(param, state)
+    us = update.directions([wide], update.denominators([wide], o), o)
+    update.add_scaled_([wide_param], us, [-x for x in update.numbers([wide], "reach", o)])
+    settle(param, wide_param, dither(param, wide, o, parameter_number))
 
 
 def undo_(param: Tensor, wide_param: Tensor, wide: State, o: Options, parameter_number: int) -> None:
     """The same, of the widened tensors too."""
     random = dither(param, wide, o, parameter_number)
     if random is not None:
-        displaced = wide["displacement_radius"] != 0
-        wide_param.copy_(torch.where(displaced, rounding.middle(wide_param, random), wide_param))
-    update.undo_displacement_(wide_param, wide, o)
+        wide_param.copy_(torch.where(wide["reach"] != 0, rounding.middle(wide_param, random), wide_param))
+    update.undo_([wide_param], [wide], o)
     settle(param, wide_param, None)
 
 
@@ -77,7 +84,7 @@ def dither(param: Tensor, state: State, o: Options, parameter_number: int) -> Te
     """16 random bits per element for w as the last step displaced it; None where it is rounded to nearest."""
     if not o.round_param or param.dtype != torch.bfloat16:
         return None
-    key = rounding.key_of(o.seed, parameter_number, number(state["step"], o))
+    key = rounding.key_of(o.seed, parameter_number, update.number(state["step"], o))
     return rounding.upper(rounding.draw(param, ~key))
 
 

@@ -1,32 +1,138 @@
-"""A group's options as a step uses them, with what the user left to form and radius filled in."""
+"""HATAM's options: one table of their checks, which exclude each other, and what a step makes of them."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from .forms import FORMS
+from . import fused, reach
+from .arguments import check_betas, check_choice, check_flag, check_integer, check_lr, check_number
 from .modulators import MODULATORS
-from .radii import GROWTH, RADII, Start, needs_norm, needs_scale, pace, radius
-from .update import Options, Scalar
+from .reach import Scalar
+from .storage import STATE_DTYPES, quantized_type
+from .update import Options
 
-DEFAULT_GAMMA = 1.0  # of the forms without a radius
-MOST = 1e10  # times the mean of h: a displacement in a coordinate that looks sharper still
+_rate = partial(check_number, low=0.0, high=math.inf, open_end=True)
+_flag, _choice_of_path = check_flag, partial(check_flag, optional=True)
+
+
+def _check_state_dtype(name: str, value: object) -> None:
+    if not any(value is choice or (isinstance(choice, str) and value == choice) for choice in STATE_DTYPES.values()):
+        raise ValueError(f"{name}={value!r} is not supported: it must be one of {', '.join(STATE_DTYPES)}")
+    if value == "8bit":
+        if importlib.util.find_spec("torchao") is None:
+            raise ValueError(f"{name}='8bit' needs torchao, which is not installed: pip install 'hatam[8bit]'")
+        quantized_type()  # now, so that torch.load(…, weights_only=True) knows it in a process that resumes
+
+
+CHECKS: dict[str, Callable[[str, Any], None]] = {
+    "lr": lambda name, value: check_lr(value),
+    "betas": lambda name, value: check_betas(value),
+    "eps": partial(_rate, remedy="AdamW's default is 1e-8"),
+    "weight_decay": partial(_rate, remedy="0 turns it off"),
+    "gamma": partial(_rate, remedy="0 is AdamW"),
+    "travel": partial(_rate, remedy="0 gives the whole reach at once"),
+    "horizon": partial(check_number, low=0.0, high=math.inf, remedy="math.inf sets no limit"),
+    "modulator": partial(check_choice, choices=MODULATORS),
+    "fade": partial(check_number, low=0.0, high=1.0, open_start=True, remedy="1 lets the reach follow lr"),
+    "hidden": _choice_of_path,
+    "maximize": _flag,
+    "foreach": _choice_of_path,
+    "capturable": _flag,
+    "differentiable": _flag,
+    "fused": _choice_of_path,
+    "state_dtype": _check_state_dtype,
+    "bf16_stochastic_round": _flag,
+    "seed": partial(check_integer, high=2**32),
+}
+"""Every option of a group, in the order of the constructor."""
+
+EXCLUDED = (
+    ("foreach", "differentiable"),
+    ("fused", "differentiable"),
+    ("fused", "foreach"),
+    ("state_dtype", "differentiable"),
+    ("bf16_stochastic_round", "differentiable"),
+)
+"""Options of which at most one may be set."""
+
+
+def check(group: Mapping[str, Any], *, loaded: bool = False) -> None:
+    """Refuse a parameter group whose options are wrong or contradict each other.
+
+    A loaded group may have contradictions: options may change in mid-training, and be saved so.
+
+    Raises:
+        TypeError, ValueError: an option has the wrong type, is out of range, or excludes another.
+    """
+    for name, check_one in CHECKS.items():
+        check_one(name, group[name])
+    for one, other in () if loaded else EXCLUDED:
+        if group[one] and group[other]:
+            default = "None" if one in ("foreach", "fused", "state_dtype") else "False"
+            raise ValueError(f"{one}={group[one]!r} and {other}=True exclude each other; leave {one} at {default}")
+    if not loaded and isinstance(group["lr"], Tensor) and group["foreach"] and not group["capturable"]:
+        raise ValueError("lr as a tensor needs capturable=True where foreach=True; leave foreach at None")
+
+
+def check_amsgrad(amsgrad: object) -> None:
+    """AdamW's argument is taken, so that a call that spells it out goes on working, but not its variant."""
+    check_flag("amsgrad", amsgrad)
+    if amsgrad:
+        raise ValueError("amsgrad=True is not supported: it must be False, as HATAM has no AMSGrad; leave it out")
+
+
+def check_devices(group: Mapping[str, Any]) -> None:
+    """Whether the parameters of a group with fused=True are where there is a fused kernel."""
+    if group["fused"]:
+        reason = fused.refusal({p.device.type for p in group["params"]})
+        if reason:
+            raise RuntimeError(f"fused=True: {reason}")
+
+
+def looks_right(group: Mapping[str, Any]) -> bool:
+    """Whether what may change in mid-training is in its range: quick, for every step. Else :func:`check` says what."""
+    gamma, betas, lr = group["gamma"], group["betas"], group["lr"]
+    return (
+        type(gamma) is float
+        and 0.0 <= gamma < math.inf
+        and type(betas) is tuple
+        and len(betas) == 2
+        and all(type(beta) is float and 0.0 <= beta < 1.0 for beta in betas)
+        and (lr.numel() == 1 if isinstance(lr, Tensor) else type(lr) is float and 0.0 <= lr < math.inf)
+        and 0.0 <= group["travel"] < math.inf
+        and group["horizon"] >= 0.0
+        and 0.0 <= group["eps"] < math.inf
+        and 0.0 <= group["weight_decay"] < math.inf
+        and (group["hidden"] is None or type(group["hidden"]) is bool)
+        and type(group["fade"]) is float
+        and 0.0 < group["fade"] <= 1.0
+        and group["modulator"] in MODULATORS
+    )
+
+
+def check_step(groups: list[dict[str, Any]]) -> None:
+    """Options that a group was given since and sparse gradients are refused before anything has moved."""
+    for i, group in enumerate(groups):
+        if not looks_right(group):
+            check(group, loaded=True)
+        for j, p in enumerate(group["params"]):
+            if p.grad is not None and p.grad.is_sparse:
+                raise RuntimeError(
+                    f"the gradient of parameter {name_of(group, i, j)} is sparse, which HATAM does not support: use "
+                    "sparse=False in its embedding, or give it a torch.optim.SparseAdam of its own"
+                )
 
 
 def resolve(
-    group: Mapping[str, Any],
-    lr_peak: Scalar,
-    grad_scale: Scalar = None,
-    found_inf: Tensor | None = None,
-    start: Start | None = None,
+    group: Mapping[str, Any], lr_peak: Scalar, grad_scale: Scalar = None, found_inf: Tensor | None = None
 ) -> Options:
-    """The options of a group for one step, with the defaults of its form filled in; ``start`` is of all groups."""
-    form = FORMS[group["form"]]
-    is_norm = needs_norm(group)
+    """The options of a group for one step."""
     lr, lr_peak = zero_dim(group["lr"]), zero_dim(lr_peak)
     beta1, beta2 = group["betas"]
     return Options(
@@ -35,41 +141,23 @@ def resolve(
         beta2=beta2,
         eps=group["eps"],
         weight_decay=group["weight_decay"],
-        gamma=group["gamma"],
-        beta_c=memory(group),
+        reach=group["gamma"] * reach.turn(lr, lr_peak, group["fade"]),
+        lr_peak=lr_peak,
+        travel=group["travel"],
+        furthest=group["horizon"] * lr_peak if group["horizon"] < math.inf else math.inf,
         modulator=MODULATORS[group["modulator"]],
-        cap=cap(group),
-        radius=0.0 if form.radius is None else radius(group, lr, lr_peak, start),
-        scaled=form.radius is not None and needs_scale(group),
-        grad_factor=(-1 if group["maximize"] else 1) / (1 if grad_scale is None else grad_scale),
+        grad_factor=(-1 if group["maximize"] else 1) / (1 if grad_scale is None else zero_dim(grad_scale)),
         capturable=group["capturable"],
-        form=group["form"],
         round_param=group["bf16_stochastic_round"],
         round_state=group["bf16_stochastic_round"] or group["state_dtype"] is not None,
         seed=group["seed"],
         found_inf=found_inf,
-        growth=GROWTH if is_norm else math.inf,
-        ramp=beta2 if is_norm else 0.0,
-        pace=pace(group, lr_peak, start) if is_norm else math.inf,
     )
-
-
-def cap(group: Mapping[str, Any]) -> float:
-    """The modulator's, with the default of the form filled in; of a displacement never none, as ∞ / ∞ is no number."""
-    form = FORMS[group["form"]]
-    given = float(form.cap if group["modulator_cap"] is None else group["modulator_cap"])
-    return given if form.radius is None else min(given, MOST)
 
 
 def zero_dim(x: Scalar) -> Scalar:
     """A one-element tensor without its dimensions, so that it broadcasts to every parameter, 0-dim ones too."""
     return x.squeeze() if isinstance(x, Tensor) else x
-
-
-def memory(group: Mapping[str, Any]) -> float:
-    """βc, with the default of the form filled in."""
-    own = FORMS[group["form"]].beta_c if group["beta_c"] is None else group["beta_c"]
-    return float(group["betas"][0] if own is None else own)
 
 
 def numbered(groups: Iterable[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -78,27 +166,6 @@ def numbered(groups: Iterable[dict[str, Any]]) -> Iterator[tuple[int, dict[str, 
     for group in groups:
         yield first, group
         first += len(group["params"])
-
-
-def complete(group: dict[str, Any]) -> None:
-    """Fill in the radius, its cap and the strength that the user left to form and radius."""
-    if group["radius"] is None:
-        group["radius"] = FORMS[group["form"]].radius
-    if group["radius_cap"] is None and group["radius"] is not None:
-        group["radius_cap"] = default_radius_cap(group) if group["gamma"] is None else math.inf
-    if group["gamma"] is None:
-        group["gamma"] = default_gamma(group)
-
-
-def default_gamma(group: Mapping[str, Any]) -> float:
-    """The strength unless the user gives one."""
-    unit = group["radius"]
-    return DEFAULT_GAMMA if unit is None else RADII[unit].default(memory(group), group["betas"][1])
-
-
-def default_radius_cap(group: Mapping[str, Any]) -> float | None:
-    """The cap of the radius, where there is one, unless the user gives it or the strength."""
-    return None if group["radius"] is None else RADII[group["radius"]].cap
 
 
 def name_of(group: Mapping[str, Any], i: int, j: int) -> str:

@@ -1,4 +1,4 @@
-"""Which code path does a group's step: torch's AdamW, or the form in a fused kernel, foreach or tensor by tensor."""
+"""Which code path does a group's step: torch's AdamW, or HATAM's in a fused kernel, foreach or tensor by tensor."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer, _default_to_fused_or_foreach
 
 from . import fused, narrow, update
-from .forms import FORMS, real
 from .fused.batches import Columns, Division, dense, like, rows
-from .update import Options, Scalar, State, kept
+from .reach import Scalar
+from .state import real, real_grads
+from .update import ADAMW_STAGES, Options, Stages, State, kept
 
 
 def raise_peak(group: dict[str, Any], found_inf: Tensor | None = None) -> Scalar:
@@ -27,13 +28,15 @@ def raise_peak(group: dict[str, Any], found_inf: Tensor | None = None) -> Scalar
         if not (isinstance(peak, Tensor) and peak.device == found_inf.device):
             dtype = peak.dtype if isinstance(peak, Tensor) else torch.float64
             peak = group["lr_peak"] = torch.full((), float(peak), dtype=dtype, device=found_inf.device)
-        raised = torch.maximum(peak, lr) if is_beside(lr, peak) else peak.clamp(min=float(lr))
+        raised = torch.maximum(peak, lr.reshape(peak.shape)) if is_beside(lr, peak) else peak.clamp(min=float(lr))
         peak.copy_(torch.where(found_inf.reshape(peak.shape) != 0, peak, raised))
     elif isinstance(peak, Tensor):
-        peak.copy_(torch.maximum(kept(peak), lr.reshape(peak.shape)) if isinstance(lr, Tensor) else peak.clamp(min=lr))
+        peak.copy_(
+            torch.maximum(kept([peak])[0], lr.reshape(peak.shape)) if isinstance(lr, Tensor) else peak.clamp(min=lr)
+        )
     else:
         peak = group["lr_peak"] = max(peak, lr)
-    return kept(peak) if isinstance(peak, Tensor) else peak
+    return kept([peak])[0] if isinstance(peak, Tensor) else peak
 
 
 def is_beside(x: Scalar, other: Tensor) -> bool:
@@ -55,16 +58,6 @@ def peak_of_kind(group: dict[str, Any]) -> Scalar:
     return peak if isinstance(peak, Tensor) and not peak.is_cpu else float(peak)  # without waiting for a device
 
 
-def real_state(state: State) -> State:
-    """A state with its complex tensors as pairs of real numbers; what others keep in it is left as it is."""
-    return {key: real(x) if isinstance(x, Tensor) else x for key, x in state.items()}
-
-
-def real_grads(grads: list[Tensor]) -> list[Tensor]:
-    """The same of gradients, which autograd may conjugate by a bit alone."""
-    return [real(g.resolve_conj()) for g in grads]
-
-
 def run_adamw(
     params: list[Tensor],
     grads: list[Tensor],
@@ -73,16 +66,13 @@ def run_adamw(
     *,
     group: dict[str, Any],
     o: Options,
-    **amp: Tensor | None,
+    amp: dict[str, Tensor],
+    divisions: dict[int, Division],
 ) -> None:
-    """γ = 0: torch's own AdamW, so that it is the same to the last bit on every path; other dtypes it does not take."""
+    """No reach: torch's own AdamW, the same to the last bit on every path; not for dtypes that it does not take."""
     states = rows(state)
     if narrows(params, grads, states, o):
-        if skipped(o):
-            return
-        params, grads, states = [real(p) for p in params], scaled(real_grads(grads), o), [*map(real_state, states)]
-        for param, grad, one, number in zip(params, grads, states, numbers, strict=True):
-            narrow.step(update.ADAMW, param, grad, one, o, number)
+        run_parts(ADAMW_STAGES, params, grads, state, numbers, group=group, o=o, divisions=divisions)
         return
     use_fused, maximize = group["fused"], group["maximize"]
     if use_fused and not torch.compiler.is_compiling():
@@ -100,7 +90,7 @@ def run_adamw(
         state["exp_avg_sq"],
         [],
         state["step"],
-        foreach=group["foreach"],
+        foreach=False if group["foreach"] and only_single(group) else group["foreach"],
         capturable=group["capturable"],
         differentiable=group["differentiable"],
         fused=use_fused,
@@ -116,8 +106,13 @@ def run_adamw(
     )
 
 
+def only_single(group: dict[str, Any]) -> bool:
+    """Whether lr is a tensor that torch's multi-tensor AdamW does not take."""
+    return isinstance(group["lr"], Tensor) and not group["capturable"]
+
+
 def narrows(params: list[Tensor], grads: list[Tensor], states: list[State], o: Options) -> bool:
-    """Whether a tensor of a group where γ = 0 is stored in a dtype that torch's AdamW does not take."""
+    """Whether a tensor is stored in a dtype that torch's AdamW does not take."""
     return any(narrow.needed(*row, o) for row in zip(params, grads, states, strict=True))
 
 
@@ -127,7 +122,8 @@ def walks_memory(params: list[Tensor], states: list[State]) -> bool:
     return all(p.is_floating_point() and dense(p, [s["exp_avg"], s["exp_avg_sq"]]) for p, s in pairs)
 
 
-def run_form(
+def run_parts(
+    stages: Stages,
     params: list[Tensor],
     grads: list[Tensor],
     state: Columns,
@@ -137,7 +133,7 @@ def run_form(
     o: Options,
     divisions: dict[int, Division],
 ) -> None:
-    """Run the group's form: in a fused kernel what it takes, the rest on another path."""
+    """A step in a fused kernel of what it takes, and of the rest on another path."""
     if any(map(torch.is_complex, params)):
         params, grads = [real(p) for p in params], real_grads(grads)
         state = {key: [real(x) for x in column] for key, column in state.items()}
@@ -148,11 +144,17 @@ def run_form(
             return
         params, grads, numbers = [params[i] for i in rest], [grads[i] for i in rest], [numbers[i] for i in rest]
         state = {key: [column[i] for i in rest] for key, column in state.items()}
-    if not skipped(o):
-        run_unfused(params, scaled(grads, o), rows(state), group, o, numbers)
+    if skipped(o):
+        return
+    plain = [p.resolve_neg() for p in params]  # torch's multi-tensor operations write to nothing that a bit negates
+    run_unfused(stages, plain, scaled(grads, o), rows(state), group, o, numbers)
+    for param, resolved in zip(params, plain, strict=True):
+        if resolved is not param:
+            param.copy_(resolved)
 
 
 def run_unfused(
+    stages: Stages,
     params: list[Tensor],
     grads: list[Tensor],
     states: list[State],
@@ -164,27 +166,27 @@ def run_unfused(
 
     Where torch.compile traces this it is one at a time: the compiler fuses by itself.
     """
-    form = FORMS[o.form]
     foreach = group["foreach"]
     if torch.compiler.is_compiling():
         foreach = False  # for a GPU, torch 2.11's inductor writes in a multi-tensor kernel what others have yet to read
     elif foreach is None:
         _, foreach = _default_to_fused_or_foreach(params, group["differentiable"], use_fused=False)
-        foreach = foreach and (group["capturable"] or not isinstance(group["lr"], Tensor))
+    foreach = foreach and not only_single(group)
     together = []
     for i, (param, grad, state) in enumerate(zip(params, grads, states, strict=True)):
         if narrow.needed(param, grad, state, o):
-            narrow.step(form.stages, param, grad, state, o, numbers[i])
+            narrow.step_(stages, param, grad, state, o, numbers[i])
         elif foreach:
             together.append(i)
         else:
-            update.step(form.stages, param, grad, state, o)
+            update.step_(stages, [param], [grad], [state], o)
     if not together:
         return
     columns: list[list[Tensor | None]] = [[params[i] for i in together]]
     for _, batch in Optimizer._group_tensors_by_device_and_dtype(columns, with_indices=True).values():
         chosen = [together[i] for i in batch]
-        form.foreach([params[i] for i in chosen], [grads[i] for i in chosen], [states[i] for i in chosen], o)
+        some, theirs = [params[i] for i in chosen], [grads[i] for i in chosen]
+        update.step_(stages, some, theirs, [states[i] for i in chosen], o)
 
 
 def scaled(grads: list[Tensor], o: Options) -> list[Tensor]:

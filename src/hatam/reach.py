@@ -1,9 +1,9 @@
-r"""The late reach: the gradient is taken ahead of AdamW's iterate, along its momentum. The math, on lists of tensors.
+r"""The late reach: the gradient is taken ahead of AdamW's iterate, along its momentum, once lr falls.
 
 AdamW runs on z. The parameters w of the model are ahead of z, in hidden weights alone:
 
 .. math::
-    w = z - \kappa_t\, u_t, \qquad u_t = m_t / h_t, \qquad h_t = \sqrt{v_t / (1 - \beta_2^t)} + \varepsilon
+    w = z - \kappa_t\, u_t, \qquad u_t = S_t\, m_t / h_t, \qquad h_t = \sqrt{v_t / (1 - \beta_2^t)} + \varepsilon
 
 .. math::
     \kappa_t = \min\left(\gamma\, \rho_t\, \tau_t \left(1 - \frac{\mathrm{lr}_t}{\mathrm{peak}_t}\right)^2 \min\left(1,
@@ -15,73 +15,56 @@ AdamW runs on z. The parameters w of the model are ahead of z, in hidden weights
     N_t = \sum_{s < t} \frac{\mathrm{lr}_s}{\rho_s}.
 
 The reach takes over as lr falls from its peak, where otherwise ever sharper points would become stable, and runs out at
-the end, so that w ends at z. At the peak w = z, and a step is AdamW's.
+the end, so that w ends at z. Until lr falls, w = z and a step is AdamW's.
 
 N is how far z has come: the length of its path in sizes of the tensor. Where z has not come far, the network has not
 done training, and a reach would only slow it: up to N = 1 there is none, and a step is AdamW's. The horizon limits the
 reach to a number of steps at the peak lr.
 
-ρ is that of the step before, and is measured once lr has been below its peak. It may shrink at once and grows by 0.3% a
-step at most. The steps before the first measurement count in N as that one does.
+ρ is that of the step before, and is measured from the first step on at which lr is below its peak. It may shrink at
+once and grows by 0.3% a step at most. The steps before the first measurement count in N as that one does. S is 1, or
+min(h / mean(h), 3); see :mod:`hatam.modulators`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import math
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from .straighten import POWER, next_ratio
+Scalar: TypeAlias = Any  # a float, or a 0-dim tensor where a host demands it (capturable, tensor lr, torch.compile)
+
+GROWTH = 1.003  # of ρ in a step, at most
+POWER = 2  # of the share of its peak that lr has lost
 
 
-class Columns(NamedTuple):
-    """Parameters of a group and their state, column by column."""
-
-    params: list[Tensor]
-    exp_avgs: list[Tensor]  # m
-    exp_avg_sqs: list[Tensor]  # v
-    steps: list[Tensor]  # t
-    reaches: list[Tensor]  # κ of the offset that w has now, 0-dim
-    ratios: list[Tensor]  # ρ, 0 while there is no u
-    travels: list[Tensor]  # N
+def turn(lr: Scalar, lr_peak: Scalar, fade: float) -> Scalar:
+    """(1 − lr / peak)² min(1, lr / (fade · peak)): 0 at the peak and at the end, and before any lr was above 0."""
+    if isinstance(lr_peak, Tensor):
+        lr = lr if isinstance(lr, Tensor) and lr.device == lr_peak.device else float(lr)
+        share = torch.where(lr_peak > 0, lr / lr_peak, 0.0)
+        return (1 - share) ** POWER * (share / fade).clamp(max=1.0)
+    part = float(lr) / lr_peak if lr_peak > 0 else 0.0
+    return float((1 - part) ** POWER * min(1.0, part / fade))
 
 
-def directions(c: Columns, group: Mapping[str, Any]) -> list[Tensor]:
-    """u = m / h."""
-    beta2 = group["betas"][1]
-    hs = list(torch._foreach_sqrt(c.exp_avg_sqs))
-    torch._foreach_div_(hs, [(1 - beta2 ** t.item()) ** 0.5 for t in c.steps])
-    torch._foreach_add_(hs, group["eps"])
-    return list(torch._foreach_div(c.exp_avgs, hs))
-
-
-def advance_(c: Columns, group: Mapping[str, Any], turn: float) -> None:
-    """w = z − κ u, with κ of this step; ρ and N for the next one. The parameters are z."""
-    us, furthest = directions(c, group), group["horizon"] * group["lr_peak"]
-    for reach, ratio, travel in zip(c.reaches, c.ratios, c.travels, strict=True):
-        reach.fill_(min(group["gamma"] * turn * ratio.item() * come(travel.item(), group["travel"]), furthest))
-    sizes, z_sizes = (torch._foreach_norm(each) for each in (us, c.params))
-    for size, z_size, ratio, travel, t in zip(sizes, z_sizes, c.ratios, c.travels, c.steps, strict=True):
-        last = ratio.item()
-        now = next_ratio(z_size.item(), size.item(), last)
-        if now > 0:
-            travel.add_(group["lr"] / now if last > 0 else t.item() * group["lr_peak"] / now)
-        ratio.fill_(now)
-    _displace_(c, us, 1)
-
-
-def come(travel: float, whole: float) -> float:
+def come(travels: Scalar, whole: float) -> Scalar:
     """τ: what share of the reach z has come far enough for."""
-    return min(1.0, max(0.0, travel - 1) / whole) ** POWER if whole > 0 else 1.0
+    if whole == 0:
+        return 1.0
+    return ((travels - 1) / whole).clamp(0.0, 1.0) ** POWER
 
 
-def displace_(c: Columns, group: Mapping[str, Any], sign: int) -> None:
-    """w = z − κ u (1), or z = w + κ u (-1), with the κ that is there, so that the one leads back from the other."""
-    _displace_(c, directions(c, group), sign)
+def next_travels(travels: Tensor, ratios: Tensor, last: Tensor, lr: Scalar, lr_peak: Scalar, steps: Tensor) -> Tensor:
+    """N from ρ and the ρ before it. Steps before the first ρ count as that one, at the peak lr."""
+    way = torch.where(last > 0, lr, steps * lr_peak) / torch.where(ratios > 0, ratios, 1.0)
+    return torch.where(ratios > 0, travels + way, travels)
 
 
-def _displace_(c: Columns, us: list[Tensor], sign: int) -> None:
-    torch._foreach_mul_(us, [-sign * reach.item() for reach in c.reaches])
-    torch._foreach_add_(c.params, us)
+def next_ratios(z_sizes: Tensor, u_sizes: Tensor, last: Tensor) -> Tensor:
+    """ρ from RMS(z) and RMS(u) of several tensors; the last one where there is no u, or a size is not finite."""
+    new = z_sizes / torch.where(u_sizes > 0, u_sizes, 1.0)
+    grown = torch.where(last > 0, torch.minimum(new, GROWTH * last), new)
+    return torch.where((u_sizes > 0) & (u_sizes < math.inf) & (new < math.inf), grown, last)

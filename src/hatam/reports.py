@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 Report = dict[str, Any]
-NORMS = ("grad_norm", "bend_norm", "correction_norm", "displacement_norm", "param_norm", "update_norm")
+NORMS = ("grad_norm", "bend_norm", "offset_norm", "param_norm", "update_norm")
 MEANS = ("modulator_mean", "capped", "effective_step")
 
 
@@ -34,8 +34,7 @@ def finished(found: Mapping[str, float]) -> dict[str, float]:
     made = {key: x for key, x in found.items() if key not in ("bend_update", "numel")}
     ratios = (
         ("bend_ratio", "bend_norm", "grad_norm"),
-        ("correction_ratio", "correction_norm", "grad_norm"),
-        ("displacement_ratio", "displacement_norm", "param_norm"),
+        ("offset_ratio", "offset_norm", "param_norm"),
         ("update_ratio", "update_norm", "param_norm"),
     )
     for name, above, below in ratios:

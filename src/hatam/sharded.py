@@ -1,9 +1,9 @@
 """Parameters of which each process holds a part: DTensors, as FSDP2, HSDP and tensor parallelism make them.
 
 The element-wise work is done on the local parts, on whatever path takes them. What a step needs of a whole tensor, the
-mean of h and for a scaled radius the sizes of u and z, are sums over all parts. They are not needed before the next
-step, and so one all-reduce for all tensors of a device mesh is begun at the end of a step and awaited at the beginning
-of the next: 4 bytes for each sum of a float32 tensor, and there are one to three of them.
+sizes of z and u and for the relative modulator the mean of h, are sums over all parts. They are not needed before the
+next step. So one all-reduce for all tensors of a device mesh is begun at the end of a step and awaited at the beginning
+of the next: 4 bytes for each sum of a float32 tensor, and there are two or three of them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from . import update
 from .fused.batches import Columns, picked, rows
-from .radii import RADII
 from .storage import arithmetic
 from .update import Options
 
@@ -51,17 +50,16 @@ def local_grad(grad: Tensor, param: Tensor) -> Tensor:
 
 
 def check(group: dict[str, Any]) -> None:
-    """Refuse parameters whose tensors are not known any more, where a mean over each tensor is needed.
+    """Refuse parameters whose tensors are not known any more, where a size of each tensor is needed.
 
     Raises:
         RuntimeError: FSDP1 has made flat parameters of them, or 8-bit state is wanted for a DTensor.
     """
-    whole = group["modulator"] != "uniform" or (group["form"] == "decoupled" and group["radius"] != "lr")
     for p in group["params"]:
-        if getattr(p, FLATTENED, False) and whole and group["gamma"] != 0:
+        if getattr(p, FLATTENED, False) and group["gamma"] != 0:
             raise RuntimeError(
-                "FullyShardedDataParallel (FSDP1) has merged and cut the parameters, so that no mean can be taken over "
-                "each tensor: use torch.distributed.fsdp.fully_shard (FSDP2), or modulator='uniform' and radius='lr'"
+                "FullyShardedDataParallel (FSDP1) has merged and cut the parameters, so that no tensor can be "
+                "measured: use torch.distributed.fsdp.fully_shard (FSDP2), or gamma=0, which is AdamW"
             )
         if is_cut(p) and any(at.is_partial() for at in p.placements):
             raise RuntimeError(
@@ -163,8 +161,8 @@ def by_mesh(params: list[Tensor]) -> dict[Any, list[int]]:
 
 
 def wanted_sums(o: Options) -> list[int]:
-    """Which of Σh, Σz², Σu² a step needs of a whole tensor."""
-    return [0] * o.modulator.needs_mean + [1, 2] * o.scaled
+    """Which of Σz², Σu² and Σh a step needs of a whole tensor."""
+    return [0, 1, 2] if o.modulator.needs_mean else [0, 1]
 
 
 def begin(key: Any, sums: Sums, wanted: list[int], states: list[dict[str, Tensor]], o: Options) -> Pending:
@@ -201,53 +199,26 @@ def all_reduced(wires: dict[str, Tensor], mesh: Any) -> None:
             dist.all_reduce(wire, operations[name], group=group_of(mesh))
 
 
-def payload(tensors: int, *, mean: bool = True, radius: str = "absolute", itemsize: int = 4) -> int:
+def payload(tensors: int, *, mean: bool = False, itemsize: int = 4) -> int:
     """Bytes that each process hands to the one all-reduce of a step, of a mesh.
 
     Args:
-        tensors: that are cut over the mesh.
-        mean: whether the modulator is relative, and needs Σh.
-        radius: its unit; "absolute" and "relative" need Σz² and Σu², "lr" and a form without a radius none.
+        tensors: that are cut over the mesh and have a reach.
+        mean: whether the modulator is relative.
         itemsize: 4 of float32 and narrower parameters, 8 of float64.
 
     Example:
-        >>> payload(291), payload(291, radius="lr"), payload(291, mean=False, radius="lr")
-        (3492, 1164, 0)
+        >>> payload(291), payload(291, mean=True)
+        (2328, 3492)
     """
-    return tensors * itemsize * (mean + 2 * RADII[radius].needs_scale)
+    return tensors * itemsize * (3 if mean else 2)
 
 
 def keep(one: Pending) -> None:
-    """The means and scales of whole tensors, by the rules of :mod:`hatam.update` for one tensor."""
-    o, sums = one.o, iter(one.wire.to(torch.float64).unbind(1))
-    moved = None if o.found_inf is None else o.found_inf.to(one.wire.device) == 0
-    new: dict[str, Tensor] = {}
-    if o.modulator.needs_mean:
-        last = torch.stack([state["denom_mean"] for state in one.states])
-        dtype = one.states[0]["exp_avg_sq"].dtype
-        new["denom_mean"] = update.next_mean(next(sums) / one.numel, last, dtype, o)
-    if o.scaled:
-        last = torch.stack([state["displacement_scale"] for state in one.states])
-        z2, u2 = (x / one.numel for x in sums)
-        new["displacement_scale"] = update.next_scale(z2, u2, last, o)
-    for key, values in new.items():
-        kept = [state[key] for state in one.states]
-        if moved is not None:
-            values = torch.where(moved, values, torch.stack(kept))
-        torch._foreach_copy_(kept, list(values.to(kept[0].dtype).unbind()))
-
-
-def mean_of_whole(h: Tensor, param: Tensor, step: Tensor, o: Options) -> Tensor:
-    """The mean of this process' h and all others', at once; for a training that begins from another's state."""
-    if step == 0:
-        return torch.full((), o.eps, dtype=torch.float64, device=h.device)
-    mesh: Any = param.device_mesh  # type: ignore[attr-defined]
-    sums = Sums.of([param], mesh)
-    sums.all[0, 0] = h.sum(dtype=torch.float64)
-    one = begin((mesh, torch.float64), sums, [0], [], o)
-    if one.work is not None:
-        one.work.wait()
-    return one.wire[0, 0] / one.numel[0]
+    """What a step measures of whole tensors, by the rules of :mod:`hatam.update`."""
+    z2, u2, *means = (x / one.numel for x in one.wire.to(torch.float64).unbind(1))
+    dtype = local(one.states[0]["exp_avg_sq"]).dtype
+    update.keep_(one.states, z2.sqrt(), u2.sqrt(), means[0] if means else None, dtype, one.o)
 
 
 def any_cut(params: Iterable[Tensor]) -> bool:

@@ -1,10 +1,10 @@
 """In which dtype each state tensor is kept: the parameter's own, or by ``state_dtype`` one of fewer or more bits.
 
 * None: every state tensor has its parameter's dtype, as in torch.
-* ``torch.bfloat16``: m (and e) in bfloat16, rounded at random (:mod:`hatam.rounding`); v in float32. Decoupled so needs
-  6 bytes of state per parameter where AdamW needs 8.
+* ``torch.bfloat16``: m in bfloat16, rounded at random (:mod:`hatam.rounding`); v in float32. That is 6 bytes of state
+  per parameter, where AdamW needs 8.
 * ``torch.float32``: everything in float32, for parameters of any dtype.
-* ``"8bit"``: m, v (and e) as torchao's block-wise quantized tensors; small tensors stay in float32, as there.
+* ``"8bit"``: m and v as torchao's block-wise quantized tensors; small tensors stay in float32, as there.
 
 float64 parameters keep float64 where this says float32.
 """
@@ -20,9 +20,8 @@ from torch import Tensor
 from . import rounding
 
 STATE_DTYPES = {"None": None, "torch.float32": torch.float32, "torch.bfloat16": torch.bfloat16, "8bit": "8bit"}
-MOMENTS = ("exp_avg", "exp_avg_sq", "exp_avg_grad")
-SCALARS = ("denom_mean", "displacement_mean", "displacement_radius", "displacement_scale")
-HATAM_STATE = ("exp_avg_grad", *SCALARS)  # what AdamW's state has not
+MOMENTS = ("exp_avg", "exp_avg_sq")
+SCALARS = ("reach", "ratio", "travel", "denom_mean", "reach_mean")  # what AdamW's state has not
 BLOCK = 256  # elements that share one scale in torchao's 8-bit state
 LEAST_SCALE = 2e-12  # of a block; where all is smaller, torchao's is 1e-12, and v may well be 0
 LEAST_8BIT = 4096  # elements; what is smaller stays in float32
@@ -53,7 +52,7 @@ def quantized_zeros(param: Tensor, *, signed: bool) -> Tensor:
 
 @cache
 def quantized_type() -> Any:
-    """torchao's 8-bit tensor, with the ``clone`` that it may lack: loading, deep copies and an e from m need one."""
+    """torchao's 8-bit tensor, with the ``clone`` that it may lack: loading and deep copies need one."""
     from torchao.optim.subclass_8bit import OptimState8bit
 
     clone = torch.ops.aten.clone.default
@@ -113,7 +112,7 @@ def settle(stored: Tensor, wide: Tensor, random: Tensor | None) -> None:
 def restore_dtypes(state: dict[str, Any], saved: dict[str, Any], param: Tensor, state_dtype: Any) -> None:
     """Put back what loading has cast to the parameter's dtype; a cast to more digits stays, unless fewer were asked."""
     for key in saved.keys() & {*MOMENTS, *SCALARS}:
+        # torch has cast it to the parameter's dtype; where that has more digits than what was saved, the cast stays
         narrower = torch.promote_types(saved[key].dtype, param.dtype) != saved[key].dtype
         if key in SCALARS or is_quantized(saved[key]) or not narrower or state_dtype is not None:
-            device = state["step"].device if key == "displacement_radius" else param.device
-            state[key] = copied(saved[key].detach()).to(device)
+            state[key] = copied(saved[key].detach()).to(param.device)

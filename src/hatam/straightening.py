@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,29 +10,61 @@ import torch
 from torch import Tensor
 
 from . import narrow, options, sharded
-from .forms import displaced, real
-from .paths import real_state
+from .state import displaced, real, real_state
+from .update import Options, State
+
+States = Mapping[Tensor, dict[str, Any]]
+Move = Callable[[Tensor, State, Options, int], None]
+
+Groups = Iterable[tuple[int, dict[str, Any]]]  # with the number of the first parameter of each
+
+
+def offsets(groups: Groups, states: States) -> Iterator[tuple[Tensor, dict[str, Any], Options, int]]:
+    """The parameters that have an offset, with their states, options and numbers."""
+    for first, group in groups:
+        o = options.resolve(group, group["lr_peak"])
+        for number, p in enumerate(group["params"], first):
+            if displaced(states.get(p, {}), o):
+                yield p, states[p], o, number
+
+
+def move(groups: Groups, states: States, how: Move, spared: Sequence[bool] = ()) -> None:
+    """Take every parameter that has an offset to z, by ``narrow.undo_offset_``, or back, by ``narrow.redo_offset_``.
+
+    Those that are spared, by their places in the only group, stay where they are; on the way back they have no offset
+    from then on.
+    """
+    groups = list(groups)
+    for p, state, o, number in offsets(groups, states):
+        if spared and spared[number - groups[0][0]]:
+            if how is narrow.redo_offset_:
+                state["reach"].zero_()
+            continue
+        parts = {key: sharded.local(x) for key, x in state.items()}
+        local = real(sharded.local(p.detach()))
+        plain = local.resolve_neg()
+        how(plain, real_state(parts), o, number)
+        if plain is not local:
+            local.copy_(plain)
 
 
 @contextmanager
-def straightened(groups: Iterable[dict[str, Any]], states: Mapping[Tensor, dict[str, Any]]) -> Iterator[None]:
-    """Inside, the parameters of these groups are not displaced; afterwards they are what they were, to the last bit."""
+def straightened(groups: list[tuple[int, dict[str, Any]]], states: States) -> Iterator[None]:
+    """Inside, the parameters of these groups have no offset; afterwards they are what they were, to the last bit.
+
+    A checkpoint from inside is one of z without an offset.
+    """
     saved: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     try:
         with torch.no_grad():
-            for first, group in options.numbered(groups):
-                o = options.resolve(group, group["lr_peak"])
-                for number, p in enumerate(group["params"], first):
-                    state = states.get(p, {})
-                    if displaced(state, o):
-                        radius = state["displacement_radius"]
-                        saved.append((p, p.detach().clone(), radius, radius.clone()))
-                        parts = {key: sharded.local(x) for key, x in state.items()}
-                        narrow.undo_displacement_(real(sharded.local(p.detach())), real_state(parts), o, number)
-                        radius.zero_()
+            for p, state, _, _ in offsets(groups, states):
+                saved.append((p, p.detach().clone(), state["reach"], state["reach"].clone()))
+            move(groups, states, narrow.undo_offset_)
+            for _, _, reach, _ in saved:
+                reach.zero_()
         yield
     finally:
         with torch.no_grad():
-            for p, w, radius, before in reversed(saved):  # the first of those that share memory was saved undisturbed
+            for p, w, reach, before in reversed(saved):  # the first of those that share memory was saved undisturbed
                 p.copy_(w)
-                radius.copy_(before)
+                reach.copy_(before)

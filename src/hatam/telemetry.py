@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import options, paths, sharded, storage, update
-from .forms import displaced, real
+from . import options, paths, sharded, storage
 from .fused.batches import like
-from .optimizer import ADAMW_STATE, HATAM
+from .modulators import CAP
+from .optimizer import HATAM
 from .reports import MEANS, NORMS, Report, finished, flat, of_group, to_json_lines, to_tensorboard
+from .state import displaced, real, real_state
 from .update import Options, State
 
 __all__ = ["Report", "Telemetry", "flat", "observe", "to_json_lines", "to_tensorboard"]
@@ -33,18 +34,17 @@ class Telemetry:
 
     Of each parameter, and of each group as if it were one tensor:
 
-    - ``grad_norm``, ``bend_norm``, ``bend_ratio``: ‖g‖, ‖c‖ and ‖c‖ / ‖g‖, with c = (1 − βc)(g − e) the bend.
-    - ``correction_norm``, ``correction_ratio`` (raw and published): ‖γ S c‖, and over ‖g‖.
+    - ``grad_norm``, ``bend_norm``, ``bend_ratio``: ‖g‖, ‖c‖ and ‖c‖ / ‖g‖, with c = (1 − β1)(g − m) the bend.
     - ``modulator_mean``, ``…_max``, ``…_q05``, ``…_q50``, ``…_q95``, ``capped``: of S, and the share of coordinates at
       its cap; the quantiles are those of at most 1,024 coordinates, and of parameters alone.
-    - ``radius`` (of parameters alone), ``displacement_norm``, ``displacement_ratio`` (decoupled): ρ, ‖d‖, ‖d‖ / ‖w‖.
+    - ``reach`` (of parameters alone), ``offset_norm``, ``offset_ratio``: κ, ‖κ u‖, ‖κ u‖ / ‖w‖.
     - ``param_norm``: ‖w‖.
     - ``bend_update_cosine``: of c with the last update.
     - ``update_norm``, ``update_ratio``: ‖lr (m̂ / h + wd w)‖, and over ‖w‖.
     - ``effective_step``: the mean of lr / h, what a coordinate's averaged gradient is multiplied with.
 
-    Where βc = 0, as with β1 = 0, or γ = 0 and βc is not β1, c cannot be told from the state after a step, and what
-    depends on it is NaN.
+    A parameter without a reach has neither offset nor modulator. Where β1 = 0, c cannot be told from the state after a
+    step, and what depends on it is NaN.
 
     Args:
         optimizer: to be observed, on any path; not inside of torch.compile.
@@ -61,12 +61,13 @@ class Telemetry:
         >>> model = torch.nn.Linear(4, 1)
         >>> optimizer = HATAM(model.named_parameters(), lr=0.01)
         >>> telemetry = Telemetry(optimizer, every=1)
-        >>> for _ in range(50):
+        >>> for step in range(50):
+        ...     optimizer.param_groups[0]["lr"] = 0.01 * (1 - step / 50)
         ...     optimizer.zero_grad()
         ...     model(torch.ones(8, 4)).square().mean().backward()
         ...     optimizer.step()
         >>> report = telemetry.read()
-        >>> report["step"], sorted(report["params"]), report["groups"][0]["displacement_norm"] < 0.25
+        >>> report["step"], sorted(report["params"]), report["groups"][0]["offset_norm"] < 0.25
         (50, ['bias', 'weight'], True)
         >>> telemetry.detach()
     """
@@ -146,9 +147,9 @@ def _observed(optimizer: HATAM, number: int) -> dict[str, dict[str, Tensor]]:
     local = [sharded.local(p) for p in params]
     grads = [sharded.local_grad(p.grad, p) for p in params]
     states = [{key: sharded.local(x) for key, x in optimizer.state[p].items()} for p in params]
-    # torch's fused AdamW, which does the step where γ = 0, takes a GradScaler's scale off the gradients themselves,
-    # unless they lay in memory otherwise than their parameters and it was given copies.
-    is_adamw = group["fused"] and all(state.keys() <= {*ADAMW_STATE} for state in states)
+    # torch's fused AdamW, which does the step until there is a reach, takes a GradScaler's scale off the gradients
+    # themselves, unless they lay in memory otherwise than their parameters and it was given copies.
+    is_adamw = group["fused"] and not group["begun"]
     is_torchs = is_adamw and not paths.narrows(local, grads, states, o) and paths.walks_memory(local, states)
     found = [
         observe(p, g, state, without_scale if is_torchs and like(g, p) is g else o)
@@ -194,16 +195,14 @@ def observe(param: Tensor, grad: Tensor, state: State, o: Options) -> dict[str, 
         state: of the optimizer.
         o: the options of the group at that step.
     """
-    state, dtype = paths.real_state(state), storage.arithmetic(real(param).dtype)
+    state, dtype = real_state(state), storage.arithmetic(real(param).dtype)
     w, g = real(param.detach()).to(dtype), real(grad).to(dtype)
     g = g if not isinstance(o.grad_factor, Tensor) and o.grad_factor == 1 else g * o.grad_factor
     m, v = (storage.widened(state[key], dtype) for key in ("exp_avg", "exp_avg_sq"))
-    e = storage.widened(update.averaged_gradient(state), dtype)
     step = state["step"].to(w.device, torch.float64)  # 1 − β2^t needs the digits
-    h = update.denominator(v, step, o).to(dtype)
-    # e_t = βc e_{t−1} + (1 − βc) g, and so (1 − βc)(g − e_{t−1}) = (1 − βc)/βc (g − e_t)
-    known = o.beta_c and ("exp_avg_grad" in state or o.beta_c == o.beta1)  # where γ = 0, e has no buffer of its own
-    c, of_c = g - e, (1 - o.beta_c) / o.beta_c if known else math.nan
+    h = (v.sqrt() / (1 - o.beta2**step).sqrt()).add_(o.eps).to(dtype)
+    # m_t = β1 m_{t−1} + (1 − β1) g, and so (1 − β1)(g − m_{t−1}) = (1 − β1)/β1 (g − m_t)
+    c, of_c = g - m, (1 - o.beta1) / o.beta1 if o.beta1 else math.nan
     u = (m / h).div_((1 - o.beta1**step).to(dtype)).add_(w, alpha=o.weight_decay)
     found = {
         "grad_norm": g.norm(),
@@ -215,17 +214,14 @@ def observe(param: Tensor, grad: Tensor, state: State, o: Options) -> dict[str, 
         "numel": torch.full((), w.numel(), dtype=dtype, device=w.device),
     }
     if displaced(state, o):
-        spread = o.modulator.spread(u.copy_(h), update.displacement_mean(state), o.cap)
-        radius = state["displacement_radius"].to(w.device, dtype)
-        found |= {"radius": radius, "displacement_norm": radius * torch.div(e, spread, out=c).norm()}
-        return found | of_modulator(h.div_(spread), o)
-    if "denom_mean" in state or not o.modulator.needs_mean:
-        s = o.modulator.weight(h, state.get("denom_mean"), o.cap)
-        return found | {"correction_norm": o.gamma * of_c * c.mul_(s).norm()} | of_modulator(s, o)
+        reach = state["reach"].to(w.device, dtype)
+        spread = o.modulator.spread([u.copy_(h)], [state.get("reach_mean")])[0]
+        found |= {"reach": reach, "offset_norm": reach * torch.div(m, spread, out=c).norm()}
+        return found | of_modulator(h.div_(spread))
     return found
 
 
-def of_modulator(s: Tensor, o: Options) -> dict[str, Tensor]:
+def of_modulator(s: Tensor) -> dict[str, Tensor]:
     """S of one parameter."""
     flat = s.flatten()
     if not len(flat):
@@ -233,7 +229,7 @@ def of_modulator(s: Tensor, o: Options) -> dict[str, Tensor]:
         return dict.fromkeys(("modulator_mean", "modulator_max", "capped", *QUANTILES), nothing)
     sample = flat[:: math.ceil(len(flat) / SAMPLED)].sort().values
     at = {key: sample[min(len(sample) - 1, int(q * len(sample)))] for key, q in QUANTILES.items()}
-    capped = torch.count_nonzero(s >= o.cap * (1 - 1e-6)).to(s.dtype) / s.numel()
+    capped = torch.count_nonzero(s >= CAP * (1 - 1e-6)).to(s.dtype) / s.numel()
     return {"modulator_mean": s.mean(), "modulator_max": s.max(), "capped": capped, **at}
 
 

@@ -100,22 +100,6 @@ def ceiling(beta_c: float) -> float:
     return (1 + beta_c) / (1 - beta_c)
 
 
-def straightened_ceiling(share: float, kappa: float) -> float:
-    """The largest stable lr · λ_max(P⁻¹H) of the straightened form: 2 (2 − a) / (a + 2 (1 − a) κ).
-
-    Near 2 / κ for a small a, and AdamW's for κ = 0 and a = 1 − β1.
-
-    Args:
-        share: a, of the way to z that the average goes in a step, in (0, 1].
-        kappa: κ, how many leads the probe is ahead of the average, >= 0.
-
-    Example:
-        >>> round(straightened_ceiling(0.1, 0.0), 6), round(straightened_ceiling(0.1, 0.1), 2)
-        (38.0, 13.57)
-    """
-    return 2 * (2 - share) / (share + 2 * (1 - share) * kappa)
-
-
 def reach_ceiling(lr: float, beta1: float, kappa: float) -> float:
     """The largest stable λ_max(P⁻¹H) of AdamW with the late reach: (2 + 2β1) / ((1 − β1)(lr + 2κ)).
 

@@ -1,44 +1,44 @@
-"""One HATAM step of one tensor: the equations, in place, in the order in which they are written.
+"""One HATAM step of several tensors: the equations of :mod:`hatam.reach`, in place, in the order they are written in.
 
-Each form has up to four stages (:class:`Stages`). Between them lie the moments at which what is stored in fewer bits is
-rounded (:mod:`hatam.narrow`): each stage computes with what a later step will read.
+A step has four stages: undo, moments, descent, displace. Between them lie the moments at which what is stored in fewer
+bits is rounded (:mod:`hatam.narrow`): each stage computes with what a later step will read.
 
 ============  ===================  ==========================================================
 symbol        name                 meaning
 ============  ===================  ==========================================================
-w             ``param``            the parameter
+w, z          ``param``            the parameter, with its reach and without it
 g             ``grad``             its gradient, taken at w
 m, v          ``exp_avg``,         Adam's moments
               ``exp_avg_sq``
-e             ``exp_avg_grad``     EMA of g at rate βc, not bias-corrected; m itself when βc = β1
-c             never stored         bend of the trajectory, EMA(g_t − g_{t−1}) = (1 − βc)(g_t − e_{t−1})
-h             ``h``                Adam's denominator, sqrt(v̂) + ε
-mean(h)       ``denom_mean``       mean of h over the tensor, one step old
+h             ``hs``               Adam's denominator, sqrt(v̂) + ε
 S             never stored         modulator, see :mod:`hatam.modulators`
-d, ρ          ``displacement_*``   displacement of w from the straightened point z, and its radius
-u             ``span``             S e / h, the displacement before it is scaled
+mean(h)       ``denom_mean``       of the step before; relative modulator only
+κ             ``reach``            of the offset that w has now
+ρ, N          ``ratio``,           what κ of the next step is made of
+              ``travel``
 ============  ===================  ==========================================================
 
-:mod:`hatam.foreach` is the same, line for line, for lists of tensors.
+Beyond the state it needs one temporary of the size of the parameters, so a denominator is computed again where it
+would have to be kept. Where autograd goes through the step (``differentiable``), nothing that it needs is overwritten.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from . import reach
 from .modulators import Modulator
+from .reach import Scalar
 
-NO_GRADIENT_YET = 1 + 1e-6  # times ε: the mean of h = ε, with room for rounding; see :func:`no_gradient_yet`
-LEAST_SPAN = 0.25  # of the RMS of e / h in pure noise
+NO_GRADIENT_YET = 1 + 1e-6  # times ε: the mean of h = ε, with room for rounding; see :func:`next_means`
 
-Scalar: TypeAlias = Any  # a float, or a 0-dim tensor where a host demands it (capturable, tensor lr, torch.compile)
 State: TypeAlias = dict[str, Any]
+Tensors: TypeAlias = list[Tensor]
 
 
 class Options(NamedTuple):
@@ -49,177 +49,104 @@ class Options(NamedTuple):
     beta2: float
     eps: float
     weight_decay: float
-    gamma: float
-    beta_c: float
+    lr_peak: Scalar
+    reach: Scalar  # γ times what lr leaves to the reach
+    travel: float  # over which the reach grows to the whole
+    furthest: Scalar  # κ at most
     modulator: Modulator
-    cap: float
-    radius: Scalar  # ρ_t of the decoupled form; where it is scaled, times the tensor's scale
     grad_factor: Scalar  # 1, or −1 to maximize; divided by the loss scale
-    scaled: bool  # the radius is in units that need a scale for each tensor
     capturable: bool
-    form: str
     round_param: bool  # bfloat16 parameters at random; else to nearest
     round_state: bool
     seed: int
-    growth: float = math.inf  # the factor by which the scale may grow in a step
-    ramp: float = 0.0  # β2 where the radius begins small, as √(1 − β2^t)
-    pace: Scalar = math.inf  # the share of the radius that each step so far allows
     found_inf: Tensor | None = None  # of a GradScaler, where the host has not read it: not 0, nothing moves
 
 
 class Stages(NamedTuple):
-    """One step of one tensor."""
+    """One step of several tensors."""
 
-    moments: Callable[[Tensor, State, Options], None]  # of grad and state: counts the step
-    descent: Callable[[Tensor, State, Options], Tensor]  # AdamW's, of z; returns h
-    undo: Callable[[Tensor, State, Options], None] | None = None  # comes first: z = w + d
-    displace: Callable[[Tensor, Tensor, State, Options], None] | None = None  # comes last, of z and h: w = z − d
+    descent: Callable[[Tensors, list[State], Options], Tensors]  # AdamW's, of z; returns h
+    undo: Callable[[Tensors, list[State], Options], None] | None = None  # comes first: z = w + κ u
+    displace: Callable[[Tensors, Tensors, list[State], Options], None] | None = None  # comes last, of z and h
 
 
 def number(x: Tensor, o: Options) -> Scalar:
     """A 0-dim state tensor as a float, unless that would wait for a device or break a graph."""
-    return x if o.capturable or torch.is_grad_enabled() or torch.compiler.is_compiling() else x.item()
+    stays = o.capturable or not x.is_cpu or torch.is_grad_enabled() or torch.compiler.is_compiling()
+    return x if stays else x.item()
 
 
-def kept(x: Tensor) -> Tensor:
-    """``x``, safe from later in-place updates where autograd may need it again (``differentiable=True``)."""
-    return x.clone() if torch.is_grad_enabled() else x
+def numbers(states: list[State], key: str, o: Options) -> list[Scalar]:
+    """A 0-dim entry of every state, see :func:`number`."""
+    return kept([number(state[key], o) for state in states])
 
 
-def add_ratio_(x: Tensor, numerator: Tensor, denominator: Tensor, scale: Scalar) -> None:
-    """x ← x + scale · numerator / denominator."""
-    if isinstance(scale, Tensor):
-        x.add_((kept(numerator) / kept(denominator)).mul_(kept(scale)))
-    elif scale != 0:
-        x.addcdiv_(kept(numerator), kept(denominator), value=scale)
+def column(states: list[State], key: str) -> Tensors:
+    """One entry of every state."""
+    return [state[key] for state in states]
 
 
-def denominator(exp_avg_sq: Tensor, step: Scalar, o: Options) -> Tensor:
-    """h = sqrt(v̂) + ε. Before the first step v is 0 and so is v̂, whatever it is divided by."""
-    first = step.clamp(min=1) if isinstance(step, Tensor) else max(step, 1)
-    return (exp_avg_sq.sqrt() / (1 - o.beta2**first) ** 0.5).add_(o.eps)
+def kept(xs: list[Any]) -> list[Any]:
+    """``xs``, safe from later in-place updates where autograd may need them again."""
+    return [x.clone() if isinstance(x, Tensor) else x for x in xs] if torch.is_grad_enabled() else xs
 
 
-def moments_(exp_avg: Tensor, exp_avg_sq: Tensor, grad_m: Tensor, grad_v: Tensor, o: Options) -> None:
-    """m ← β1 m + (1 − β1) g_m and v ← β2 v + (1 − β2) g_v²."""
-    exp_avg.lerp_(grad_m, 1 - o.beta1)
-    exp_avg_sq.mul_(o.beta2).addcmul_(grad_v, grad_v, value=1 - o.beta2)
-
-
-def descend_(param: Tensor, exp_avg: Tensor, h: Tensor, step: Scalar, o: Options) -> None:
-    """w ← w − lr (m̂ / h + wd w)."""
-    if o.weight_decay != 0:
-        param.mul_(1 - o.lr * o.weight_decay)
-    add_ratio_(param, exp_avg, h, -o.lr / (1 - o.beta1**step))
-
-
-def remember_mean_(state: State, h: Tensor, o: Options) -> None:
-    """Keep mean(h) for the next step; of a part of a tensor the sum, for :mod:`hatam.sharded`."""
-    denom_mean = state["denom_mean"]
-    if "shard_sums" in state:
-        state["shard_sums"][0] = h.sum(dtype=torch.float64)
-    else:
-        denom_mean.copy_(next_mean(h.mean(dtype=denom_mean.dtype), denom_mean, h.dtype, o))
-
-
-def no_gradient_yet(dtype: torch.dtype, o: Options) -> float:
-    """The largest mean of h that is that of v = 0: ε as ``dtype`` has it, in float16 perhaps a subnormal number."""
-    info = torch.finfo(dtype)
-    return NO_GRADIENT_YET * (o.eps * (1 + info.eps) + info.smallest_normal * info.eps)
-
-
-def next_mean(mean: Tensor, last: Tensor, dtype: torch.dtype, o: Options) -> Tensor:
-    """The mean to go on with.
-
-    One coordinate with a NaN or infinite gradient makes the mean useless; the tensor then lives on with its last good
-    one, so that the coordinate harms itself alone, as in AdamW. This costs no pass over memory. A last mean of ε is
-    that of v = 0 and no measure of what has come since: S would be sqrt(v̂) / ε. Infinity, S = 0, is safe.
-    """
-    return torch.where(mean < math.inf, mean, torch.where(last > no_gradient_yet(dtype, o), last, math.inf))
-
-
-def hand_over_mean_(state: State, o: Options) -> None:
-    """The mean known before this step is the one that the new displacement uses, and that undoing it will need.
-
-    A mean of ε is that of v = 0: no gradient has come yet, so nothing is known of sharpness, and S = 0. (The choice
-    must stay an operation: the inductor of torch.compile takes a plain copy for an alias of ``denom_mean`` and hands
-    over the value that is written there next.)
-    """
-    mean, none = kept(state["denom_mean"]), no_gradient_yet(state["exp_avg_sq"].dtype, o)
-    state["displacement_mean"].copy_(torch.where(mean > none, mean, math.inf))
-
-
-def least_span(o: Options) -> float:
-    """The least mean of u² that counts. A gradient that fades away must not blow up the first that comes after it."""
-    return LEAST_SPAN**2 * (1 - o.beta_c) / (1 + o.beta_c)
-
-
-def remember_scale_(state: State, z: Tensor, e: Tensor, spread: Tensor, o: Options) -> None:
-    """Keep the scale of u = e / spread for the next step; of a part of a tensor the sums of squares."""
-    scale = state["displacement_scale"]
-    wide = torch.promote_types(z.dtype, torch.float32)  # the squares of float16 would leave its range
-    u2 = (kept(e) / kept(spread)).to(wide).square()
-    if "shard_sums" in state:
-        state["shard_sums"][2] = u2.sum(dtype=torch.float64)
-        state["shard_sums"][1] = z.to(wide).square().sum(dtype=torch.float64)
-    else:
-        z2 = kept(z).to(wide).square().mean(dtype=scale.dtype)
-        scale.copy_(next_scale(z2, u2.mean(dtype=scale.dtype), kept(scale), o))
-
-
-def next_scale(z2: Tensor, u2: Tensor, last: Tensor, o: Options) -> Tensor:
-    """RMS(z) / RMS(u) from squares: 0 before any gradient, the last for a NaN.
-
-    It is one step old when it is used, and a u that swings from step to step would be displaced furthest when it is
-    largest. So it may shrink at once, and grow only slowly.
-    """
-    new = root(z2 / u2.clamp(min=least_span(o)))
-    good = (u2 < math.inf) & (new < math.inf)
-    if o.growth < math.inf:
-        new = torch.where(last > 0, torch.minimum(new, o.growth * last), new)
-    return torch.where(u2 == 0, 0.0, torch.where(good, new, last))
-
-
-def root(x: Tensor) -> Tensor:
-    """√x; its derivative at 0 is 0 where autograd asks, for a NaN would come through the choice that follows."""
+def copy_(xs: Tensors, ys: Tensors) -> None:
+    """x ← y; torch's own has no derivative."""
     if not torch.is_grad_enabled():
-        return x.sqrt()
-    return torch.where(x == 0, 0.0, torch.where(x == 0, 1.0, x).sqrt())
+        torch._foreach_copy_(xs, ys)
+        return
+    for x, y in zip(xs, ys, strict=True):
+        x.copy_(y)
 
 
-def set_radius_(state: State, o: Options) -> None:
-    """The radius of this step's displacement, which undoing it will need."""
-    radius = o.radius * kept(state["displacement_scale"]) if o.scaled else o.radius
-    step = number(kept(state["step"]), o)
-    if o.ramp:
-        radius = radius * (1 - o.ramp**step) ** 0.5
-    if isinstance(o.pace, Tensor) or o.pace < math.inf:
-        radius = radius * at_most_one(o.pace * step)
-    if isinstance(radius, Tensor):
-        state["displacement_radius"].copy_(radius)
+def div_(xs: Tensors, ys: Any) -> Tensors:
+    """x / y, in place of x unless autograd may need x again."""
+    if torch.is_grad_enabled():
+        return list(torch._foreach_div(xs, ys))
+    torch._foreach_div_(xs, ys)
+    return xs
+
+
+def quotients(xs: Tensors, ys: Tensors) -> Tensors:
+    """x / y, in place of y unless autograd may need y again, or 1 / y leaves the range of float16."""
+    if torch.is_grad_enabled() or any(y.dtype == torch.float16 for y in ys):
+        return list(torch._foreach_div(kept(xs), ys))
+    torch._foreach_reciprocal_(ys)
+    torch._foreach_mul_(ys, xs)
+    return ys
+
+
+def add_scaled_(xs: Tensors, ys: Tensors, scales: list[Scalar]) -> None:
+    """x ← x + scale · y. May overwrite y."""
+    if torch.is_grad_enabled():
+        ys = list(torch._foreach_mul(ys, scales))
     else:
-        state["displacement_radius"].fill_(radius)
+        torch._foreach_mul_(ys, scales)
+    torch._foreach_add_(xs, ys)
 
 
-def at_most_one(x: Scalar) -> Scalar:
-    """min(1, x)."""
-    return x.clamp(max=1.0) if isinstance(x, Tensor) else min(1.0, x)
+def denominators(states: list[State], o: Options) -> Tensors:
+    """h = sqrt(v̂) + ε. Before the first step v is 0 and so is v̂, whatever it is divided by."""
+    steps = numbers(states, "step", o)
+    first = [step.clamp(min=1) if isinstance(step, Tensor) else max(step, 1) for step in steps]
+    hs = div_(list(torch._foreach_sqrt(column(states, "exp_avg_sq"))), [(1 - o.beta2**step) ** 0.5 for step in first])
+    torch._foreach_add_(hs, o.eps)
+    return hs
 
 
-def corrected_gradient(grad: Tensor, exp_avg_grad: Tensor, h: Tensor, mean: Tensor | None, o: Options) -> Tensor:
-    """ĝ = g + γ S c with c = (1 − βc)(g − e). Overwrites h."""
-    bend = (grad - exp_avg_grad).mul_(1 - o.beta_c)
-    weight = o.modulator.weight(h, None if mean is None else mean + o.eps, o.cap)
-    return weight.mul(bend).mul_(o.gamma).add_(grad).to(grad.dtype)  # a 0-dim one's h may be wider
+def directions(states: list[State], hs: Tensors, o: Options) -> Tensors:
+    """u = S m / h, with the mean of h that the offset of w is made with. May overwrite h."""
+    means = kept([state.get("reach_mean") for state in states])
+    return quotients(column(states, "exp_avg"), o.modulator.spread(hs, means))
 
 
-def undo_displacement_(param: Tensor, state: State, o: Options) -> None:
-    """z = w + d, with d recomputed from the state that displaced w."""
-    h = denominator(state["exp_avg_sq"], number(state["step"], o), o)
-    if o.eps < torch.finfo(h.dtype).tiny:
-        h.clamp_(min=least(h.dtype))  # before the first gradient e is 0, too
-    spread = o.modulator.spread(h, displacement_mean(state), o.cap)
-    add_ratio_(param, averaged_gradient(state), spread, number(state["displacement_radius"], o))
+def undo_(params: Tensors, states: list[State], o: Options) -> None:
+    """z = w + κ u, with u from the state that displaced w."""
+    hs = denominators(states, o)
+    if o.eps < torch.finfo(hs[0].dtype).tiny:
+        torch._foreach_clamp_min_(hs, least(hs[0].dtype))  # before the first gradient m is 0, too
+    add_scaled_(params, directions(states, hs, o), numbers(states, "reach", o))
 
 
 def least(dtype: torch.dtype) -> float:
@@ -228,86 +155,136 @@ def least(dtype: torch.dtype) -> float:
     return info.tiny * info.eps if dtype == torch.float16 else info.tiny
 
 
-def decoupled_moments_(grad: Tensor, state: State, o: Options) -> None:
-    """AdamW's moments of the raw gradient, which was taken at w."""
-    m, v, e = state["exp_avg"], state["exp_avg_sq"], averaged_gradient(state)
-    state["step"] += 1
-    if e is not m:
-        e.lerp_(grad, 1 - o.beta_c)
-    moments_(m, v, grad, grad, o)
+def moments_(grads: Tensors, states: list[State], o: Options) -> None:
+    """Counts the step. m ← β1 m + (1 − β1) g and v ← β2 v + (1 − β2) g²."""
+    torch._foreach_add_(column(states, "step"), 1)
+    torch._foreach_lerp_(column(states, "exp_avg"), grads, 1 - o.beta1)
+    vs = column(states, "exp_avg_sq")
+    torch._foreach_mul_(vs, o.beta2)
+    torch._foreach_addcmul_(vs, grads, grads, 1 - o.beta2)
 
 
-def descent_(param: Tensor, state: State, o: Options) -> Tensor:
+def descent_(params: Tensors, states: list[State], o: Options) -> Tensors:
     """z ← z − lr (m̂ / h + wd z); returns h."""
-    step = number(state["step"], o)
-    h = denominator(state["exp_avg_sq"], step, o)
-    descend_(param, state["exp_avg"], h, step, o)
-    return h
+    hs, ms = denominators(states, o), column(states, "exp_avg")
+    if o.weight_decay != 0:
+        torch._foreach_mul_(params, 1 - o.lr * o.weight_decay)
+    scales = [-o.lr / (1 - o.beta1**step) for step in numbers(states, "step", o)]
+    if not isinstance(scales[0], Tensor):
+        torch._foreach_addcdiv_(params, kept(ms), hs, scales)
+        return hs
+    add_scaled_(params, quotients(ms, hs), scales)
+    return hs if torch.is_grad_enabled() else denominators(states, o)
 
 
-def displace_(param: Tensor, h: Tensor, state: State, o: Options) -> None:
-    """w = z − d_t, d_t = ρ_t S_t e_t / h_t."""
-    mean = state.get("denom_mean")
-    set_radius_(state, o)
-    if "displacement_mean" in state:
-        hand_over_mean_(state, o)
-    if mean is not None:
-        remember_mean_(state, h, o)
-    e, spread = averaged_gradient(state), o.modulator.spread(h, displacement_mean(state), o.cap)
-    if o.scaled:
-        remember_scale_(state, param, e, spread, o)
-    add_ratio_(param, e, spread, -number(state["displacement_radius"], o))
+def displace_(params: Tensors, hs: Tensors, states: list[State], o: Options) -> None:
+    """w = z − κ u with κ of this step, and what κ of the next one is made of. May overwrite h."""
+    set_reaches_(states, o)
+    means = None
+    if o.modulator.needs_mean:
+        hand_over_means_(states, o)
+        means = [h.mean(dtype=state["denom_mean"].dtype) for h, state in zip(hs, states, strict=True)]
+    us = directions(states, hs, o)
+    measured = Measured(norms(params), norms(us), means)
+    if "shard_sums" in states[0]:
+        leave_sums_(states, measured, params)
+    else:
+        remember_(states, measured, [p.numel() for p in params], hs[0].dtype, o)
+    add_scaled_(params, us, [-x for x in numbers(states, "reach", o)])
 
 
-def averaged_gradient(state: State) -> Tensor:
-    """e: a buffer of its own, or m where the two are the same."""
-    e: Tensor = state["exp_avg_grad"] if "exp_avg_grad" in state else state["exp_avg"]
-    return e
+class Measured(NamedTuple):
+    """What a step measures of each tensor, or of this process' part of it."""
+
+    z_norms: Tensors
+    u_norms: Tensors
+    means: Tensors | None  # of h, where the modulator needs it
 
 
-def displacement_mean(state: State) -> Tensor | None:
-    """The mean in the displacement that w has now, if its modulator needs one."""
-    return kept(state["displacement_mean"]) if "displacement_mean" in state else None
+def norms(xs: Tensors) -> Tensors:
+    """Euclidean norms, of narrow numbers in float32: their squares would leave the range of float16."""
+    wide = torch.promote_types(xs[0].dtype, torch.float32)
+    return list(torch._foreach_norm(kept(xs), 2, wide))
 
 
-def corrected_moments_(grad: Tensor, state: State, o: Options, *, raw: bool) -> None:
-    """AdamW's moments of ĝ; "raw" builds v from g instead, so that S does not feed on its own correction."""
-    m, v, e = state["exp_avg"], state["exp_avg_sq"], state["exp_avg_grad"]
-
-    # ĝ = g + γ S c, S from v_{t−1}
-    h = denominator(v, number(state["step"], o), o)
-    corrected = corrected_gradient(grad, kept(e), h, state.get("denom_mean"), o)
-    e.lerp_(grad, 1 - o.beta_c)
-
-    state["step"] += 1
-    moments_(m, v, corrected, grad if raw else corrected, o)
+def set_reaches_(states: list[State], o: Options) -> None:
+    """κ of this step, which undoing it will need."""
+    ratios, travels = (torch.stack(kept(column(states, key))) for key in ("ratio", "travel"))
+    reaches = o.reach * ratios * reach.come(travels, o.travel)
+    limited = isinstance(o.furthest, Tensor)
+    reaches = torch.minimum(reaches, o.furthest.to(reaches)) if limited else reaches.clamp(max=o.furthest)
+    copy_(column(states, "reach"), list(reaches.unbind()))
 
 
-def corrected_descent_(param: Tensor, state: State, o: Options) -> Tensor:
-    """w ← w − lr (m̂ / h + wd w), and mean(h) for the next modulator."""
-    h = descent_(param, state, o)
-    if "denom_mean" in state:
-        remember_mean_(state, h, o)
-    return h
+def hand_over_means_(states: list[State], o: Options) -> None:
+    """The mean known before this step is the one that the new offset uses, and that undoing it will need.
+
+    A mean of ε is that of v = 0: nothing is known of sharpness, and with an infinite mean S is 0. (The choice must stay
+    an operation: the inductor of torch.compile takes a plain copy for an alias of ``denom_mean``.)
+    """
+    means, none = torch.stack(kept(column(states, "denom_mean"))), no_gradient_yet(states[0]["exp_avg_sq"].dtype, o)
+    copy_(column(states, "reach_mean"), list(torch.where(means > none, means, math.inf).unbind()))
 
 
-def adamw_moments_(grad: Tensor, state: State, o: Options) -> None:
-    """γ = 0 where torch's own AdamW cannot serve, as with state of another dtype than the parameter's."""
-    state["step"] += 1
-    moments_(state["exp_avg"], state["exp_avg_sq"], grad, grad, o)
+def remember_(states: list[State], measured: Measured, numels: list[int], dtype: torch.dtype, o: Options) -> None:
+    """Keep ρ and the mean of h for the next step, from norms over whole tensors."""
+    counts = [max(n, 1) ** 0.5 for n in numels]
+    z, u = (torch.stack(div_(x, counts)) for x in (measured.z_norms, measured.u_norms))
+    means = None if measured.means is None else torch.stack(measured.means)
+    keep_(states, z, u, means, dtype, o)
 
 
-DECOUPLED = Stages(decoupled_moments_, descent_, undo_displacement_, displace_)
-RAW = Stages(partial(corrected_moments_, raw=True), corrected_descent_)
-PUBLISHED = Stages(partial(corrected_moments_, raw=False), corrected_descent_)
-ADAMW = Stages(adamw_moments_, descent_)
+def keep_(states: list[State], z: Tensor, u: Tensor, means: Tensor | None, dtype: torch.dtype, o: Options) -> None:
+    """The same from the root mean squares of z and u; not where ``found_inf`` says that the step is skipped."""
+    ratios, travels = (torch.stack(kept(column(states, key))) for key in ("ratio", "travel"))
+    steps = torch.stack(kept(column(states, "step"))).to(ratios)
+    begun = (ratios > 0) | (o.reach > 0)
+    next_ratios = torch.where(begun, reach.next_ratios(z.to(ratios), u.to(ratios), ratios), 0.0)
+    next_travels = reach.next_travels(travels, next_ratios, ratios, o.lr, o.lr_peak, steps)
+    new = {"ratio": next_ratios, "travel": next_travels}
+    if means is not None:
+        last = torch.stack(kept(column(states, "denom_mean")))
+        new["denom_mean"] = torch.where(begun, next_means(means.to(last), last, dtype, o), math.inf)
+    for key, values in new.items():
+        if o.found_inf is not None:
+            values = torch.where(o.found_inf.to(values.device) == 0, values, torch.stack(column(states, key)))
+        copy_(column(states, key), list(values.unbind()))
 
 
-def step(stages: Stages, param: Tensor, grad: Tensor, state: State, o: Options) -> None:
-    """One step of one tensor whose gradient and state have its own dtype."""
+def leave_sums_(states: list[State], measured: Measured, params: Tensors) -> None:
+    """Of parts of tensors: Σz², Σu² and Σh, for :mod:`hatam.sharded` to add up."""
+    for i, (state, param) in enumerate(zip(states, params, strict=True)):
+        for j, column_of in enumerate((measured.z_norms, measured.u_norms)):
+            state["shard_sums"][j] = column_of[i].double().square()
+        if measured.means is not None:
+            state["shard_sums"][2] = measured.means[i].double() * param.numel() if param.numel() else 0.0
+
+
+def no_gradient_yet(dtype: torch.dtype, o: Options) -> float:
+    """The largest mean of h that is that of v = 0: ε as ``dtype`` has it, in float16 perhaps a subnormal number."""
+    info = torch.finfo(dtype)
+    return NO_GRADIENT_YET * (o.eps * (1 + info.eps) + info.smallest_normal * info.eps)
+
+
+def next_means(means: Tensor, last: Tensor, dtype: torch.dtype, o: Options) -> Tensor:
+    """The means to go on with.
+
+    One coordinate with a NaN or infinite gradient makes the mean useless; the tensor then lives on with its last good
+    one, so that the coordinate harms itself alone, as in AdamW. A last mean of ε is that of v = 0 and no measure of
+    what has come since: S would be sqrt(v̂) / ε. Infinity, S = 0, is safe.
+    """
+    return torch.where(means < math.inf, means, torch.where(last > no_gradient_yet(dtype, o), last, math.inf))
+
+
+HATAM_STAGES = Stages(descent_, undo_, displace_)
+ADAMW_STAGES = Stages(descent_)
+
+
+def step_(stages: Stages, params: Tensors, grads: Tensors, states: list[State], o: Options) -> None:
+    """One step of tensors of one device and dtype whose gradients and state have that dtype too."""
     if stages.undo:
-        stages.undo(param, state, o)
-    stages.moments(grad, state, o)
-    h = stages.descent(param, state, o)
+        stages.undo(params, states, o)
+    moments_(grads, states, o)
+    hs = stages.descent(params, states, o)
     if stages.displace:
-        stages.displace(param, h, state, o)
+        stages.displace(params, hs, states, o)

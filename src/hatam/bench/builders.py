@@ -12,11 +12,10 @@ from pytorch_optimizer import SAM, AdaBelief, Adan, AdEMAMix, Lion
 from schedulefree import AdamWScheduleFreePaper
 from torch import nn
 
-from hatam import HATAM
-from hatam.reach_adamw import ReachAdamW
-from hatam.straightened_adamw import StraightenedAdamW
+from hatam import HATAM, PublishedHATAM
 
 from .averaged import GPA, EMANesterovTrainer, EMATrainer, GPATrainer, ScheduleFreeTrainer
+from .first_forms import FirstHATAM
 from .mars import MARS
 from .sam import ASAM, MSAM, KSAMTrainer, LateSAMTrainer, MSAMTrainer, SAMTrainer
 from .schedules import SCHEDULES
@@ -110,7 +109,7 @@ ademamix = with_optimizer(partial(AdEMAMix, weight_decouple=True), AdEMAMixTrain
 adan = with_optimizer(Adan)
 mars = with_optimizer(partial(MARS, fused=True))
 lion = with_optimizer(Lion)
-hatam = with_optimizer(HATAM, HATAMTrainer)
+first_hatam = with_optimizer(FirstHATAM, HATAMTrainer)
 sam = with_optimizer(SAM_ON_ADAMW, SAMTrainer)
 late_sam = with_optimizer(SAM_ON_ADAMW, LateSAMTrainer, own=("share",))
 k_sam = with_optimizer(SAM_ON_ADAMW, KSAMTrainer, own=("k_fraction",))
@@ -123,15 +122,16 @@ def asam(model: nn.Module, loss: Loss, options: Options) -> Trainer:
     return SAMTrainer(model, loss, made)
 
 
-def straightened(model: nn.Module, loss: Loss, options: Options) -> Trainer:
-    """Straightened AdamW, which tells by their names which parameters are embeddings."""
-    return HATAMTrainer(model, loss, StraightenedAdamW(model.named_parameters(), **torch_arguments(options)))
+def hatam(model: nn.Module, loss: Loss, options: Options) -> Trainer:
+    """HATAM, which tells by their names which parameters are embeddings."""
+    return HATAMTrainer(model, loss, HATAM(model.named_parameters(), fused=True, **torch_arguments(options)))
 
 
-def reach(model: nn.Module, loss: Loss, options: Options) -> Trainer:
-    """AdamW with the late reach; names as above."""
-    optimizer = ReachAdamW(model.named_parameters(), fused=True, **torch_arguments(options))
-    return HATAMTrainer(model, loss, optimizer)
+def published(model: nn.Module, loss: Loss, options: Options) -> Trainer:
+    """The source document's pseudocode; of the options that records have, those that it takes."""
+    taken = ("lr", "beta1", "beta2", "eps", "weight_decay", "gamma", "beta_c", "modulator")
+    made = PublishedHATAM(model.parameters(), **torch_arguments({key: options[key] for key in taken}))
+    return Trainer(model, loss, made)
 
 
 def sgd(model: nn.Module, loss: Loss, options: Options) -> Trainer:

@@ -19,8 +19,8 @@ from .tasks import all_tasks, find
 ADAMW_OPTIONS: Options = {"lr": 0.03, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.15}
 
 
-def hatam_options(form: str, **changed: Any) -> Options:
-    """AdamW's options and HATAM's own; None leaves a default to the form."""
+def first_options(form: str, **changed: Any) -> Options:
+    """AdamW's options and those of HATAM's first forms; None leaves a default to the form."""
     own: Options = {
         "gamma": 1.0,
         "beta_c": None,
@@ -171,65 +171,58 @@ CONTENDERS: dict[str, Contender] = {
             "atam",
             "isotropic straightening of the trajectory, ĝ = g + γ c",
             SEED_DOCUMENT,
-            builders.hatam,
-            hatam_options("published", modulator="uniform", beta_c=0.9),
+            builders.published,
+            first_options("published", modulator="uniform", beta_c=0.9),
         ),
         Contender(
             "atam-decoupled",
             "HATAM without anisotropy, S = 1",
             SEED_DOCUMENT,
-            builders.hatam,
-            hatam_options("decoupled", radius="relative", modulator="uniform", gamma=0.03),
+            builders.first_hatam,
+            first_options("decoupled", radius="relative", modulator="uniform", gamma=0.03),
         ),
         Contender(
             "hatam-published",
             "HATAM, the source document's pseudocode",
             SEED_DOCUMENT,
-            builders.hatam,
-            hatam_options("published", beta_c=0.9),
+            builders.published,
+            first_options("published", beta_c=0.9),
         ),
         Contender(
             "hatam-raw",
             "HATAM with v from the raw gradient and a cap",
             SEED_DOCUMENT,
-            builders.hatam,
-            hatam_options("raw", modulator_cap=3.0),
+            builders.first_hatam,
+            first_options("raw", modulator_cap=3.0),
         ),
         Contender(
             "hatam-lr",
             "HATAM with a radius in units of the peak lr",
             SEED_DOCUMENT,
-            builders.hatam,
-            hatam_options("decoupled", radius="lr", modulator_cap=3.0),
+            builders.first_hatam,
+            first_options("decoupled", radius="lr", modulator_cap=3.0),
         ),
         Contender(
             "hatam-relative",
             "HATAM with a radius in units of each tensor's weights",
             SEED_DOCUMENT,
-            builders.hatam,
-            hatam_options("decoupled", radius="relative", modulator_cap=1.0, gamma=0.03),
+            builders.first_hatam,
+            first_options("decoupled", radius="relative", modulator_cap=1.0, gamma=0.03),
+        ),
+        Contender(
+            "hatam-first",
+            "HATAM's first form: a displacement of a norm like SAM's, further in sharp coordinates",
+            SEED_DOCUMENT,
+            builders.first_hatam,
+            # γ is where the study's search begins, with SAM's ρ
+            first_options("decoupled", radius="absolute", modulator_cap=1.0, gamma=0.5),
         ),
         Contender(
             "hatam",
-            "HATAM: straightening further in sharp coordinates, by a displacement of a norm like SAM's",
+            "HATAM: AdamW whose gradient is taken ahead of its iterate once lr falls from its peak",
             SEED_DOCUMENT,
             builders.hatam,
-            # γ is where the study's search begins, with SAM's ρ; the library's own default is less at torch's betas
-            hatam_options("decoupled", radius="absolute", modulator_cap=1.0, gamma=0.5),
-        ),
-        Contender(
-            "hatam-reach",
-            "AdamW whose gradient is taken ahead of its iterate once lr falls from its peak",
-            SEED_DOCUMENT,
-            builders.reach,
-            {**ADAMW_OPTIONS, "gamma": 0.2, "travel": 20.0, "horizon": 8.0, "fade": 0.1},
-        ),
-        Contender(
-            "hatam-straightened",
-            "AdamW without momentum, averaged, its gradient taken ahead of the average",
-            SEED_DOCUMENT,
-            builders.straightened,
-            {**ADAMW_OPTIONS, "gamma": 0.4, "modulator": "uniform", "averaging": 0.0, "memory": 10.0, "fade": 0.1},
+            {**ADAMW_OPTIONS, "gamma": 0.2, "travel": 15.0, "horizon": 2.0, "modulator": "uniform", "fade": 0.1},
         ),
     )
 }
@@ -243,8 +236,8 @@ def parse(spec: str, task: str) -> tuple[Contender, Options]:
 
     Example:
         >>> contender, options = parse("hatam:gamma=0.1", "mnist1d-mlp")
-        >>> contender.name, options["gamma"], options["form"]
-        ('hatam', 0.1, 'decoupled')
+        >>> contender.name, options["gamma"], options["horizon"]
+        ('hatam', 0.1, 2.0)
     """
     name, _, changes = spec.partition(":")
     contender = CONTENDERS[known(name, CONTENDERS, "contender")]

@@ -172,8 +172,9 @@ class _Parameters:
     def parameters(self) -> list[Any]:
         return self.params
 
-    def named_parameters(self) -> list[tuple[str, Any]]:
-        return [(str(i), p) for i, p in enumerate(self.params)]
+    def named_parameters(self) -> list[Any]:
+        """As they were given: named or not, or in groups."""
+        return self.params
 
 
 def _no_loss(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from hatam import HATAM
-from hatam.reach_adamw import ReachAdamW
-from hatam.straightened_adamw import StraightenedAdamW
 
 from . import schedules
+from .first_forms import FirstHATAM
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Request = TypeVar("Request")
@@ -107,7 +106,7 @@ class Trainer:
 class HATAMTrainer(Trainer):
     """Evaluates HATAM at the straightened point."""
 
-    optimizer: HATAM | StraightenedAdamW | ReachAdamW
+    optimizer: HATAM | FirstHATAM
 
     def evaluation(self) -> AbstractContextManager[None]:
         return self.optimizer.straightened()

@@ -7,6 +7,7 @@ subclasses, parameters that are not dense or share memory, rare dtypes) gets the
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -23,7 +24,7 @@ KERNELS: dict[str, ModuleType] = {"cpu": cpu, "cuda": gpu}
 NAMES = {"cpu": "CPU", "cuda": "GPU"}
 
 
-def chosen(group: dict[str, Any]) -> tuple[str, ...]:
+def chosen(group: Mapping[str, Any]) -> tuple[str, ...]:
     """The types of device whose tensors go to a kernel: by ``fused``; for None, where nothing else was asked for.
 
     None reaches every kernel that is there, for each is several times as fast as any other path (docs/speed.md).
@@ -37,8 +38,8 @@ def chosen(group: dict[str, Any]) -> tuple[str, ...]:
     return ("cuda",) if group["capturable"] else tuple(KERNELS)
 
 
-def counts_on_device(group: dict[str, Any], param: Tensor) -> bool:
-    """Whether ``step`` must lie beside the parameter: on the CPU, else, where reading it waits for nothing."""
+def counts_on_device(group: Mapping[str, Any], param: Tensor) -> bool:
+    """Whether ``step`` lies on the parameter's device. Else it lies on the CPU, where the host reads it at once."""
     if group["capturable"] or group["fused"]:
         return True
     device = param.device.type
@@ -99,7 +100,7 @@ def step(
     columns = {"param": params, **state}
     at, last = located(columns), memory.get(numbers[0])
     tensors = (kinds(params), kinds(grads), all(map(Tensor.is_contiguous, params)) or [*map(Tensor.stride, params)])
-    asked = (devices, o.form, o.scaled, o.modulator, o.eps, o.round_param, o.round_state, *tensors)
+    asked = (devices, o.modulator, o.eps, o.round_param, o.round_state, *tensors)
     if last is None or not last.holds(asked, columns, at):
         divided = divide({"param": params, "grad": grads, **state}, takes)
         last = memory[numbers[0]] = Division(*divided, asked, columns, at)

@@ -94,9 +94,8 @@ def by_kind(columns: Columns) -> dict[Any, list[int]]:
 def alike(dtypes: dict[str, torch.dtype]) -> bool:
     """Whether dtypes, by their names in the state, "param" and "grad", go together as every kernel needs it."""
     scalars = {dtypes[key] for key in SCALARS if key in dtypes}
-    pairs = ((dtypes["grad"], dtypes["param"]), (dtypes.get("exp_avg_grad", dtypes["exp_avg"]), dtypes["exp_avg"]))
     known = {dtypes["step"], *scalars} <= {torch.float32, torch.float64}
-    return known and len(scalars) <= 1 and all(one == other for one, other in pairs)
+    return known and len(scalars) <= 1 and dtypes["grad"] == dtypes["param"]
 
 
 def dense(param: Tensor, moments: Iterable[Tensor]) -> bool:

@@ -28,12 +28,12 @@ enum { LANES = 128, BLOCK = 8 * LANES, GRAIN = 32 * BLOCK, CHUNK = 64 * BLOCK, L
 
 /* What the compiler makes a loop of its own for. */
 typedef struct {
-    int param, exp_avg, exp_avg_sq, random_state, random_param, own_e, raw, scaled;
+    int param, exp_avg, exp_avg_sq, random_state, random_param, uniform;
 } Types;
 
 /* Over a chunk, or over a tensor. */
 typedef struct {
-    double root, span, size;
+    double size, span, root;
 } Sum;
 
 static double scalar(const void *x, int32_t dtype) { return dtype == FLOAT64 ? *(const double *)x : *(const float *)x; }
@@ -48,15 +48,15 @@ static void set_scalar(void *x, int32_t dtype, double value) {
 /* A mean of eps is that of v = 0: nothing is known of sharpness yet, and S = 0. */
 static double known_mean(double mean, const Options *o) { return mean > o->no_gradient_yet ? mean : INFINITY; }
 
-static int is_scaled(const Options *o) { return o->loop == SHARED_SCALED || o->loop == OWN_SCALED; }
-
-/* rho of this step; scaled, by the sizes one step before. */
-static double radius_of(const Table *table, const Options *o, int64_t t, double step) {
-    const double radius = is_scaled(o) ? o->radius * scalar(table->displacement_scale[t], o->scalar_dtype) : o->radius;
-    return radius * (o->ramp > 0 ? sqrt(1 - pow(o->ramp, step)) : 1) * fmin(1, o->pace * step);
+/* kappa of this step, from what was measured one step before; 0 for tensors without a reach. */
+static double reach_of(const Table *table, const Options *o, int64_t t) {
+    if (table->reach == NULL) return 0;
+    const double rest = fmax(0, scalar(table->travel[t], o->scalar_dtype) - 1);
+    const double come = o->travel > 0 ? fmin(1, rest / o->travel) : 1;
+    return fmin(o->reach * scalar(table->ratio[t], o->scalar_dtype) * come * come, o->furthest);
 }
 
-/* The types of parameter and gradient, of m and e, of v; and whether state and parameter are rounded at random. */
+/* The types of parameter and gradient, of m, of v; and whether state and parameter are rounded at random. */
 #define FLOAT_COMBINATIONS(ROW)                                  \
     ROW(plain, FLOAT32, FLOAT32, FLOAT32, 0, 0)                  \
     ROW(narrow_state, FLOAT32, BFLOAT16, FLOAT32, 0, 0)          \
@@ -122,30 +122,35 @@ static void work(void *data) {
     }
 }
 
-/* Moves the scalars of one tensor on, once all its chunks are done. */
+/* Moves the scalars of one tensor on, once all its chunks are done; what is not finite leaves the last one. */
 static void finish(const Table *table, const Options *o, int64_t t, const Sum *sums, int64_t chunks) {
     const double step = scalar(table->step[t], o->step_dtype) + 1, numel = (double)table->numel[t];
     set_scalar(table->step[t], o->step_dtype, step);
-    if (o->loop < RAW) set_scalar(table->displacement_radius[t], o->scalar_dtype, radius_of(table, o, t, step));
+    if (table->reach == NULL) return;
+    const double n = numel > 0 ? numel : 1, last = scalar(table->ratio[t], o->scalar_dtype);
+    set_scalar(table->reach[t], o->scalar_dtype, reach_of(table, o, t));
     Sum sum = {0, 0, 0};
-    for (int64_t i = 0; i < chunks; i++) sum.root += sums[i].root, sum.span += sums[i].span, sum.size += sums[i].size;
-    const double h_factor = 1 / sqrt(1 - pow(o->beta2, step));
-    double *parts = table->shard_sums == NULL ? NULL : table->shard_sums[t];
-    if (parts != NULL) parts[0] = sum.root * h_factor + numel * o->eps, parts[1] = sum.size, parts[2] = sum.span;
-    if (is_scaled(o) && parts == NULL) {
-        /* a NaN leaves the last one; without any gradient there is nothing to scale */
-        const double span = sum.span / numel, scale = sqrt(sum.size / numel / fmax(span, o->least_span));
-        const double last = scalar(table->displacement_scale[t], o->scalar_dtype);
-        if (span == 0 || numel == 0)
-            set_scalar(table->displacement_scale[t], o->scalar_dtype, 0);
-        else if (span < INFINITY && scale < INFINITY)
-            set_scalar(table->displacement_scale[t], o->scalar_dtype, last > 0 ? fmin(scale, o->growth * last) : scale);
+    for (int64_t i = 0; i < chunks; i++)
+        sum.size += sums[i].size, sum.span += sums[i].span, sum.root += sums[i].root;
+    const double mean = sum.root / n / sqrt(1 - pow(o->beta2, step)) + o->eps;
+    double known = INFINITY;
+    if (!o->uniform) {
+        known = known_mean(scalar(table->denom_mean[t], o->scalar_dtype), o);
+        set_scalar(table->reach_mean[t], o->scalar_dtype, known);
     }
-    if (table->denom_mean == NULL) return;
-    const double last = known_mean(scalar(table->denom_mean[t], o->scalar_dtype), o);
-    const double mean = sum.root / numel * h_factor + o->eps;
-    if (o->loop < RAW && table->displacement_mean != NULL) set_scalar(table->displacement_mean[t], o->scalar_dtype, last);
-    if (parts == NULL) set_scalar(table->denom_mean[t], o->scalar_dtype, mean < INFINITY ? mean : last);
+    double *parts = table->shard_sums == NULL ? NULL : table->shard_sums[t];
+    if (parts != NULL) {
+        parts[0] = sum.size, parts[1] = sum.span, parts[2] = numel * mean;
+        return;
+    }
+    const double ratio = sqrt(sum.size / sum.span);
+    const int begun = last > 0 || o->reach > 0;
+    const int good = begun && sum.span > 0 && sum.span < INFINITY && ratio < INFINITY;
+    const double now = !good ? last : last > 0 ? fmin(ratio, o->growth * last) : ratio;
+    const double way = last > 0 ? o->lr : step * o->lr_peak;
+    set_scalar(table->ratio[t], o->scalar_dtype, now);
+    if (now > 0) set_scalar(table->travel[t], o->scalar_dtype, scalar(table->travel[t], o->scalar_dtype) + way / now);
+    if (!o->uniform) set_scalar(table->denom_mean[t], o->scalar_dtype, !begun ? INFINITY : mean < INFINITY && numel > 0 ? mean : known);
 }
 
 int32_t hatam_layout(void) { return HATAM_LAYOUT; }

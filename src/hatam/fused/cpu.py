@@ -1,8 +1,8 @@
 """The compiled CPU kernel: finds it, and hands it the tensors of a group as raw pointers.
 
-The kernel is a plain shared library, built with the package. It does one pass over memory (decoupled with βc = β1: 4
-reads and 3 writes per element, as AdamW; the other forms 5 and 4) for all tensors of a group in one call. It runs on
-torch's own OpenMP threads, ``torch.get_num_threads()`` of them, and gives the same bits whatever their number.
+The kernel is a plain shared library, built with the package. It does one pass over memory (4 reads and 3 writes per
+element, as AdamW) for all tensors of a group in one call. It runs on torch's own OpenMP threads,
+``torch.get_num_threads()`` of them, and gives the same bits whatever their number.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from pathlib import Path
 
 import torch
 
+from ..modulators import CAP, RELATIVE, UNIFORM
+from ..reach import GROWTH
 from ..storage import MOMENTS, SCALARS
-from ..update import NO_GRADIENT_YET, Options, least_span
+from ..update import NO_GRADIENT_YET, Options
 from .batches import Batch, alike
 
-LAYOUT = 8  # of cpu.h
+LAYOUT = 10  # of cpu.h
 LIBRARY = Path(__file__).with_name("_cpu.so")
 REMEDY = "install hatam where a C compiler is present (in its clone: pip install --force-reinstall --no-deps .)"
-LOOP = {"decoupled": 0, "raw": 4, "published": 5}  # decoupled: 1 more with e of its own, 2 more with a scaled radius
 DTYPE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 
 
@@ -36,10 +37,12 @@ class _Table(ctypes.Structure):
 
 class _Options(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_double) for name in ("lr", "beta1", "beta2", "eps", "weight_decay", "gamma", "beta_c")),
-        *((name, ctypes.c_double) for name in ("cap", "radius", "grad_factor", "no_gradient_yet", "least_span")),
-        *((name, ctypes.c_double) for name in ("growth", "ramp", "pace")),
-        *((name, ctypes.c_int32) for name in ("loop", "uniform", "param_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")),
+        *(
+            (name, ctypes.c_double)
+            for name in ("lr", "beta1", "beta2", "eps", "weight_decay", "lr_peak", "reach", "travel", "furthest", "cap")
+        ),
+        *((name, ctypes.c_double) for name in ("grad_factor", "no_gradient_yet", "growth")),
+        *((name, ctypes.c_int32) for name in ("uniform", "param_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")),
         *((name, ctypes.c_int32) for name in ("step_dtype", "scalar_dtype", "round_param", "round_state")),
         ("seed", ctypes.c_uint32),
         ("threads", ctypes.c_int32),
@@ -86,7 +89,7 @@ def torch_threads() -> ctypes.c_void_p:
 
 def takes(dtypes: dict[str, torch.dtype], o: Options) -> bool:
     """Whether there is a loop for tensors of these dtypes, by their names in the state, "param" and "grad"."""
-    known = alike(dtypes) and set(dtypes.values()) <= DTYPE.keys()
+    known = alike(dtypes) and set(dtypes.values()) <= DTYPE.keys() and o.modulator in (UNIFORM, RELATIVE)
     return known and bool(library().hatam_takes(ctypes.byref(_options(dtypes, o))))
 
 
@@ -109,20 +112,17 @@ def _options(dtypes: dict[str, torch.dtype], o: Options) -> _Options:
         beta2=o.beta2,
         eps=o.eps,
         weight_decay=o.weight_decay,
-        gamma=o.gamma,
-        beta_c=o.beta_c,
-        cap=o.cap,
-        radius=float(o.radius),
+        lr_peak=float(o.lr_peak),
+        reach=float(o.reach),
+        travel=o.travel,
+        furthest=float(o.furthest),
+        cap=CAP if o.modulator.needs_mean else 1.0,
         grad_factor=float(o.grad_factor),
         no_gradient_yet=NO_GRADIENT_YET * o.eps,
-        least_span=least_span(o),
-        growth=o.growth,
-        ramp=o.ramp,
-        pace=float(o.pace),
-        loop=LOOP[o.form] + (o.form == "decoupled" and "exp_avg_grad" in dtypes) + 2 * o.scaled,
-        uniform=not o.modulator.needs_mean,
+        growth=GROWTH,
+        uniform="denom_mean" not in dtypes,
         **{f"{key}_dtype": DTYPE[dtypes[key]] for key in ("param", "exp_avg", "exp_avg_sq", "step")},
-        scalar_dtype=DTYPE[dtypes.get("denom_mean", dtypes.get("displacement_radius", dtypes["step"]))],
+        scalar_dtype=DTYPE[dtypes.get("reach", dtypes["step"])],
         round_param=o.round_param,
         round_state=o.round_state,
         seed=o.seed,

@@ -15,8 +15,8 @@ static inline uint32_t scatter(uint32_t x) {
     return x;
 }
 
-/* Element i of tensor `number` draws scatter(i ^ key) at this step: half of it for m, half for e, and the same of a
- * second key for z and v, or for z and w. */
+/* Element i of tensor `number` draws scatter(i ^ key) at this step: half of it for m, and the two halves of a second key's
+ * for z and v, or for z and w. */
 static inline uint32_t key_of(uint32_t seed, uint32_t number, uint32_t step) {
     return scatter(scatter(scatter(seed) + number) + step);
 }

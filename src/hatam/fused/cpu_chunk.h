@@ -8,28 +8,25 @@ COMBINATIONS(LOOPS)
 typedef void (*FN(Loop))(FN(Block), FN(Sums) *, const FN(Constants) *);
 
 static FN(Loop) FN(choose)(const Options *o) {
-#define ROW(name, p, m, v, state, param) \
-    {p, m, v, state, param, {FN(name##_shared), FN(name##_own), FN(name##_shared_scaled), FN(name##_own_scaled), \
-                             FN(name##_raw), FN(name##_published)}},
+#define ROW(name, p, m, v, state, param) {p, m, v, state, param, {FN(name##_relative), FN(name##_uniform)}},
     static const struct {
         int param, exp_avg, exp_avg_sq, random_state, random_param;
-        FN(Loop) loops[PUBLISHED + 1];
+        FN(Loop) loops[2];
     } rows[] = {COMBINATIONS(ROW)};
 #undef ROW
-    if (o->loop < RAW && o->eps < LEAST_EPS) return NULL; /* h_before h must be a normal number */
+    if (o->eps < LEAST_EPS) return NULL; /* h_before h must be a normal number */
     const int random_state = o->round_state && (o->exp_avg_dtype == BFLOAT16 || o->exp_avg_sq_dtype == BFLOAT16);
     const int random_param = o->round_param && o->param_dtype == BFLOAT16;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
         if (rows[i].param == o->param_dtype && rows[i].exp_avg == o->exp_avg_dtype &&
             rows[i].exp_avg_sq == o->exp_avg_sq_dtype && rows[i].random_state == random_state &&
             rows[i].random_param == random_param)
-            return rows[i].loops[o->loop];
+            return rows[i].loops[o->uniform != 0];
     return NULL;
 }
 
 static FN(Constants) FN(constants)(const Table *table, const Options *o, int64_t t) {
     const double before = scalar(table->step[t], o->step_dtype), step = before + 1;
-    const double mean = o->uniform ? 0 : scalar(table->denom_mean[t], o->scalar_dtype);
     const uint32_t key = key_of(o->seed, table->number[t], (uint32_t)step);
     FN(Constants) c = {
         .keep = (REAL)(1 - o->lr * o->weight_decay),
@@ -37,33 +34,21 @@ static FN(Constants) FN(constants)(const Table *table, const Options *o, int64_t
         .beta2 = (REAL)o->beta2,
         .rate1 = (REAL)(1 - o->beta1),
         .rate2 = (REAL)(1 - o->beta2),
-        .rate_c = (REAL)(1 - o->beta_c),
         .eps = (REAL)o->eps,
+        .eps_before = (REAL)o->eps * SMALL,
         .grad_factor = (REAL)o->grad_factor,
         .h_factor = (REAL)(1 / sqrt(1 - pow(o->beta2, step))),
-        .h_factor_before = (REAL)(1 / sqrt(1 - pow(o->beta2, before > 1 ? before : 1))),
+        .h_factor_before = (REAL)(1 / sqrt(1 - pow(o->beta2, before > 1 ? before : 1))) * SMALL,
+        .reach = (REAL)reach_of(table, o, t),
+        .reach_before = table->reach == NULL ? 0 : (REAL)scalar(table->reach[t], o->scalar_dtype),
         .cap = (REAL)o->cap,
         .key = key,
         .key_of_param = ~key,
         .key_of_param_before = ~key_of(o->seed, table->number[t], (uint32_t)before),
     };
-    if (o->loop >= RAW) {
-        c.gain = (REAL)(o->gamma * (1 - o->beta_c));
-        c.slope = o->uniform ? 1 : (REAL)(1 / (mean + o->eps)); /* S = 1 is min(h + 1, 1), also where h is infinite */
-        c.level = o->uniform ? 1 : 0;
-        if (o->uniform) c.cap = 1;
-        return c;
-    }
-    c.h_factor_before *= SMALL;
-    c.eps_before = c.eps * SMALL;
-    c.radius = (REAL)radius_of(table, o, t, step);
-    c.radius_before = (REAL)scalar(table->displacement_radius[t], o->scalar_dtype);
-    c.inv_mean = c.inv_mean_before = (REAL)INFINITY; /* S = 1, and so S / h = min(1 / h, inf) */
-    if (o->uniform) {
-        c.cap = 1;
-    } else {
-        c.inv_mean = (REAL)(1 / known_mean(mean, o));
-        c.inv_mean_before = (REAL)(1 / scalar(table->displacement_mean[t], o->scalar_dtype));
+    if (!o->uniform) {
+        c.inv_mean = (REAL)(1 / known_mean(scalar(table->denom_mean[t], o->scalar_dtype), o));
+        c.inv_mean_before = (REAL)(1 / scalar(table->reach_mean[t], o->scalar_dtype));
     }
     return c;
 }
@@ -90,7 +75,7 @@ static double FN(added)(const REAL *x) {
 
 static Sum FN(chunk)(const Table *table, const Options *o, int64_t t, int64_t begin, int64_t end) {
     FN(Sums) sums = {0};
-    REAL param[BLOCK], grad[BLOCK], exp_avg[BLOCK], exp_avg_sq[BLOCK], exp_avg_grad[BLOCK];
+    REAL param[BLOCK], grad[BLOCK], exp_avg[BLOCK], exp_avg_sq[BLOCK];
     const FN(Constants) c = FN(constants)(table, o, t);
     const FN(Loop) loop = FN(choose)(o);
     for (int64_t at = begin; at < end; at += BLOCK) {
@@ -99,7 +84,6 @@ static Sum FN(chunk)(const Table *table, const Options *o, int64_t t, int64_t be
             .param = FN(open)(table->param, t, at, o->param_dtype, param, n),
             .exp_avg = FN(open)(table->exp_avg, t, at, o->exp_avg_dtype, exp_avg, n),
             .exp_avg_sq = FN(open)(table->exp_avg_sq, t, at, o->exp_avg_sq_dtype, exp_avg_sq, n),
-            .exp_avg_grad = FN(open)(table->exp_avg_grad, t, at, o->exp_avg_dtype, exp_avg_grad, n),
             .grad = FN(open)(table->grad, t, at, o->param_dtype, grad, n),
             .at = (uint32_t)at,
             .n = n,
@@ -108,8 +92,6 @@ static Sum FN(chunk)(const Table *table, const Options *o, int64_t t, int64_t be
         FN(close)(table->param, t, at, o->param_dtype, param, n);
         FN(close)(table->exp_avg, t, at, o->exp_avg_dtype, exp_avg, n);
         FN(close)(table->exp_avg_sq, t, at, o->exp_avg_sq_dtype, exp_avg_sq, n);
-        FN(close)(table->exp_avg_grad, t, at, o->exp_avg_dtype, exp_avg_grad, n);
     }
-    if (!is_scaled(o)) return (Sum){FN(added)(sums.root), 0, 0};
-    return (Sum){FN(added)(sums.root), FN(added)(sums.span), FN(added)(sums.size)};
+    return (Sum){FN(added)(sums.size), FN(added)(sums.span), FN(added)(sums.root)};
 }

@@ -1,4 +1,4 @@
-/* The update of a block of elements in arithmetic of type REAL: hatam/update.py, in one loop per form.
+/* The update of a block of elements in arithmetic of type REAL: hatam/update.py, in one loop.
  *
  * Included once for float and once for double. One loop, not one for each line of the equations, since arithmetic has
  * to overlap with memory. No operation depends on the width of the vectors (contraction is off, each lane has a sum of
@@ -7,25 +7,24 @@
 
 typedef struct {
     REAL keep, step_size, beta2, eps, eps_before, grad_factor;    /* keep = 1 - lr wd */
-    REAL rate1, rate2, rate_c;                                    /* 1 - beta, which as a float has more digits than beta */
+    REAL rate1, rate2;                                            /* 1 - beta, which as a float has more digits than beta */
     REAL h_factor, h_factor_before;                               /* 1 / sqrt(1 - beta2^t), now and one step before */
-    REAL radius, radius_before, inv_mean, inv_mean_before;        /* of the displacement */
+    REAL reach, reach_before, inv_mean, inv_mean_before;          /* of the offset */
     REAL cap;                                                     /* S / h = min(cap / h, 1 / mean) */
-    REAL gain, slope, level;                                      /* gamma (1 - beta_c) S, S = min(slope h + level, cap) */
     uint32_t key, key_of_param, key_of_param_before;
 } FN(Constants);
 
 /* A block of the tensors of one parameter, widened where they are stored in bfloat16. */
 typedef struct {
-    REAL *param, *exp_avg, *exp_avg_sq, *exp_avg_grad;
+    REAL *param, *exp_avg, *exp_avg_sq;
     const REAL *grad;
     uint32_t at; /* place of the first element in its tensor */
     int n;
 } FN(Block);
 
-/* By lane: of sqrt(v) and, for a scaled radius, of (S e / h)^2 and z^2. */
+/* By lane: of z^2, (S m / h)^2 and, where S is not 1, sqrt(v). */
 typedef struct {
-    REAL root[LANES], span[LANES], size[LANES];
+    REAL size[LANES], span[LANES], root[LANES];
 } FN(Sums);
 
 /* A NaN in x stays one. */
@@ -46,13 +45,12 @@ INLINE uint32_t FN(draw)(uint32_t at, int i, uint32_t key, const int wanted) {
     return wanted ? scatter((at + (uint32_t)i) ^ key) : 0;
 }
 
-/* AdamW on z = w + d with the gradient taken at w; then w is displaced from z again. */
-INLINE void FN(decoupled)(FN(Block) b, FN(Sums) *restrict sums, const FN(Constants) *c, const Types t) {
+/* AdamW on z = w + kappa u with the gradient taken at w; then w is ahead of z again, u = S m / h. */
+INLINE void FN(advance)(FN(Block) b, FN(Sums) *restrict sums, const FN(Constants) *c, const Types t) {
     const FN(Constants) k = *c;
     SIMD for (int i = 0; i < b.n; i++) {
         REAL w = b.param[i], g = b.grad[i] * k.grad_factor;
         REAL m = b.exp_avg[i], v = b.exp_avg_sq[i];
-        REAL e = t.own_e ? b.exp_avg_grad[i] : m;
         uint32_t for_state = FN(draw)(b.at, i, k.key, t.random_state && t.exp_avg == BFLOAT16);
         uint32_t for_param = FN(draw)(b.at, i, k.key_of_param, t.random_param || (t.random_state && t.exp_avg_sq == BFLOAT16));
 
@@ -64,48 +62,22 @@ INLINE void FN(decoupled)(FN(Block) b, FN(Sums) *restrict sums, const FN(Constan
         REAL inv_both = 1 / (small_h_before * divisor), inv_h_before = divisor * SMALL * inv_both;
         REAL inv_h = FN(unless_infinite)(h, small_h_before * inv_both, 0);
 
-        /* z = w + d_{t-1}, d = rho S e / h. In bfloat16 the nearest number is mostly the z that was there. */
+        /* z = w + kappa u. In bfloat16 the nearest number is mostly the z that was there. */
         uint32_t for_w_before = FN(draw)(b.at, i, k.key_of_param_before, t.random_param) >> 16;
         REAL middle_w = t.random_param ? (REAL)middle((float)w, for_w_before) : w;
-        REAL s_over_h = FN(at_most)(k.cap * inv_h_before, k.inv_mean_before);
-        REAL z = k.radius_before != 0 ? FN(as_read)(t.param, middle_w + k.radius_before * e * s_over_h, 0, 0) : w;
+        REAL s_over_h = t.uniform ? inv_h_before : FN(at_most)(k.cap * inv_h_before, k.inv_mean_before);
+        REAL z = k.reach_before != 0 ? FN(as_read)(t.param, middle_w + k.reach_before * m * s_over_h, 0, 0) : w;
 
         /* z <- z - lr (m / h + wd z) */
-        if (t.own_e)
-            e = FN(store)(b.exp_avg_grad + i, t.exp_avg, e + k.rate_c * (g - e), for_state >> 16, t.random_state);
         m = FN(store)(b.exp_avg + i, t.exp_avg, m + k.rate1 * (g - m), for_state, t.random_state);
-        z = FN(as_read)(t.param, z * k.keep - k.step_size * m * inv_h, for_param, t.random_param);
+        REAL plain = m * inv_h;
+        z = FN(as_read)(t.param, z * k.keep - k.step_size * plain, for_param, t.random_param);
 
-        /* w = z - d_t */
-        sums->root[i] += root;
-        REAL span = (t.own_e ? e : m) * FN(at_most)(k.cap * inv_h, k.inv_mean);
-        if (t.scaled) sums->span[i] += span * span, sums->size[i] += z * z;
-        FN(store)(b.param + i, t.param, k.radius != 0 ? z - k.radius * span : z, for_param >> 16, t.random_param);
-    }
-}
-
-/* AdamW on the corrected gradient; "raw" builds v from the gradient itself. */
-INLINE void FN(corrected)(FN(Block) b, FN(Sums) *restrict sums, const FN(Constants) *c, const Types t) {
-    const FN(Constants) k = *c;
-    SIMD for (int i = 0; i < b.n; i++) {
-        REAL w = b.param[i], g = b.grad[i] * k.grad_factor;
-        REAL m = b.exp_avg[i], v = b.exp_avg_sq[i];
-        REAL e = b.exp_avg_grad[i];
-        uint32_t for_state = FN(draw)(b.at, i, k.key, t.random_state && t.exp_avg == BFLOAT16);
-        uint32_t for_param = FN(draw)(b.at, i, k.key_of_param, t.random_param || (t.random_state && t.exp_avg_sq == BFLOAT16));
-
-        /* g^ = g + gamma S c, c = (1 - beta_c)(g - e), S from v_{t-1} */
-        REAL s = FN(at_most)((SQRT(v) * k.h_factor_before + k.eps) * k.slope + k.level, k.cap);
-        REAL corrected = g + k.gain * (s * (g - e));
-        FN(store)(b.exp_avg_grad + i, t.exp_avg, e + k.rate_c * (g - e), for_state >> 16, t.random_state);
-
-        /* w <- w - lr (m / h + wd w) */
-        REAL for_v = t.raw ? g : corrected;
-        m = FN(store)(b.exp_avg + i, t.exp_avg, m + k.rate1 * (corrected - m), for_state, t.random_state);
-        v = FN(store)(b.exp_avg_sq + i, t.exp_avg_sq, v * k.beta2 + k.rate2 * for_v * for_v, for_param >> 16, t.random_state);
-        REAL root = SQRT(v);
-        sums->root[i] += root;
-        FN(store)(b.param + i, t.param, w * k.keep - k.step_size * m / (root * k.h_factor + k.eps), for_param, t.random_param);
+        /* w = z - kappa u */
+        REAL span = t.uniform ? plain : m * FN(at_most)(k.cap * inv_h, k.inv_mean);
+        sums->size[i] += z * z, sums->span[i] += span * span;
+        if (!t.uniform) sums->root[i] += root;
+        FN(store)(b.param + i, t.param, k.reach != 0 ? z - k.reach * span : z, for_param >> 16, t.random_param);
     }
 }
 
@@ -120,19 +92,15 @@ CLONES static void FN(narrow)(uint16_t *restrict y, const REAL *restrict x, int 
 
 /* One element for each lane, from the i-th of a block. */
 INLINE FN(Block) FN(part)(FN(Block) b, int i) {
-    return (FN(Block)){b.param + i, b.exp_avg + i, b.exp_avg_sq + i, b.exp_avg_grad == NULL ? NULL : b.exp_avg_grad + i,
-                       b.grad + i, b.at + (uint32_t)i, b.n - i < LANES ? b.n - i : LANES};
+    return (FN(Block)){b.param + i, b.exp_avg + i, b.exp_avg_sq + i, b.grad + i, b.at + (uint32_t)i,
+                       b.n - i < LANES ? b.n - i : LANES};
 }
 
-/* The loops of one combination of types. */
-#define LOOP(name, body, ...)                                                                          \
+/* The loops of one combination of types: for S = 1, and for S from the mean of h. */
+#define LOOP(name, ...)                                                                          \
     CLONES static void FN(name)(FN(Block) b, FN(Sums) *restrict sums, const FN(Constants) * c) { \
-        for (int i = 0; i < b.n; i += LANES) FN(body)(FN(part)(b, i), sums, c, (Types){__VA_ARGS__}); \
+        for (int i = 0; i < b.n; i += LANES) FN(advance)(FN(part)(b, i), sums, c, (Types){__VA_ARGS__}); \
     }
-#define LOOPS(name, p, m, v, state, param)                             \
-    LOOP(name##_shared, decoupled, p, m, v, state, param, 0, 0, 0)          \
-    LOOP(name##_own, decoupled, p, m, v, state, param, 1, 0, 0)             \
-    LOOP(name##_shared_scaled, decoupled, p, m, v, state, param, 0, 0, 1) \
-    LOOP(name##_own_scaled, decoupled, p, m, v, state, param, 1, 0, 1)    \
-    LOOP(name##_raw, corrected, p, m, v, state, param, 1, 1, 0)             \
-    LOOP(name##_published, corrected, p, m, v, state, param, 1, 0, 0)
+#define LOOPS(name, p, m, v, state, param)           \
+    LOOP(name##_relative, p, m, v, state, param, 0)   \
+    LOOP(name##_uniform, p, m, v, state, param, 1)

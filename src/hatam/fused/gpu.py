@@ -1,6 +1,6 @@
 """The GPU kernel: lays the tensors of a group out in a table on their device, and launches what walks along it.
 
-It does what :mod:`hatam.fused.cpu` does, element by element with the same bits but for a division (m, v and e have the
+It does what :mod:`hatam.fused.cpu` does, element by element with the same bits but for a division (m and v have the
 same bits). A step is three launches whatever the number of tensors, waits for nothing on the host and gives the same
 bits every time. Table and scratch need 13 integers per tensor and at most 28 bytes per 2048 elements.
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Iterable
 from contextlib import nullcontext
 from functools import cache, lru_cache
 from types import ModuleType
@@ -24,8 +25,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..modulators import CAP, RELATIVE, UNIFORM
+from ..reach import GROWTH, Scalar
 from ..storage import MOMENTS, SCALARS
-from ..update import NO_GRADIENT_YET, Options, Scalar, least_span
+from ..update import NO_GRADIENT_YET, Options
 from .batches import Batch, alike
 
 CHUNK = 2048  # elements per program: 8 for each of 256 threads
@@ -41,7 +44,7 @@ COMBINATIONS = {
     (torch.bfloat16, torch.bfloat16, torch.float32),
     (torch.float64, torch.float64, torch.float64),
 }
-"""Parameter and gradient, m and e, v."""
+"""Parameter and gradient, m, v."""
 DTYPES = {param for param, _, _ in COMBINATIONS} | {torch.complex64, torch.complex128}  # that as pairs of real numbers
 
 
@@ -80,7 +83,11 @@ def kernels() -> Any:
 
 def takes(dtypes: dict[str, torch.dtype], o: Options) -> bool:
     """Whether the kernel is for tensors of these dtypes, by their names in the state, "param" and "grad"."""
-    return alike(dtypes) and (dtypes["param"], dtypes["exp_avg"], dtypes["exp_avg_sq"]) in COMBINATIONS
+    return (
+        alike(dtypes)
+        and o.modulator in (UNIFORM, RELATIVE)
+        and (dtypes["param"], dtypes["exp_avg"], dtypes["exp_avg_sq"]) in COMBINATIONS
+    )
 
 
 def step(batch: Batch, o: Options) -> None:
@@ -184,30 +191,30 @@ def launch(table: Tables, dtypes: dict[str, torch.dtype], o: Options) -> None:
     """The three kernels, in the order in which they need each other."""
     k, device = kernels(), table.rows.device
     tensors, chunks = len(table.rows), len(table.chunks)
-    double, needs_mean = dtypes["param"] == torch.float64, o.modulator.needs_mean
+    double, reaches = dtypes["param"] == torch.float64, "reach" in dtypes
+    uniform = "denom_mean" not in dtypes
     precision = torch.float64 if double else torch.float32
     constants = torch.empty(tensors, k.words.CONSTANTS.value, dtype=precision, device=device)
     keys = torch.empty(tensors, 2, dtype=torch.int32, device=device)  # of this step and of the one before
-    kept = (needs_mean, o.scaled, o.scaled)  # of sqrt(v), (S e / h)^2 and z^2
-    sums, spans, sizes = (torch.empty(chunks, dtype=torch.float64, device=device) if keep else None for keep in kept)
+    kept = (reaches, reaches, not uniform)  # of z^2, (S m / h)^2 and sqrt(v)
+    sums = [torch.empty(chunks, dtype=torch.float64, device=device) if keep else None for keep in kept]
     found_inf = None if o.found_inf is None else o.found_inf.to(device, non_blocking=True)
     scalars = scalar_types(dtypes)
     shared = {"log_beta2": log(o.beta2), "eps": float(o.eps), "no_gradient_yet": NO_GRADIENT_YET * o.eps}
 
     k.prepare[(-(-tensors // LANES),)](
         table.rows, constants, keys, tensors, o.seed, found_inf, **options(o, device), **shared, **scalars,
-        DECOUPLED=o.form == "decoupled", UNIFORM=not needs_mean, SCALED=o.scaled, RAMPED=o.ramp > 0,
-        LANES=LANES, enable_fp_fusion=False,
+        REACHES=reaches, UNIFORM=uniform, LANES=LANES, enable_fp_fusion=False,
     )  # fmt: skip
     if chunks:
         k.update[(chunks,)](
-            table.rows, table.chunks, constants, keys, sums, spans, sizes, found_inf, **loop(dtypes, o),
+            table.rows, table.chunks, constants, keys, *sums, found_inf, **loop(dtypes, o),
             ALIGNED=table.aligned, CHUNK=CHUNK, num_warps=WARPS, enable_fp_fusion=False,
         )  # fmt: skip
-    if needs_mean or o.scaled:
+    if reaches:
         k.finish[(tensors,)](
-            table.rows, sums, spans, sizes, found_inf, **shared, **scalars, least_span=least_span(o),
-            growth=o.growth, CHUNK=CHUNK, WIDTH=1024, enable_fp_fusion=False,
+            table.rows, *sums, found_inf, **numbers(("reach", "lr", "lr_peak"), o, device), **shared, **scalars,
+            growth=GROWTH, CHUNK=CHUNK, WIDTH=1024, enable_fp_fusion=False,
         )  # fmt: skip
 
 
@@ -219,8 +226,7 @@ def triton_type(dtype: torch.dtype) -> Any:
 
 def scalar_types(dtypes: dict[str, torch.dtype]) -> dict[str, Any]:
     """The types of the 0-dim state tensors."""
-    scalar = next((dtypes[key] for key in SCALARS if key in dtypes), torch.float32)  # else there are none
-    return {"STEP_TYPE": triton_type(dtypes["step"]), "SCALAR_TYPE": triton_type(scalar)}
+    return {"STEP_TYPE": triton_type(dtypes["step"]), "SCALAR_TYPE": triton_type(dtypes.get("reach", torch.float32))}
 
 
 def loop(dtypes: dict[str, torch.dtype], o: Options) -> dict[str, Any]:
@@ -230,8 +236,7 @@ def loop(dtypes: dict[str, torch.dtype], o: Options) -> dict[str, Any]:
         "P": triton_type(dtypes["param"]),
         "M": triton_type(dtypes["exp_avg"]),
         "V": triton_type(dtypes["exp_avg_sq"]),
-        "FORM": o.form,
-        "OWN_E": "exp_avg_grad" in dtypes,
+        "UNIFORM": "denom_mean" not in dtypes,
         "ROUND_PARAM": o.round_param and "param" in narrow,
         "ROUND_M": o.round_state and "exp_avg" in narrow,
         "ROUND_V": o.round_state and "exp_avg_sq" in narrow,
@@ -239,15 +244,21 @@ def loop(dtypes: dict[str, torch.dtype], o: Options) -> dict[str, Any]:
 
 
 def options(o: Options, device: torch.device) -> dict[str, Any]:
-    """The options as arguments: those that live on the device by their tensors, for reading them would wait."""
+    """The options as arguments of ``prepare``."""
+    given = numbers(("lr", "reach", "furthest", "grad_factor"), o, device)
+    given |= {name: float(getattr(o, name)) for name in ("beta1", "beta2", "weight_decay", "travel")}
+    return given | {"cap": CAP if o.modulator.needs_mean else 1.0, "log_beta1": log(o.beta1)}
+
+
+def numbers(names: Iterable[str], o: Options, device: torch.device) -> dict[str, Any]:
+    """Options as numbers, or by their tensors where these live on the device, for reading them would wait."""
     given: dict[str, Any] = {}
-    for name in ("lr", "radius", "pace", "grad_factor"):
+    for name in names:
         value: Scalar = getattr(o, name)
         stays = isinstance(value, Tensor) and value.device.type == device.type
         given[name] = 0.0 if stays else float(value)
         given[f"{name}_at"] = value.to(device, non_blocking=True) if stays else None
-    given |= {name: float(getattr(o, name)) for name in ("beta1", "beta2", "weight_decay", "gamma", "beta_c", "cap")}
-    return given | {"log_beta1": log(o.beta1)}
+    return given
 
 
 def log(beta: float) -> float:

@@ -23,12 +23,13 @@ __all__ = ["finish", "nothing", "prepare", "tl", "update", "words"]
 
 @triton.jit(do_not_specialize=["tensors", "seed"])
 def prepare(
-    table, constants, keys, tensors, seed, found_inf, lr_at, radius_at, pace_at, grad_factor_at,
-    lr: tl.float64, radius: tl.float64, pace: tl.float64, grad_factor: tl.float64, beta1: tl.float64, beta2: tl.float64,
-    log_beta1: tl.float64, log_beta2: tl.float64, eps: tl.float64, weight_decay: tl.float64, gamma: tl.float64,
-    beta_c: tl.float64, cap: tl.float64, no_gradient_yet: tl.float64,
-    DECOUPLED: tl.constexpr, UNIFORM: tl.constexpr, SCALED: tl.constexpr, RAMPED: tl.constexpr,
-    STEP_TYPE: tl.constexpr, SCALAR_TYPE: tl.constexpr, LANES: tl.constexpr,
+    table, constants, keys, tensors, seed, found_inf, lr_at, reach_at, furthest_at, grad_factor_at,
+    lr: tl.float64, reach: tl.float64, travel: tl.float64, furthest: tl.float64, grad_factor: tl.float64,
+    beta1: tl.float64, beta2: tl.float64, log_beta1: tl.float64, log_beta2: tl.float64, eps: tl.float64,
+    weight_decay: tl.float64, cap: tl.float64,
+    no_gradient_yet: tl.float64,
+    REACHES: tl.constexpr, UNIFORM: tl.constexpr, STEP_TYPE: tl.constexpr, SCALAR_TYPE: tl.constexpr,
+    LANES: tl.constexpr,
 ):  # fmt: skip
     """Every tensor's constants from its scalars, which it moves on, all but the mean: that comes from the new v."""
     t = tl.program_id(0) * LANES + tl.arange(0, LANES)
@@ -56,99 +57,82 @@ def prepare(
     tl.store(k + words.BETA2, wide(beta2), mask=inside)
     tl.store(k + words.RATE1, 1 - wide(beta1), mask=inside)
     tl.store(k + words.RATE2, 1 - wide(beta2), mask=inside)
-    tl.store(k + words.RATE_C, 1 - wide(beta_c), mask=inside)
     tl.store(k + words.EPS, wide(eps), mask=inside)
-    if DECOUPLED:
-        radius, no_gradient_yet = number_or_at(radius, radius_at), wide(no_gradient_yet)
-        if RAMPED:
-            radius = radius * tl.sqrt(one_minus_power(log_beta2, step))
-        radius = radius * tl.minimum(number_or_at(pace, pace_at) * step, 1.0)
-        prepare_displacement(row, k, radius, wide(cap), no_gradient_yet, inside, moves, UNIFORM, SCALED, SCALAR_TYPE)
+    tl.store(k + words.CAP, wide(cap), mask=inside)
+
+    if REACHES:
+        now, most = number_or_at(reach, reach_at), number_or_at(furthest, furthest_at)
+        prepare_reach(row, k, now, wide(travel), most, wide(no_gradient_yet), inside, moves, UNIFORM, SCALAR_TYPE)
     else:
-        gain = wide(gamma) * (1 - wide(beta_c))
-        prepare_correction(row, k, gain, wide(eps), wide(cap), inside, UNIFORM, SCALAR_TYPE)
+        tl.store(k + words.REACH_BEFORE, 0.0, mask=inside)
+        tl.store(k + words.REACH_NOW, 0.0, mask=inside)
 
 
 @triton.jit
-def prepare_displacement(
-    row, k, radius, cap, no_gradient_yet, inside, moves,
-    UNIFORM: tl.constexpr, SCALED: tl.constexpr, SCALAR_TYPE: tl.constexpr,
-):  # fmt: skip
-    """S / h = min(cap / h, 1 / mean), before and now; where it is ``SCALED`` the radius has a scale."""
-    if SCALED:
-        scale_at = scalars(row, words.DISPLACEMENT_SCALE, SCALAR_TYPE, inside)
-        radius = radius * tl.load(scale_at, mask=inside, other=0).to(tl.float64)
-    radius_at = scalars(row, words.DISPLACEMENT_RADIUS, SCALAR_TYPE, inside)
-    tl.store(k + words.RADIUS_BEFORE, tl.load(radius_at, mask=inside, other=0), mask=inside)
-    tl.store(k + words.RADIUS, radius, mask=inside)
-    tl.store(radius_at, radius, mask=moves)
-    if UNIFORM:  # S = 1, and so S / h = min(1 / h, inf)
-        tl.store(k + words.CAP, 1.0, mask=inside)
-        tl.store(k + words.INV_MEAN, float("inf"), mask=inside)
-        tl.store(k + words.INV_MEAN_BEFORE, float("inf"), mask=inside)
-    else:
-        mean_before_at = scalars(row, words.DISPLACEMENT_MEAN, SCALAR_TYPE, inside)
+def prepare_reach(
+    row, k, reach, travel, furthest, no_gradient_yet, inside, moves, UNIFORM: tl.constexpr, SCALAR_TYPE: tl.constexpr
+):
+    """kappa, from what was measured one step before."""
+    ratio = tl.load(scalars(row, words.RATIO, SCALAR_TYPE, inside), mask=inside, other=0).to(tl.float64)
+    come = tl.load(scalars(row, words.TRAVEL, SCALAR_TYPE, inside), mask=inside, other=0).to(tl.float64)
+    come = tl.maximum(come - 1, 0.0) / tl.where(travel > 0, travel, 1.0)
+    come = tl.where(travel > 0, tl.minimum(come, 1.0), 1.0)
+    now, kept_at = tl.minimum(reach * ratio * come * come, furthest), scalars(row, words.REACH, SCALAR_TYPE, inside)
+    tl.store(k + words.REACH_BEFORE, tl.load(kept_at, mask=inside, other=0), mask=inside)
+    tl.store(k + words.REACH_NOW, now, mask=inside)
+    tl.store(kept_at, now, mask=moves)
+    if not UNIFORM:
+        mean_before_at = scalars(row, words.REACH_MEAN, SCALAR_TYPE, inside)
         mean_before = tl.load(mean_before_at, mask=inside, other=1).to(tl.float64)
         mean = tl.load(scalars(row, words.DENOM_MEAN, SCALAR_TYPE, inside), mask=inside, other=1).to(tl.float64)
         mean = known(mean, no_gradient_yet)
-        tl.store(k + words.CAP, cap, mask=inside)
         tl.store(k + words.INV_MEAN, 1 / mean, mask=inside)
         tl.store(k + words.INV_MEAN_BEFORE, 1 / mean_before, mask=inside)
         tl.store(mean_before_at, mean, mask=moves)
 
 
-@triton.jit
-def prepare_correction(row, k, gain, eps, cap, inside, UNIFORM: tl.constexpr, SCALAR_TYPE: tl.constexpr):
-    """S = min(slope h + level, cap)."""
-    tl.store(k + words.GAIN, gain, mask=inside)
-    if UNIFORM:  # S = 1 is min(h + 1, 1), also where h is infinite
-        tl.store(k + words.CAP, 1.0, mask=inside)
-        tl.store(k + words.SLOPE, 1.0, mask=inside)
-        tl.store(k + words.LEVEL, 1.0, mask=inside)
-    else:
-        tl.store(k + words.CAP, cap, mask=inside)
-        mean = tl.load(scalars(row, words.DENOM_MEAN, SCALAR_TYPE, inside), mask=inside, other=1).to(tl.float64)
-        tl.store(k + words.SLOPE, 1 / (mean + eps), mask=inside)
-        tl.store(k + words.LEVEL, 0.0, mask=inside)
-
-
-# The means ----------------------------------------------------------------------------------------------------------
+# What the next step needs --------------------------------------------------------------------------------------------
 
 
 @triton.jit
 def finish(
-    table, sums, spans, sizes, found_inf, log_beta2: tl.float64, eps: tl.float64, no_gradient_yet: tl.float64,
-    least_span: tl.float64, growth: tl.float64,
+    table, sizes, spans, roots, found_inf, reach_at, lr_at, lr_peak_at, reach: tl.float64, lr: tl.float64,
+    lr_peak: tl.float64, log_beta2: tl.float64, eps: tl.float64, no_gradient_yet: tl.float64, growth: tl.float64,
     STEP_TYPE: tl.constexpr, SCALAR_TYPE: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Keep mean(h) of one tensor and, for a scaled radius, RMS(z) / RMS(S e / h)."""
+    """Keep rho and N of one tensor and, where S needs it, mean(h)."""
     row = table + tl.program_id(0) * words.COLUMNS
     numel, first = column(row, words.NUMEL), column(row, words.FIRST)
     moves = skipped(found_inf) == 0
     chunks = tl.where(moves, (numel + CHUNK - 1) // CHUNK, 0)  # a skipped step has left no sums to read
     parts = column(row, words.SHARD_SUMS)  # where a part of a tensor leaves its sums, for others make the whole of them
     is_part, is_whole = moves & (parts != 0), moves & (parts == 0)
-    parts = parts.to(tl.pointer_type(tl.float64))
-    if sums is not None:
-        step = tl.load(column(row, words.STEP).to(tl.pointer_type(STEP_TYPE))).to(tl.float64)
+    parts, n = parts.to(tl.pointer_type(tl.float64)), numel.to(tl.float64)
+
+    size, span = mean_of(sizes, first, chunks, numel, WIDTH), mean_of(spans, first, chunks, numel, WIDTH)
+    ratio_at = column(row, words.RATIO).to(tl.pointer_type(SCALAR_TYPE))
+    last = tl.load(ratio_at).to(tl.float64)
+    ratio = tl.sqrt(size / tl.where(span > 0, span, 1.0))
+    begun = (last > 0) | (number_or_at(reach, reach_at) > 0)
+    good = begun & (span > 0) & (span < float("inf")) & (ratio < float("inf"))
+    ratio = tl.minimum(ratio, tl.where(last > 0, last, float("inf")) * wide(growth))
+    ratio = tl.where(good, ratio, last)
+    tl.store(ratio_at, ratio, mask=is_whole)
+    step = tl.load(column(row, words.STEP).to(tl.pointer_type(STEP_TYPE))).to(tl.float64)
+    way = tl.where(last > 0, number_or_at(lr, lr_at), step * number_or_at(lr_peak, lr_peak_at))
+    travel_at = column(row, words.TRAVEL).to(tl.pointer_type(SCALAR_TYPE))
+    come = tl.load(travel_at).to(tl.float64) + way / tl.where(ratio > 0, ratio, 1.0)
+    tl.store(travel_at, come, mask=is_whole & (ratio > 0))
+    tl.store(parts, size * n, mask=is_part)
+    tl.store(parts + 1, span * n, mask=is_part)
+    if roots is not None:
         step = tl.maximum(step, 1.0)  # a first step that is skipped has not been counted
-        mean = mean_of(sums, first, chunks, numel, WIDTH)  # of sqrt(v)
+        mean = mean_of(roots, first, chunks, numel, WIDTH)  # of sqrt(v)
         mean = mean / tl.sqrt(one_minus_power(wide(log_beta2), step)) + wide(eps)
         mean_at = column(row, words.DENOM_MEAN).to(tl.pointer_type(SCALAR_TYPE))
         last = known(tl.load(mean_at).to(tl.float64), wide(no_gradient_yet))
-        tl.store(mean_at, tl.where((mean < float("inf")) & (numel > 0), mean, last), mask=is_whole)
-        tl.store(parts, mean * numel.to(tl.float64), mask=is_part)
-    if spans is not None:
-        span, size = mean_of(spans, first, chunks, numel, WIDTH), mean_of(sizes, first, chunks, numel, WIDTH)
-        scale = tl.sqrt(size / tl.maximum(span, wide(least_span)))
-        scale_at = column(row, words.DISPLACEMENT_SCALE).to(tl.pointer_type(SCALAR_TYPE))
-        good = (span < float("inf")) & (scale < float("inf"))
-        last = tl.load(scale_at).to(tl.float64)
-        most = tl.where(last > 0, last, float("inf")) * wide(growth)
-        scale = tl.where(good, tl.minimum(scale, most), last)
-        tl.store(scale_at, tl.where(span == 0, 0.0, scale), mask=is_whole)
-        tl.store(parts + 1, size * numel.to(tl.float64), mask=is_part)
-        tl.store(parts + 2, span * numel.to(tl.float64), mask=is_part)
+        tl.store(mean_at, tl.where((mean < float("inf")) & (numel > 0), mean, last), mask=is_whole & begun)
+        tl.store(parts + 2, mean * n, mask=is_part)
 
 
 @triton.jit

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hatam.forms import FORMS
-from hatam.modulators import MODULATORS
-from hatam.radii import DEFAULT_FADE
+from ..first_forms import CAPS, FADE
 
-SCALED = ("lr", "gamma", "modulator_cap", "fade", "rho")
+SCALED = ("lr", "gamma", "travel", "horizon", "modulator_cap", "fade", "rho")
 """Options that are multiplied by a factor; of ``beta_c`` it is the time constant 1 / (1 − βc)."""
 
 
@@ -22,12 +20,12 @@ def explicit(options: Mapping[str, Any]) -> dict[str, float]:
         {'lr': 0.1, 'gamma': 1.0, 'fade': 0.1, 'beta_c': 0.9}
     """
     values = {name: options.get(name) for name in (*SCALED, "beta_c")}
-    if options.get("form") in FORMS:
-        form = FORMS[options["form"]]
+    form = options.get("form")
+    if form in CAPS:
         meant: dict[str, Any] = {
-            "modulator_cap": form.cap if MODULATORS[options["modulator"]].needs_mean else None,
-            "fade": None if form.radius is None else DEFAULT_FADE,
-            "beta_c": options["beta1"] if form.beta_c is None else form.beta_c,
+            "modulator_cap": CAPS[form] if options["modulator"] == "relative" else None,
+            "fade": FADE if form == "decoupled" else None,
+            "beta_c": options["beta1"] if form == "decoupled" else 0.9,
         }
         values = {name: meant.get(name) if value is None else value for name, value in values.items()}
     return {

@@ -9,7 +9,6 @@ from .feedback import FEEDBACK
 from .linear import DAMPING, IDENTITY
 from .probing import EXCHANGE, RADIUS, TRACE
 from .reach import REACH
-from .straightened import STRAIGHTENED
 
 CHECKS: dict[str, Check] = {
     check.name: check
@@ -24,7 +23,6 @@ CHECKS: dict[str, Check] = {
         EDGE,
         CEILING,
         FEEDBACK,
-        STRAIGHTENED,
         REACH,
     )
 }

@@ -5,15 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from statistics import fmean
-from typing import cast
+from typing import Any, cast
 
 import torch
 from matplotlib.axes import Axes
 from scipy import stats
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
-
-from hatam import HATAM
 
 from .check import Check, Job, Run, chosen, interval, table
 from .network import SAMPLES, Training, denominators, flat
@@ -23,9 +21,9 @@ RATE = 0.9
 LAYERS = ("first", "second", "last")
 
 
-def adamw(params: object) -> HATAM:
+def adamw(params: Any) -> torch.optim.AdamW:
     """The trajectory on which both are looked at: AdamW's."""
-    return HATAM(params, betas=(0.9, 0.95), weight_decay=0.15, gamma=0.0)  # type: ignore[arg-type]
+    return torch.optim.AdamW(params, betas=(0.9, 0.95), weight_decay=0.15)
 
 
 def quasi_newton(batch: int, seed: int) -> Run:

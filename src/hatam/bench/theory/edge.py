@@ -11,9 +11,10 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 
-from hatam import HATAM, theory
+from hatam import theory
 
 from .. import schedules
+from ..first_forms import FirstHATAM
 from ..tasks import find
 from .check import Check, Job, Run, chosen, interval, table
 from .network import TASK, Training, denominators, flat, hessian, modulators
@@ -34,7 +35,7 @@ def edge(optimizer: str, lr: float, seed: int, steps: int = 4000) -> Run:
     options = STRAIGHTENED[optimizer]
     plain: list[float] = []
     effective: list[float] = []
-    make = partial(HATAM, betas=(0.9, 0.99), eps=1e-7, weight_decay=0.0, **options)
+    make = partial(FirstHATAM, betas=(0.9, 0.99), eps=1e-7, weight_decay=0.0, **options)
     for made, params, curvature in full_batch(make, lr, seed, steps):
         h = denominators(made, params)
         s = modulators(h, 3.0) if options.get("modulator") != "uniform" else [torch.ones_like(a) for a in h]
@@ -115,7 +116,7 @@ def ceiling(gamma: float, beta_c: float, seed: int) -> Run:
     """λ_max(D^½ H D^½) over the ceiling (1 + βc)/(1 − βc) along training, D = diag(ρ S / h); γ = 0 is AdamW."""
     options: dict[str, Any] = {"betas": BETAS, "weight_decay": 0.15, "radius": "relative"}
     options |= {"gamma": gamma, "beta_c": beta_c}
-    training = Training(lambda params: HATAM(params, **options), seed)
+    training = Training(lambda params: FirstHATAM(params, **options), seed)
     ratios = []
     for step in training.run(every=100):
         if step < training.steps:

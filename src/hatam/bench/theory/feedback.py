@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from matplotlib.axes import Axes
 
-from hatam import HATAM, theory
+from hatam import theory
 
+from ..first_forms import FirstHATAM
 from .check import Check, Job, Run, chosen, interval, table
 
 COORDINATES, STEPS, RATE = 2000, 6000, 0.999
@@ -22,7 +23,7 @@ def feedback(form: str, gamma: float, seed: int) -> Run:
     sigma = torch.randn(COORDINATES, generator=rng).exp().double()
     param = torch.nn.Parameter(torch.zeros(COORDINATES, dtype=torch.float64))
     cap = 3.0 if "cap" in form else math.inf
-    optimizer = HATAM(
+    optimizer = FirstHATAM(
         [param], 1e-3, form=form.partition(",")[0], gamma=gamma, beta_c=0.9, modulator_cap=cap, weight_decay=0.0
     )
     for _ in range(STEPS):

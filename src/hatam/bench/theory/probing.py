@@ -12,9 +12,8 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from hatam import HATAM
-
 from ..contenders import CONTENDERS, parse
+from ..first_forms import FirstHATAM
 from ..schedules import cosine
 from ..tasks import find
 from .check import Check, Job, Run, chosen, interval, table
@@ -88,7 +87,7 @@ FORMS: dict[str, dict[str, Any]] = {
 def radius(form: str, seed: int) -> Run:
     """RMS of the displacement over that of the weights, of the whole network, along a training."""
     options = {"betas": (0.9, 0.95), "weight_decay": 0.15, **FORMS[form]}
-    training = Training(lambda params: HATAM(params, **options), seed)
+    training = Training(lambda params: FirstHATAM(params, **options), seed)
     averages = [torch.zeros_like(p) for p in training.params]
     sizes, held = [], []
     while training.at < training.steps:

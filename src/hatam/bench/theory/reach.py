@@ -1,18 +1,20 @@
-"""Statement 10: the ceiling on sharpness of AdamW with a reach."""
+"""Statement 9: the ceiling on sharpness of AdamW with a reach."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 
 from hatam import theory
 
-from .check import Check, Job, Run
-from .edge import full_batch
+from .check import Check, Job, Run, chosen, interval, table
+from .edge import POINTS, full_batch
 from .network import denominators, flat
-from .straightened import draw, rows
 
 BETA1 = 0.9
 CASES = {"AdamW": 0.0, "κ = lr": 1.0, "κ = 4 lr": 4.0}
@@ -60,11 +62,23 @@ def bound(case: str) -> float:
     return theory.reach_ceiling(1.0, BETA1, CASES[case])
 
 
-REACH = Check(
-    "reach",
-    "the reach is a ceiling on sharpness",
-    jobs,
-    reach,
-    partial(rows, cases=CASES, ceiling=bound),
-    partial(draw, cases=CASES, ceiling=bound),
-)
+def rows(runs: Sequence[Run]) -> str:
+    head = ["second half of training", "lr λ_max(P⁻¹H)", "the ceiling", "n"]
+    found = []
+    for case in CASES:
+        some = chosen(runs, case=case)
+        late = interval(fmean(run["sharpness"][POINTS // 2 :]) for run in some)
+        found.append([case, late, f"{bound(case):.3g}", str(len(some))])
+    return table(head, found)
+
+
+def draw(runs: Sequence[Run], axes: Axes) -> None:
+    for i, case in enumerate(CASES):
+        for run in chosen(runs, case=case, seed=0):
+            axes.plot([200 * (j + 1) for j in range(POINTS)], run["sharpness"], color=f"C{i}", label=case)
+        axes.axhline(bound(case), color=f"C{i}", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="step", ylabel="lr λ_max; dotted the ceiling", yscale="log")
+    axes.legend()
+
+
+REACH = Check("reach", "the reach is a ceiling on sharpness", jobs, reach, rows, draw)

@@ -1,0 +1,99 @@
+"""What the state of a parameter holds beside AdamW's, who has it, and how it is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import _get_scalar_dtype
+
+from . import fused
+from .modulators import Modulator
+from .storage import MOMENTS, SCALARS, new_moment
+from .update import Options, State
+
+ADAMW_STATE = ("step", *MOMENTS)
+STATE = (*ADAMW_STATE, *SCALARS)
+
+START = {"reach": 0.0, "ratio": 0.0, "travel": 0.0}
+START_OF_MEANS = {"denom_mean": math.inf, "reach_mean": math.inf}
+"""The scalars before the first step. There is no mean yet, and with an infinite one S is 0."""
+
+EMBEDDINGS = {"tokens", "positions", "places", "wte", "wpe", "lm_head"}
+"""Parts of the names of parameters that are no hidden weights though they have two dimensions; so are those with
+"embed" in them."""
+
+
+def is_hidden(param: Tensor, name: str) -> bool:
+    """Whether a parameter is a hidden weight: of two dimensions or more, and by its name no embedding."""
+    parts = name.lower().split(".")
+    return param.dim() >= 2 and not any(part in EMBEDDINGS or "embed" in part for part in parts)
+
+
+def hidden_flags(group: Mapping[str, Any]) -> list[bool]:
+    """Which parameters of a group have a reach: as its option ``hidden`` says, else by shape and name."""
+    if group["hidden"] is not None:
+        return [group["hidden"]] * len(group["params"])
+    names = group.get("param_names", [""] * len(group["params"]))
+    return [is_hidden(p, name) for p, name in zip(group["params"], names, strict=True)]
+
+
+def start_adamw(state: State, param: Tensor, group: Mapping[str, Any]) -> None:
+    """AdamW's state before the first step."""
+    on_device = fused.counts_on_device(group, param)
+    dtype = torch.float32 if on_device else _get_scalar_dtype()
+    state["step"] = torch.zeros((), dtype=dtype, device=param.device if on_device else "cpu")
+    for key in MOMENTS:
+        state[key] = new_moment(param, key, group["state_dtype"])
+
+
+def is_complete(state: State, modulator: Modulator) -> bool:
+    """Whether a state has the scalars of the reach, and the means exactly where the modulator needs them."""
+    keys, means = state.keys(), START_OF_MEANS.keys()
+    return keys >= START.keys() and (keys >= means if modulator.needs_mean else keys.isdisjoint(means))
+
+
+def complete(state: State, param: Tensor, modulator: Modulator) -> None:
+    """Add the scalars of the reach; a mean only where the modulator needs it, for nothing else keeps it up."""
+    for key, value in START.items():
+        if key not in state:
+            state[key] = scalar(value, param)
+    if not modulator.needs_mean and "reach_mean" in state:
+        state["reach"].zero_()  # of an offset that the modulator before has made
+    for key, value in START_OF_MEANS.items():
+        if not modulator.needs_mean:
+            state.pop(key, None)
+        elif key not in state:
+            state[key] = scalar(value, param)
+
+
+def scalar(value: float, param: Tensor) -> Tensor:
+    """A 0-dim state tensor, at least as precise as float32."""
+    dtype = torch.float64 if param.dtype in (torch.float64, torch.complex128) else torch.float32
+    return torch.full((), value, dtype=dtype, device=param.device)
+
+
+def displaced(state: State, o: Options) -> bool:
+    """Whether a parameter with this state has an offset that the next step undoes.
+
+    Not after a change of the modulator: the offset that another one has made stays.
+    """
+    return "reach" in state and ("reach_mean" in state) == o.modulator.needs_mean
+
+
+def real(x: Tensor) -> Tensor:
+    """A complex tensor as pairs of real numbers, as AdamW treats it."""
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def real_state(state: State) -> State:
+    """A state with its complex tensors as pairs of real numbers; what others keep in it is left as it is."""
+    return {key: real(x) if isinstance(x, Tensor) else x for key, x in state.items()}
+
+
+def real_grads(grads: list[Tensor]) -> list[Tensor]:
+    """The same of gradients, which autograd may conjugate by a bit alone."""
+    return [real(g.resolve_conj()) for g in grads]
