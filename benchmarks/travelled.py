@@ -27,8 +27,8 @@ SEED = 19999  # no stage of the screening has it
 COLUMNS = ("a third", "best lr", "three times")
 
 
-def measure(jobs: int) -> None:
-    """Every task, each written as soon as it is there; one at a time, whatever ``jobs`` is."""
+def measure() -> None:
+    """Every task, each written as soon as it is there."""
     torch.set_num_threads(1)
     tasks = _read()
     for task in screening.LRS:
@@ -40,7 +40,7 @@ def measure(jobs: int) -> None:
 def travelled(name: str, lr: float) -> list[float]:
     """N of every hidden tensor at the end of a training with no reach."""
     task = find(name)
-    made = make_run(task, "hatam-reach:horizon=0.0", SEED)
+    made = make_run(task, "hatam:horizon=0.0", SEED)
     run = dataclasses.replace(made, options={**made.options, "lr": lr})
     trainer = prepare(task, run)
     answered(training(task, run, trainer, lambda steps: None), lambda batch: trainer.step(*batch))
