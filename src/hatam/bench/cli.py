@@ -152,7 +152,7 @@ def report_(
 ) -> None:
     """Render records into one page, index.html, with its figures and tables as files beside it.
 
-    Example: hatam report results/full --out runs/report
+    Example: hatam report results/first --out runs/report
     """
     found = report.write(records_, out)
     _say_damaged(found)
