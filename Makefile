@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # Whom the demo compares; the study compares all.
-PEERS := adamw adamw-no-momentum sam k-sam msam atam atam-decoupled hatam-published hatam-raw hatam:gamma=2
+PEERS := adamw adamw-no-momentum sam k-sam msam atam hatam-published hatam
 CONTENDERS := $(addprefix --contender ,$(PEERS))
 
 .DEFAULT_GOAL := help

@@ -17,8 +17,6 @@ import models
 import torch
 from torch import Tensor
 
-from hatam import HATAM
-
 Params = list[torch.nn.Parameter]
 Shapes = list[tuple[int, ...]]
 
@@ -44,23 +42,14 @@ MODELS: dict[str, Shapes] = {
     "2,000 tensors of 1,000": [(1000,)] * 2000,
 }
 
-
-def reaching(params: Any, **options: Any) -> HATAM:
-    """HATAM in the second half of a schedule, where every step undoes one reach and makes another."""
-    optimizer = HATAM(params, travel=0.0, **options)
-    for group in optimizer.param_groups:
-        group["lr_peak"] = 2 * group["lr"]
-    return optimizer
-
-
 # With the bytes that one step must move per float32 parameter; None where it moves many times that.
 CONTENDERS: dict[str, tuple[Callable[[Params], torch.optim.Optimizer], int | None]] = {
     "AdamW fused": (lambda ps: torch.optim.AdamW(ps, fused=True), 28),
     "AdamW foreach": (lambda ps: torch.optim.AdamW(ps, foreach=True), None),
-    "HATAM fused": (lambda ps: reaching(ps, fused=True), 28),
-    "HATAM fused, relative": (lambda ps: reaching(ps, fused=True, modulator="relative"), 28),
-    "HATAM fused, bf16 state": (lambda ps: reaching(ps, fused=True, state_dtype=BF16), 24),
-    "HATAM foreach": (lambda ps: reaching(ps, foreach=True), None),
+    "HATAM fused": (lambda ps: models.reaching(ps, fused=True), 28),
+    "HATAM fused, relative": (lambda ps: models.reaching(ps, fused=True, modulator="relative"), 28),
+    "HATAM fused, bf16 state": (lambda ps: models.reaching(ps, fused=True, state_dtype=BF16), 24),
+    "HATAM foreach": (lambda ps: models.reaching(ps, foreach=True), None),
 }
 REFERENCE = "AdamW fused"
 
@@ -156,7 +145,7 @@ def train(name: str, rounds: int) -> dict[str, Any]:
     """A training step in bfloat16 autocast with HATAM in mid-schedule beside one with torch's fused AdamW."""
     make_model, shape = TRAINED[name]
     turns = []
-    for make in (CONTENDERS[REFERENCE][0], reaching):
+    for make in (CONTENDERS[REFERENCE][0], models.reaching):
         torch.manual_seed(0)
         model = make_model().cuda()
         text = len(shape) == 2

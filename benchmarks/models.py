@@ -1,13 +1,24 @@
-"""Two small models and their data, for measurements that need a whole training step."""
+"""What measurements share: two small models and their data, and HATAM in mid-schedule."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 from pydoc_data.topics import topics
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from hatam import HATAM
+
+
+def reaching(params: Any, lr: Any = 1e-3, **options: Any) -> HATAM:
+    """HATAM in the second half of a schedule, where every step undoes one reach and makes another."""
+    optimizer = HATAM(params, lr, travel=0.0, **options)
+    for group in optimizer.param_groups:
+        group["lr_peak"] = 2 * group["lr"]
+    return optimizer
 
 
 class Transformer(nn.Module):

@@ -85,7 +85,7 @@ def judged_table(stage: str, drop_in: str) -> str:
     counts = []
     for each in columns.values():
         signs = [better(task, *each[task]) for task in each]
-        counts.append(f"{signs.count(1)} / {signs.count(-1)}")
+        counts.append(f"{signs.count(1)} / {signs.count(-1)}" if signs else "")
     lines.append(f"| better / worse | | | {' | '.join(counts)} |")
     return "\n".join(lines)
 
@@ -102,18 +102,25 @@ def brief_table() -> str:
     lines = ["| test score, n seeds | AdamW | HATAM − AdamW, 95% interval | p |", "|---|---:|---:|---:|"]
     for task in (task for task in BRIEF if task in each):
         base = found[task][label(BASELINE, best_lr(task))]
-        difference, _, p = shown(task, *each[task]).strip("*").rpartition(", ")
-        lines.append(f"| {named(task)}, {len(base)} | {mean(base.values()):.4g} | {difference} | {p} |")
+        difference, p = each[task]
+        lines.append(
+            f"| {named(task)}, {len(base)} | {mean(base.values()):.4g} | {interval(difference)} | {p_text(p)} |"
+        )
     counts = f"better on {signs.count(1)}, worse on {signs.count(-1)} of {len(signs)} tasks"
     return "\n".join([*lines, "", f"Over all: {counts}."])
 
 
-def shown(task: str, found: Difference | None, p: float) -> str:
-    """A difference with its interval and its corrected p, bold where it is significant."""
+def interval(found: Difference | None) -> str:
+    """A difference with its interval."""
     if found is None:
         return "a run was lost"
     digits = 2 if abs(found.high - found.low) > 0.05 else 4
-    text = f"{found.mean:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}], {p_text(p)}"
+    return f"{found.mean:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
+
+
+def shown(task: str, found: Difference | None, p: float) -> str:
+    """A difference with its interval and its corrected p, bold where it is significant."""
+    text = interval(found) if found is None else f"{interval(found)}, {p_text(p)}"
     return f"**{text}**" if better(task, found, p) else text
 
 

@@ -20,6 +20,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,7 @@ def digest(run: Run) -> str:
     return run.path(RUNS).parent.name
 
 
+@cache
 def best_lr(task: str) -> float:
     """AdamW's for a cosine, by the mean of the validation scores."""
     found, sign = scores("lr")[task], 1 if find(task).higher_is_better else -1

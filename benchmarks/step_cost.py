@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import models
 import optimi
 import pytorch_optimizer
 import torch
@@ -72,12 +73,9 @@ COMPILED_AT = ("MLP, 1 k", "MLP, 100 k")  # compiling takes minutes where there 
 MOVED = {REFERENCE: 28, "HATAM": 28, "HATAM relative": 28, "HATAM, bf16 state": 24}
 
 
-def reaching(params: Params, lr: Any = 1e-3, **options: Any) -> HATAM:
-    """HATAM in the second half of a schedule, where every step undoes one reach and makes another, in all tensors."""
-    optimizer = HATAM(params, lr, travel=0.0, hidden=True, **options)
-    for group in optimizer.param_groups:
-        group["lr_peak"] = 2 * group["lr"]
-    return optimizer
+def reaching(params: Params, **options: Any) -> HATAM:
+    """With a reach in every tensor, of whatever shape."""
+    return models.reaching(params, hidden=True, **options)
 
 
 def compiled(optimizer: HATAM) -> HATAM:

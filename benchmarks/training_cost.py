@@ -24,7 +24,6 @@ import torch
 from pytorch_optimizer import SAM
 from torch import Tensor, nn
 
-from hatam import HATAM
 from hatam.bench import records, report
 from hatam.bench.sam import SAMTrainer
 from hatam.bench.trainers import Trainer
@@ -32,21 +31,13 @@ from hatam.bench.trainers import Trainer
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = "AdamW fused"
 BATCH_SIZES = (8, 32, 128)
-
-
-def reaching(model: nn.Module, **options: Any) -> HATAM:
-    """HATAM in the second half of a schedule, where every step undoes one reach and makes another."""
-    optimizer = HATAM(model.named_parameters(), travel=0.0, **options)
-    for group in optimizer.param_groups:
-        group["lr_peak"] = 2 * group["lr"]
-    return optimizer
-
+BF16 = torch.bfloat16
 
 CONTENDERS: dict[str, Callable[[nn.Module], Trainer]] = {
     REFERENCE: lambda m: Trainer(m, models.loss, torch.optim.AdamW(m.parameters(), fused=True)),
-    "HATAM": lambda m: Trainer(m, models.loss, reaching(m)),
-    "HATAM, bf16 state": lambda m: Trainer(m, models.loss, reaching(m, state_dtype=torch.bfloat16)),
-    "HATAM foreach": lambda m: Trainer(m, models.loss, reaching(m, foreach=True)),
+    "HATAM": lambda m: Trainer(m, models.loss, models.reaching(m.named_parameters())),
+    "HATAM, bf16 state": lambda m: Trainer(m, models.loss, models.reaching(m.named_parameters(), state_dtype=BF16)),
+    "HATAM foreach": lambda m: Trainer(m, models.loss, models.reaching(m.named_parameters(), foreach=True)),
     "SAM": lambda m: SAMTrainer(m, models.loss, SAM(m.parameters(), torch.optim.AdamW, fused=True)),
 }
 

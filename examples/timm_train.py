@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from hatam import HATAM
 
 default_registry.register(
-    OptimInfo(name="hatam", opt_class=HATAM, description="AdamW displaced along its trajectory", has_betas=True)
+    OptimInfo(name="hatam", opt_class=HATAM, description="AdamW with a late reach", has_betas=True)
 )
 STEPS = 100
 

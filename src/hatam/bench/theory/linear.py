@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hatam import theory
 
-from ..first_forms import FirstHATAM
+from ..first_forms import FirstHATAM, denominator
 from .check import Check, Job, Run, chosen, interval, table
 
 # Identity -----------------------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def correction(optimizer: FirstHATAM, param: Tensor) -> Tensor:
     bend: Tensor = (1 - group["beta_c"]) * (param.grad - state["exp_avg_grad"])
     if group["uniform"]:
         return float(group["gamma"]) * bend
-    h = (state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"].item())).sqrt() + group["eps"]
+    h = denominator(state, group)
     s: Tensor = (h / (h.mean() + group["eps"])).clamp(max=group["cap"])
     return float(group["gamma"]) * s * bend
 
