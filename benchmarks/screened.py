@@ -94,11 +94,13 @@ BRIEF = ("mnist1d-mlp-noise", "mnist1d-mlp", "mnist1d-conv-noise", "digits", "le
 """The tasks of the README's table."""
 
 
+RIVALS = (BASELINE, SCHEDULE_FREE)
+
+
 def brief_table() -> str:
     """At AdamW's best lr against AdamW: the first question, on few tasks, and the counts over all."""
     found = scores("judge")
-    each = column(found, [task for task in LRS if task in found], (DROP_IN, BASELINE, 1))
-    signs = [better(task, *one) for task, one in each.items()]
+    each, free = (column(found, [task for task in LRS if task in found], (DROP_IN, who, 1)) for who in RIVALS)
     lines = ["| test score, n seeds | AdamW | HATAM − AdamW, 95% interval | p |", "|---|---:|---:|---:|"]
     for task in (task for task in BRIEF if task in each):
         base = found[task][label(BASELINE, best_lr(task))]
@@ -106,8 +108,14 @@ def brief_table() -> str:
         lines.append(
             f"| {named(task)}, {len(base)} | {mean(base.values()):.4g} | {interval(difference)} | {p_text(p)} |"
         )
-    counts = f"better on {signs.count(1)}, worse on {signs.count(-1)} of {len(signs)} tasks"
-    return "\n".join([*lines, "", f"Over all: {counts}."])
+    said = f"Over all: {count(each)}. Against Schedule-Free AdamW at its defaults and AdamW's lr: {count(free)}."
+    return "\n".join([*lines, "", said])
+
+
+def count(each: dict[str, tuple[Difference | None, float]]) -> str:
+    """On how many tasks one is better and worse."""
+    signs = [better(task, *one) for task, one in each.items()]
+    return f"better on {signs.count(1)}, worse on {signs.count(-1)} of {len(signs)} tasks"
 
 
 def interval(found: Difference | None) -> str:

@@ -151,7 +151,7 @@ def measure(stage: str, task: str, jobs: int) -> None:
     """Do what has no score yet."""
     found = _collected(stage)
     todo = runner.missing([run for run in runs(stage, task) if not _has(found, run)], RUNS)
-    failed = runner.run_all(todo, RUNS, jobs, lambda run, steps: None, batch=True) if todo else []
+    failed = runner.run_all(todo, RUNS, jobs, lambda run, steps: None) if todo else []
     for run, error in failed:
         raise SystemExit(f"{run.task}, {run.label}, seed {run.seed}: {error}")
 

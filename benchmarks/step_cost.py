@@ -221,6 +221,19 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(rows) + "\n\n" + bandwidth(record)
 
 
+def brief(record: dict[str, Any]) -> str:
+    """HATAM's medians in a sentence."""
+    found = [(name, shape) for name, shape in record["shapes"].items() if name in ("MLP, 1 k", "25 M", LARGEST)]
+    each = [
+        f"{quartiles(ratios(shape['seconds'], 'HATAM'))[1]:.2f} ({name}, n = {shape['rounds']})"
+        for name, shape in found
+    ]
+    return (
+        f"A step with a reach takes, where torch's fused AdamW takes 1, {', '.join(each)}: medians on a CPU with "
+        f"{record['environment']['threads']} threads, in float32."
+    )
+
+
 def bandwidth(record: dict[str, Any]) -> str:
     """How fast each one-pass contender moves 25 M parameters, beside what the machine can."""
     shape, machine = record["shapes"]["25 M"], record["bandwidth"]
@@ -274,6 +287,7 @@ def main() -> None:
     record = json.loads(options.record.read_text(encoding="utf-8"))
     draw(record, ROOT / "docs/figures/step_cost")
     report.fill_in(ROOT / "docs/speed.md", "step-cost", table(record))
+    report.fill_in(ROOT / "README.md", "step-cost-brief", brief(record))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,7 @@ import torch
 from hatam.bench import records, report
 from hatam.bench.cli import make_run
 from hatam.bench.tasks import all_tasks, find
-from hatam.bench.trainers import answered
-from hatam.bench.training import prepare, training
+from hatam.bench.training import carry_out, prepare
 
 RECORD = screening.ROOT / "results/screening/travelled.json"
 SEED = 19999  # no stage of the screening has it
@@ -43,7 +42,7 @@ def travelled(name: str, lr: float) -> list[float]:
     made = make_run(task, "hatam:horizon=0.0", SEED)
     run = dataclasses.replace(made, options={**made.options, "lr": lr})
     trainer = prepare(task, run)
-    answered(training(task, run, trainer, lambda steps: None), lambda batch: trainer.step(*batch))
+    carry_out(task, run, trainer)
     return [float(state["travel"]) for state in trainer.optimizer.state.values() if "travel" in state]
 
 

@@ -5,13 +5,13 @@ Needs, in a clone: pip install . 'transformers[torch]'. Run it with: python exam
 
 import math
 import tempfile
-from contextlib import nullcontext
 from pydoc_data.topics import topics
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from hatam import HATAM
+from hatam.integrations.transformers import SaveStraightened
 
 CONTEXT = 64
 
@@ -29,29 +29,6 @@ class Windows(torch.utils.data.Dataset):
         return {"input_ids": self.pieces[i], "labels": self.pieces[i]}
 
 
-class StraightenedTrainer(Trainer):
-    """Saves at the point that AdamW would hold; there Trainer evaluates and predicts by itself.
-
-    A checkpoint is whole: its optimizer knows that these weights have no offset, and training resumes from them.
-    """
-
-    def straightened(self):
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
-        return optimizer.straightened() if isinstance(optimizer, HATAM) else nullcontext()  # None before training
-
-    def save_model(self, *args, **kwargs):
-        with self.straightened():
-            super().save_model(*args, **kwargs)
-
-    def _save_checkpoint(self, *args, **kwargs):  # model and optimizer together
-        with self.straightened():
-            super()._save_checkpoint(*args, **kwargs)
-
-    def _load_best_model(self):  # load_best_model_at_end
-        getattr(self.optimizer, "optimizer", self.optimizer).eval()  # the weights that come have no offset
-        super()._load_best_model()
-
-
 def main() -> None:
     text = "\n".join(topics[key] for key in sorted(topics)).encode()
     torch.manual_seed(0)
@@ -59,7 +36,7 @@ def main() -> None:
         GPT2Config(vocab_size=256, n_positions=CONTEXT, n_embd=64, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
     )
     with tempfile.TemporaryDirectory() as folder:
-        trainer = StraightenedTrainer(
+        trainer = Trainer(
             model,
             TrainingArguments(
                 folder,
@@ -81,6 +58,7 @@ def main() -> None:
             train_dataset=Windows(text[:200_000]),
             eval_dataset=Windows(text[200_000:208_000]),
             optimizer_cls_and_kwargs=(HATAM, {"lr": 3e-3}),  # learning_rate would not count
+            callbacks=[SaveStraightened()],
         )
         before = trainer.evaluate()["eval_loss"]
         trainer.train()

@@ -3,8 +3,6 @@
 Needs, in a clone: pip install . lightning scikit-learn. Run it with: python examples/lightning_train.py
 """
 
-from contextlib import ExitStack
-
 import lightning
 import torch
 from sklearn.datasets import load_digits
@@ -13,18 +11,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from hatam import HATAM
+from hatam.integrations.lightning import EvaluateStraightened
 
 
 class Digits(lightning.LightningModule):
-    """A classifier whose optimizer is HATAM; the hooks are all that is new.
-
-    Beside a ModelCheckpoint, give that ``save_on_train_epoch_end=False``: it then saves inside the validation's block.
-    """
+    """A classifier whose optimizer is HATAM."""
 
     def __init__(self) -> None:
         super().__init__()
         self.model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-        self.straightened = ExitStack()
 
     def configure_optimizers(self):
         optimizer = HATAM(self.named_parameters(), lr=3e-3, weight_decay=0.1)
@@ -36,20 +31,6 @@ class Digits(lightning.LightningModule):
 
     def validation_step(self, batch, index):
         self.log("accuracy", (self.model(batch[0]).argmax(1) == batch[1]).float().mean())
-
-    def on_validation_start(self) -> None:
-        for optimizer in self.trainer.optimizers:
-            self.straightened.enter_context(optimizer.straightened())
-
-    def on_validation_end(self) -> None:
-        self.straightened.close()
-
-    on_test_start = on_predict_start = on_validation_start
-    on_test_end = on_predict_end = on_validation_end
-
-    def on_load_checkpoint(self, checkpoint) -> None:
-        for optimizer in self.trainer.optimizers:  # of a training before, as where the best is loaded to test it
-            optimizer.eval()
 
 
 def main() -> None:
@@ -65,6 +46,7 @@ def main() -> None:
         precision="bf16-mixed",
         gradient_clip_val=1.0,
         accelerator="auto",
+        callbacks=[EvaluateStraightened()],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -1,4 +1,4 @@
-"""HATAM by name in timm: registered once, then create_optimizer_v2(model, opt="hatam") makes its parameter groups.
+"""HATAM by name in timm: imported once, then create_optimizer_v2(model, opt="hatam") makes its parameter groups.
 
 Needs, in a clone: pip install . timm scikit-learn. Run it with: python examples/timm_train.py
 """
@@ -6,15 +6,12 @@ Needs, in a clone: pip install . timm scikit-learn. Run it with: python examples
 import timm
 import torch
 from sklearn.datasets import load_digits
-from timm.optim import OptimInfo, create_optimizer_v2
-from timm.optim._optim_factory import default_registry
+from timm.optim import create_optimizer_v2
 from torch.nn import functional as F
 
-from hatam import HATAM
+import hatam.integrations.timm  # noqa: F401, registers the name
+from hatam import follow
 
-default_registry.register(
-    OptimInfo(name="hatam", opt_class=HATAM, description="AdamW with a late reach", has_betas=True)
-)
 STEPS = 100
 
 
@@ -25,6 +22,7 @@ def main() -> None:
     model = timm.create_model("test_resnet", in_chans=1, num_classes=10)
     optimizer = create_optimizer_v2(model, opt="hatam", lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1)
     print(f"without weight decay, by timm: {len(optimizer.param_groups[0]['params'])} tensors")
+    follow(model, optimizer)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for _ in range(STEPS):
         batch = torch.randint(1200, (64,))
@@ -33,7 +31,7 @@ def main() -> None:
         optimizer.step()
         schedule.step()
     model.eval()
-    with optimizer.straightened(), torch.no_grad():
+    with torch.no_grad():
         accuracy = float((model(x[1200:]).argmax(1) == y[1200:]).float().mean())
     print(f"accuracy: {accuracy:.3f}")
 

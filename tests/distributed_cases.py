@@ -151,7 +151,7 @@ def case_collectives() -> dict[str, Any]:
     counts: dict[str, Any] = {}
     for (kind, options), made in itertools.product(KINDS.items(), (HATAM, Falling)):
         params = [nn.Parameter(distribute_tensor(torch.randn(8, 3), one, [Shard(0)])) for _ in range(20)]
-        optimizer = made(params, **options)
+        optimizer = made([{"params": params[:8]}, {"params": params[8:]}], **options)
         with Counted() as found:
             for _ in range(3):
                 for p in params:

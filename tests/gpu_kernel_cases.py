@@ -26,7 +26,7 @@ from torch import Tensor
 
 from hatam import HATAM, fused, options
 from hatam.fused import cpu, gpu
-from hatam.fused.batches import Batch, batch
+from hatam.fused.batches import Batch, Columns
 from hatam.storage import SCALARS
 from hatam.update import Options
 
@@ -272,13 +272,22 @@ def test_tables_are_built_again_only_where_addresses_change(monkeypatch: pytest.
     assert len(built) == 2
 
 
+def batch_of(columns: Columns, grads: list[Tensor]) -> Batch:
+    """All rows, with gradients that live as long as the test holds them."""
+    places = list(range(len(grads)))
+    one = Batch({**columns, "grad": grads}, places, places)
+    _, one.at["grad"] = one.take(grads)
+    return one
+
+
 def test_what_is_not_aligned_is_known_to_be() -> None:
     """Only where every address is a multiple of 16 may the kernel read 16 bytes at a time."""
     whole, part = torch.zeros(64), torch.zeros(65)[1:]
     for x, aligned in ((whole, True), (part, False)):
         columns = {"param": [x], "exp_avg": [whole], "exp_avg_sq": [whole], "step": [torch.zeros(())]}
-        one = batch(columns, [whole], [0], None, [0])
-        assert gpu.tables(gpu.listed(one), 1, x.device).aligned == aligned
+        one = batch_of(columns, [whole])
+        one.kept = gpu.Layout.of(one, options.resolve(HATAM([x]).param_groups[0], 0.01))
+        assert gpu.tables(gpu.listed(one), one.kept.scratch, x.device).aligned == aligned
 
 
 def test_the_number_of_launches_is_constant(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,7 +342,8 @@ def test_a_part_of_a_tensor_leaves_its_sums_and_not_its_means() -> None:
         before = [columns[key][i].clone() for key in ("denom_mean", "ratio") for i in (0, 1)]
         sums = torch.zeros(2, 3, dtype=torch.float64)
         columns["shard_sums"] = list(sums.unbind())
-        one = batch(columns, [torch.ones_like(p) for p in params], [0, 1], None, [0, 1])
+        grads = [torch.ones_like(p) for p in params]
+        one = batch_of(columns, grads)
         kernel.step(one, options.resolve(optimizer.param_groups[0], 0.01))
         assert equal([columns[key][i] for key in ("denom_mean", "ratio") for i in (0, 1)], before)
         assert bool((sums > 0).all())

@@ -26,7 +26,6 @@ from hatam.bench.report import summary
 from hatam.bench.stats import estimate, paired
 from hatam.bench.tasks import Data, Split, Task, all_tasks
 from hatam.bench.terminal import show
-from hatam.bench.trainers import Gradient, Losses
 from hatam.bench.training import train
 
 ROOT = Path(__file__).parent.parent
@@ -90,7 +89,7 @@ def test_sam_takes_its_gradient_at_distance_rho() -> None:
     _, model, trainer = build("sam:rho=0.5")
     before = [p.detach().clone() for p in model.parameters()]
     x, y = make_batch()
-    trainer.answer(Gradient(x, y))
+    trainer.gradient(x, y)
     gradient = [p.grad.clone() for p in model.parameters()]
     trainer.optimizer.first_step()
     moved = [p.detach() - b for p, b in zip(model.parameters(), before, strict=True)]
@@ -100,7 +99,7 @@ def test_sam_takes_its_gradient_at_distance_rho() -> None:
     for m, g in zip(moved, gradient, strict=True):
         torch.testing.assert_close(m, scale * g, rtol=1e-3, atol=1e-6)
     # The base optimizer steps from the exact start, along the gradient of the perturbed point.
-    trainer.answer(Gradient(x, y))
+    trainer.gradient(x, y)
     at_perturbed = [p.grad.clone() for p in model.parameters()]
     expected = [torch.nn.Parameter(b.clone()) for b in before]
     for p, g in zip(expected, at_perturbed, strict=True):
@@ -117,14 +116,13 @@ def test_ksam_uses_the_hardest_samples_alone() -> None:
     losses = task.loss(model(x), y)
     hardest = set(losses.topk(8).indices.tolist())
     seen: list[set[int]] = []
-    answer = trainer.answer
+    gradient = trainer.gradient
 
-    def spy(request: Gradient | Losses) -> torch.Tensor:
-        if isinstance(request, Gradient):
-            seen.append({int((x == row).all(1).nonzero()) for row in request.x})
-        return answer(request)
+    def spy(some: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        seen.append({int((x == row).all(1).nonzero()) for row in some})
+        return gradient(some, targets)
 
-    trainer.answer = spy
+    trainer.gradient = spy
     trainer.step(x, y)
     assert seen == [hardest, hardest]
     assert trainer.samples_differentiated == 16
@@ -167,7 +165,7 @@ def test_schedule_rises_and_ends_at_zero() -> None:
 
 
 def test_a_run_is_reproducible_and_diverging_is_a_result() -> None:
-    task = all_tasks()["mnist1d-mlp"]
+    task = all_tasks()["diabetes"]
     first, second = (train(task, make_run(task, "hatam", 0, 30)) for _ in range(2))
     assert first["result"] == second["result"]
     assert first["curve"] == second["curve"]
@@ -248,7 +246,7 @@ def test_compare_end_to_end_and_resume(tmp_path: Path) -> None:
         "hatam.bench",
         "compare",
         "--task",
-        "mnist1d-conv",
+        "diabetes",
         "--seeds",
         "2",
         "--steps",
@@ -258,8 +256,8 @@ def test_compare_end_to_end_and_resume(tmp_path: Path) -> None:
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert "hatam:gamma=0.1" in done.stdout
     for kind in ("curves", "cost"):
-        assert (tmp_path / f"{kind}-mnist1d-conv.png").stat().st_size > 10_000
-        assert "hatam:gamma=0.1" in (tmp_path / f"{kind}-mnist1d-conv.svg").read_text()
+        assert (tmp_path / f"{kind}-diabetes.png").stat().st_size > 10_000
+        assert "hatam:gamma=0.1" in (tmp_path / f"{kind}-diabetes.svg").read_text()
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("[0-9].json")}
     assert len(written) == 4
     subprocess.run(arguments, capture_output=True, text=True, check=True)
@@ -277,7 +275,7 @@ def heed_sigint() -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_comparison_leaves_whole_records(tmp_path: Path, how: signal.Signals) -> None:
-    arguments = [sys.executable, "-m", "hatam.bench", "compare", "--task", "mnist1d-conv", "--seeds", "200"]
+    arguments = [sys.executable, "-m", "hatam.bench", "compare", "--task", "diabetes", "--seeds", "200"]
     arguments += ["--steps", "20", "--contender", "adamw", "--records", str(tmp_path), "--jobs", "1"]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=heed_sigint)
     while len(list(tmp_path.rglob("[0-9]*.json"))) < 2:
@@ -293,7 +291,7 @@ def test_interrupted_comparison_leaves_whole_records(tmp_path: Path, how: signal
 
 
 def test_a_task_that_raises_is_reported_and_holds_up_nobody(tmp_path: Path) -> None:
-    task = all_tasks()["mnist1d-conv"]
+    task = all_tasks()["diabetes"]
     runs = [make_run(task, "adamw", 0, 5), make_run(task, "k-sam:k_fraction=2", 0, 5)]
     failed = runner.run_all(runs, tmp_path, 1, lambda run, steps: None)
     assert [(run.contender, "k_fraction=2" in error) for run, error in failed] == [("k-sam", True)]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
-from hatam import HATAM
+from hatam import HATAM, to_adamw
 from hatam.storage import SCALARS
 
 PATHS: dict[str, dict[str, Any]] = {
@@ -200,3 +200,35 @@ def test_numbers_that_were_saved_in_bfloat16(cast: tuple[str, ...]) -> None:
         assert optimizer.state[param]["step"] == 10
         ends.append(param.detach())
     torch.testing.assert_close(*ends)
+
+
+@pytest.mark.parametrize("options", [{}, {"state_dtype": torch.bfloat16}, {"state_dtype": "8bit"}], ids=str)
+def test_handing_over_to_adamw(options: dict[str, Any]) -> None:
+    """The parameters are at z, and the next step is that of an AdamW with these moments."""
+    if options.get("state_dtype") == "8bit":
+        pytest.importorskip("torchao")
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 2))
+    groups = [
+        {"params": list(layer.named_parameters()), "lr": lr} for layer, lr in zip(model, (0.01, 0.02), strict=True)
+    ]
+    optimizer = Falling(groups, **options)
+    feed(optimizer, list(model.parameters()), gradients(list(model.parameters()), 5))
+    with optimizer.straightened():
+        z = [p.detach().clone() for p in model.parameters()]
+    adamw = to_adamw(optimizer)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), z, strict=True))
+    assert [(g["lr"], g["param_names"]) for g in adamw.param_groups] == [
+        (0.01, ["weight", "bias"]),
+        (0.02, ["weight", "bias"]),
+    ]
+    others = [nn.Parameter(q) for q in z]
+    alone = AdamW([{"params": others[:2], "lr": 0.01}, {"params": others[2:], "lr": 0.02}], betas=(0.9, 0.95))
+    for p, q in zip(model.parameters(), others, strict=True):
+        assert {x.dtype for x in adamw.state[p].values()} == {torch.float32}
+        alone.state[q] = {key: x.clone() for key, x in adamw.state[p].items()}
+    row = gradients(others, 1, 9)
+    feed(adamw, list(model.parameters()), row)
+    feed(alone, others, row)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), others, strict=True))
+    with pytest.raises(TypeError, match="must be a HATAM, not AdamW"):
+        to_adamw(adamw)  # type: ignore[arg-type]

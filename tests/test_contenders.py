@@ -16,7 +16,7 @@ from hatam.bench.cli import make_run
 from hatam.bench.contenders import CONTENDERS, parse
 from hatam.bench.sam import ASAM
 from hatam.bench.tasks import all_tasks
-from hatam.bench.trainers import Gradient, Losses, Trainer
+from hatam.bench.trainers import Trainer
 from hatam.bench.training import train
 
 STEPS = 6
@@ -345,30 +345,6 @@ def test_evaluation_restores_exactly_and_changes_no_training(name: str) -> None:
             raise KeyboardInterrupt
         assert torch.equal(flat(model), before)
         assert torch.equal(flat(undisturbed), before)
-
-
-@pytest.mark.parametrize("name", CONTENDERS)
-def test_gradients_may_stay_in_one_place(name: str) -> None:
-    """Whoever answers a trainer's requests may write every gradient over the one before, and no trainer may mind."""
-    (model, trainer, _), (other, alone, _) = build(name), build(name)
-    places = [torch.zeros_like(p) for p in model.parameters()]
-    for p, place in zip(model.parameters(), places, strict=True):
-        p.grad = place
-
-    def answer(request: Gradient | Losses) -> Tensor:
-        losses = squares(model(request.x), request.y)
-        if isinstance(request, Losses):
-            return losses.detach()
-        for place, g in zip(places, torch.autograd.grad(losses.mean(), list(model.parameters())), strict=True):
-            place.copy_(g)
-        return losses.mean().detach()
-
-    trainer.answer = answer
-    for t in range(1, STEPS + 1):
-        step(trainer, t, 0.01)
-        step(alone, t, 0.01)
-    assert not torch.equal(flat(model), flat(make_model()))
-    torch.testing.assert_close(flat(model), flat(other))
 
 
 def test_average_covers_buffers() -> None:

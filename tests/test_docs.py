@@ -28,8 +28,8 @@ def of_record(name: str) -> Callable[[Any], str]:
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "step-cost": ("step_cost", of_record("step_cost/step_cost")),
     "training-cost": ("training_cost", of_record("step_cost/training_cost")),
+    "host-time": ("host_time", of_record("step_cost/host_time")),
     "small-state": ("small_state", lambda script: script.table(ROOT / "results/small_state", 8)),
-    "batched": ("batched", of_record("batched/batched")),
     "gpu": ("gpu_table", lambda script: script.text()),
 }
 
@@ -102,5 +102,5 @@ def test_the_snippets_of_the_migration_page_run(
     names: dict[str, object] = {}
     for snippet in snippets:
         exec(snippet, names)
-    assert len(snippets) == 6
+    assert len(snippets) == 7
     assert "3.weight (1, 16)" in capsys.readouterr().out

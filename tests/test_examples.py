@@ -99,14 +99,14 @@ def test_hf_trainer_resumes(tmp_path: Path) -> None:
     assert ends[0] == ends[1]
 
 
-def test_hf_trainer_finds_its_best_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hf_trainer_finds_its_best_again(tmp_path: Path) -> None:
     """What was evaluated is what is saved, loaded and evaluated at the end."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from transformers import TrainingArguments
+        from transformers import Trainer, TrainingArguments
 
-        trainer_class = importlib.import_module("hf_trainer").StraightenedTrainer
+        from hatam.integrations.transformers import SaveStraightened
+
         rng = torch.Generator().manual_seed(0)
         data = [{"x": torch.randn(8, generator=rng), "labels": torch.randn(1, generator=rng)} for _ in range(64)]
         torch.manual_seed(1)
@@ -125,9 +125,8 @@ def test_hf_trainer_finds_its_best_again(tmp_path: Path, monkeypatch: pytest.Mon
             logging_strategy="no",
         )
         kinds = (HATAM, {"lr": 0.05, "gamma": 2.0, "horizon": 100.0, "hidden": True})
-        trainer = trainer_class(
-            Net(), arguments, train_dataset=data[:32], eval_dataset=data[32:], optimizer_cls_and_kwargs=kinds
-        )
+        whole: dict[str, Any] = {"optimizer_cls_and_kwargs": kinds, "callbacks": [SaveStraightened()]}
+        trainer = Trainer(Net(), arguments, train_dataset=data[:32], eval_dataset=data[32:], **whole)
         trainer.train()
         best = trainer.state.best_metric
         assert trainer.evaluate()["eval_loss"] == pytest.approx(best, rel=1e-6)
@@ -137,12 +136,14 @@ def test_hf_trainer_finds_its_best_again(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_lightning_finds_its_best_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the example's hooks, in the trainer that trained and in a new one."""
+    """In the trainer that trained and in a new one."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import lightning
         from lightning.pytorch.callbacks import ModelCheckpoint
+
+        from hatam.integrations.lightning import EvaluateStraightened
 
         module = importlib.import_module("lightning_train")
 
@@ -164,8 +165,8 @@ def test_lightning_finds_its_best_again(tmp_path: Path, monkeypatch: pytest.Monk
         train, validation = (torch.utils.data.Subset(data, part) for part in (range(96), range(96, 160)))
         loaders = [torch.utils.data.DataLoader(each, batch_size=32) for each in (train, validation)]
         quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        kept = ModelCheckpoint(tmp_path, monitor="loss", save_on_train_epoch_end=False)
-        trainer = lightning.Trainer(max_epochs=6, accelerator="cpu", callbacks=[kept], **quiet)
+        kept = ModelCheckpoint(tmp_path, monitor="loss")
+        trainer = lightning.Trainer(max_epochs=6, accelerator="cpu", callbacks=[EvaluateStraightened(), kept], **quiet)
         model = Digits()
         trainer.fit(model, *loaders)
         best = float(kept.best_model_score)

@@ -72,10 +72,13 @@ def test_agrees_with_the_reference(
     assert calls == [2] * 16
 
 
-@pytest.mark.parametrize(("dtype", "eps"), [(torch.float64, 1e-200), (torch.float64, 0.0), (torch.float32, 1e-20)])
+@pytest.mark.parametrize(
+    ("dtype", "eps", "taken"),
+    [(torch.float64, 1e-200, True), (torch.float32, 1e-20, True), (torch.float64, 0.0, False)],
+)
 @every_variant
-def test_an_eps_whose_square_is_no_normal_number(options: dict[str, Any], dtype: torch.dtype, eps: float) -> None:
-    """The loops divide once for two denominators; where that may fail another path serves, as exactly."""
+def test_a_tiny_eps(options: dict[str, Any], dtype: torch.dtype, eps: float, taken: bool) -> None:
+    """The loops divide by it; where it is no normal number another path serves, as exactly."""
     params = parameters(dtype=dtype)
     optimizer = Falling(params, 0.01, eps=eps, **options, fused=True)
     references, grads = oracles(params, optimizer), gradients(params, 20)
@@ -86,7 +89,7 @@ def test_an_eps_whose_square_is_no_normal_number(options: dict[str, Any], dtype:
             feed(optimizer, params, [row])
             for oracle, g in zip(references, row, strict=True):
                 oracle.step(g, 0.01)
-    assert calls == []
+    assert calls == ([3] * 20 if taken else [])
     tolerance = 1e-12 if dtype == torch.float64 else 2e-5
     assert all(relative_error(p, oracle.w) <= tolerance for p, oracle in zip(params, references, strict=True))
 
@@ -133,7 +136,7 @@ def test_step_by_step_it_is_the_wide_path(
                     assert state[key].dtype == other_state[key].dtype
                     check_stored(state[key], other_state[key], scales.get(key, g.abs()), key)
                 for key in state.keys() & {*SCALARS, "step"}:
-                    tolerance = {torch.float64: 1e-14, BF16: 1e-4}.get(dtype, 1e-6)  # v in bfloat16 goes into means
+                    tolerance = {torch.float64: 1e-14, BF16: 1e-4}.get(dtype, 2e-6)  # v in bfloat16 goes into means
                     torch.testing.assert_close(state[key], other_state[key], rtol=tolerance, atol=0)
                 check_stored(p, q, q.detach().abs() + reach, "param")
                 q.data.copy_(p.detach())
@@ -222,14 +225,14 @@ SIZES = [
 def test_sizes_around_blocks_and_chunks(options: dict[str, Any]) -> None:
     """Every element is updated exactly once, and the mean is over the whole tensor."""
     params = parameters([(n,) for n in SIZES])
-    others, grads = twins(params), gradients(params, 2)
+    others, grads = [torch.nn.Parameter(p.detach().double()) for p in params], gradients(params, 2)
     optimizer = Falling(params, 0.01, **options, fused=True)
     with kernel_calls() as calls:
         feed(optimizer, params, grads)
     assert calls == [len(SIZES)] * 2
-    feed(Falling(others, 0.01, **options, fused=False), others, grads)
+    feed(Falling(others, 0.01, **options, fused=False), others, [[g.double() for g in row] for row in grads])
     for p, q in zip(params, others, strict=True):
-        assert relative_error(p, q) <= 16 * FLOAT_UNIT
+        assert relative_error(p, q) <= 4 * FLOAT_UNIT
         state = optimizer.state[p]
         if "denom_mean" in state and p.numel():
             h = (state["exp_avg_sq"].double() / (1 - 0.95**2)).sqrt() + 1e-8

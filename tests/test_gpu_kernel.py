@@ -65,7 +65,7 @@ def test_a_capture_without_a_step_before_it_is_refused(monkeypatch: Any) -> None
     monkeypatch.setattr(gpu, "_spares", {})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match=r"captured in a CUDA graph with 3 tensors.*eager step.*before the capture"):
-        gpu.tables(b"", 3, torch.device("cuda", 0))
+        gpu.tables(b"", gpu.Scratch(3, double=False, reaches=True, means=False), torch.device("cuda", 0))
 
 
 def test_parts_of_a_group_have_spares_of_their_own(monkeypatch: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -202,3 +204,65 @@ def test_options_of_other_kinds_go_on(changed: dict[str, Any]) -> None:
     optimizer.param_groups[0].update(changed)
     feed(optimizer, params, gradients(params, 2))
     assert all(p.isfinite().all() for p in params)
+
+
+# Who belongs to a group ----------------------------------------------------------------------------------------------
+
+
+def test_a_parameter_that_comes_back_goes_on_from_where_it_is() -> None:
+    """Nothing stale is subtracted: its steps are those of one that never had an offset."""
+    params = parameters([(5, 4)])
+    optimizer = Falling(params, 0.01)
+    feed(optimizer, params, gradients(params, 3))
+    optimizer.eval()
+    z = params[0].detach().clone()
+    del optimizer.param_groups[0]
+    optimizer.add_param_group({"params": params})
+    with optimizer.straightened():
+        assert torch.equal(params[0], z)
+    fresh = [torch.nn.Parameter(z)]
+    other = Falling(fresh, 0.01)
+    other.state[fresh[0]] = {key: optimizer.state[params[0]][key].clone() for key in ("step", "exp_avg", "exp_avg_sq")}
+    rows = gradients(params, 3, 5)
+    feed(optimizer, params, rows)
+    feed(other, fresh, rows)
+    assert equal(params, fresh)
+
+
+def test_a_parameter_that_has_left_is_let_go() -> None:
+    params = parameters([(5, 4), (3, 2)])
+    optimizer = Falling([{"params": [p]} for p in params], 0.01)
+    feed(optimizer, params, gradients(params, 3))
+    gone = weakref.ref(optimizer.state[params[1]]["exp_avg"])
+    del optimizer.param_groups[1], optimizer.state[params[1]]
+    feed(optimizer, params[:1], [row[:1] for row in gradients(params, 1)])
+    gc.collect()
+    assert gone() is None
+
+
+def test_members_without_shape_or_name() -> None:
+    """A lazy module that was not used yet, and a parameter that was appended to a group with names."""
+    layer, lazy = torch.nn.Linear(4, 3), torch.nn.LazyLinear(2)
+    optimizer = Falling(
+        [*layer.named_parameters(), *((f"lazy.{name}", p) for name, p in lazy.named_parameters())], 0.01
+    )
+    added = torch.nn.Parameter(torch.ones(3, 3))
+    optimizer.param_groups[0]["params"].append(added)
+    for _ in range(3):
+        for p in (*layer.parameters(), added):
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert [bool(optimizer.state[p].get("reach", 0) > 0) for p in (layer.weight, layer.bias, added)] == [
+        True,
+        False,
+        True,
+    ]
+
+
+@pytest.mark.parametrize("changed", [{"weight_decay": None}, {"modulator": [1]}, {"horizon": "2"}], ids=str)
+def test_an_option_of_another_type_is_named(changed: dict[str, Any]) -> None:
+    params = parameters([(3, 2)])
+    optimizer = Falling(params, 0.01)
+    optimizer.param_groups[0].update(changed)
+    with pytest.raises((TypeError, ValueError), match=next(iter(changed))):
+        feed(optimizer, params, gradients(params, 1))

@@ -15,7 +15,7 @@ from conftest import Falling, Reaching, bits, every_variant, feed, generator, gr
 from torch import Tensor, nn
 
 from hatam import HATAM
-from hatam.callbacks import lightning_callback, trainer_callback, unwrapped
+from hatam.integrations import unwrapped
 from hatam.telemetry import Telemetry, flat, to_json_lines, to_tensorboard
 
 PATHS: dict[str, dict[str, Any]] = {
@@ -267,13 +267,15 @@ def test_trainer_callback(tmp_path: Path) -> None:
         from test_examples import Net
         from transformers import Trainer, TrainingArguments
 
+        from hatam.integrations.transformers import TelemetryCallback
+
         data = [{"x": torch.ones(8), "labels": torch.ones(1)}] * 16
         reports: list[dict[str, Any]] = []
         arguments = TrainingArguments(
             str(tmp_path), max_steps=6, report_to="none", disable_tqdm=True, use_cpu=True, save_strategy="no"
         )
         kinds = (HATAM, {"lr": 0.01})
-        callbacks = [trainer_callback(reports.append, every=2)]
+        callbacks = [TelemetryCallback(reports.append, every=2)]
         Trainer(Net(), arguments, train_dataset=data, optimizer_cls_and_kwargs=kinds, callbacks=callbacks).train()
     assert [report["step"] for report in reports] == [2, 4, 6]
     assert len(reports[0]["groups"]) == 2  # the Trainer's own: with and without weight decay
@@ -285,6 +287,8 @@ def test_lightning_callback() -> None:
         warnings.simplefilter("ignore")
         import lightning
         from lightning.pytorch.loggers import Logger
+
+        from hatam.integrations.lightning import TelemetryCallback
 
         class Memory(Logger):
             name, version = "memory", 0
@@ -317,7 +321,7 @@ def test_lightning_callback() -> None:
             "enable_model_summary": False,
         }
         trainer = lightning.Trainer(
-            max_steps=4, logger=logger, callbacks=[lightning_callback(every=2)], accelerator="cpu", **quiet
+            max_steps=4, logger=logger, callbacks=[TelemetryCallback(every=2)], accelerator="cpu", **quiet
         )
         trainer.fit(Module(), torch.utils.data.DataLoader(torch.ones(8, 4), batch_size=2))
     steps = [step for step, metrics in logger.found if "hatam/layer.weight/update_ratio" in metrics]
@@ -373,7 +377,9 @@ def test_several_optimizers_of_a_lightning_module_have_their_own_names() -> None
     trainer = SimpleNamespace(optimizers=[HATAM(own, 0.01) for own in params], loggers=[logger])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        callback = lightning_callback(every=1)
+        from hatam.integrations.lightning import TelemetryCallback
+
+        callback = TelemetryCallback(every=1)
     callback.on_train_start(trainer, None)
     for optimizer, own in zip(trainer.optimizers, params, strict=True):
         feed(optimizer, own, gradients(own, 1))

@@ -1,4 +1,4 @@
-"""The formulas of hatam.theory against brute force, and the claims of docs/theory.md against its records."""
+"""The formulas of hatam.bench.theory against brute force, and the claims of docs/theory.md against its records."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from hatam import theory
 from hatam.bench import report
 from hatam.bench.cli import app
-from hatam.bench.theory import CHECKS
+from hatam.bench.theory import CHECKS, formulas
 from hatam.bench.theory.check import chosen
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,7 +27,7 @@ rates = st.floats(0.0, 0.99)
 @given(beta_c=rates, seed=st.integers(0, 10**6))
 def test_the_bend_in_one_buffer(beta_c: float, seed: int) -> None:
     gradients = torch.randn(30, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    torch.testing.assert_close(theory.bend_in_one_buffer(gradients, beta_c), theory.bend(gradients, beta_c))
+    torch.testing.assert_close(formulas.bend_in_one_buffer(gradients, beta_c), formulas.bend(gradients, beta_c))
 
 
 @given(omega=st.floats(0.05, math.pi), beta_c=st.floats(0.0, 0.95))
@@ -36,9 +35,9 @@ def test_the_transfer_function_is_what_an_oscillation_meets(omega: float, beta_c
     """The correction of e^{iωt}, after what came of its start has died away."""
     t = torch.arange(600, dtype=torch.float64)
     wave = torch.stack([(omega * t).cos(), (omega * t).sin()], dim=1)
-    c = theory.bend(wave, beta_c)[-1]
+    c = formulas.bend(wave, beta_c)[-1]
     found = complex(*c.tolist()) / complex(*wave[-1].tolist())
-    assert found == pytest.approx(theory.transfer(omega, beta_c), abs=1e-9)
+    assert found == pytest.approx(formulas.transfer(omega, beta_c), abs=1e-9)
 
 
 def grows(lam: float, beta1: float, beta_c: float, gain: float) -> bool:
@@ -58,7 +57,7 @@ def grows(lam: float, beta1: float, beta_c: float, gain: float) -> bool:
 @pytest.mark.parametrize("gain", [0.0, 1.0, 10.0])
 @pytest.mark.parametrize(("beta1", "beta_c"), [(0.9, 0.9), (0.9, 0.5), (0.5, 0.9), (0.0, 0.9)])
 def test_the_edge_of_stability_is_where_oscillations_begin_to_grow(beta1: float, beta_c: float, gain: float) -> None:
-    edge = theory.edge_of_stability(beta1, beta_c, gain)
+    edge = formulas.edge_of_stability(beta1, beta_c, gain)
     assert not grows(0.98 * edge, beta1, beta_c, gain)
     assert grows(1.02 * edge, beta1, beta_c, gain)
 
@@ -69,23 +68,23 @@ def test_the_ceiling_is_where_the_probe_begins_to_grow(beta_c: float) -> None:
     for factor, unstable in ((0.98, False), (1.02, True)):
         e = 0.0
         for _ in range(6000):
-            e = beta_c * e + (1 - beta_c) * (1.0 - factor * theory.ceiling(beta_c) * e)
+            e = beta_c * e + (1 - beta_c) * (1.0 - factor * formulas.ceiling(beta_c) * e)
         assert (abs(e) > 1e6) is unstable
 
 
 @given(noise=st.floats(0.01, 5.0), gamma=st.floats(0.0, 5.0), beta_c=st.floats(0.0, 0.95))
 def test_the_fixed_point_is_one(noise: float, gamma: float, beta_c: float) -> None:
-    s = theory.fixed_point(noise, gamma, beta_c)
+    s = formulas.fixed_point(noise, gamma, beta_c)
     threshold = math.sqrt((1 + beta_c) / 2) / max(gamma * (1 - beta_c), 1e-12)
     assert math.isinf(s) is (noise >= threshold)
     if not math.isinf(s):
-        assert noise * theory.inflation(s, gamma, beta_c) == pytest.approx(s, rel=1e-6)
+        assert noise * formulas.inflation(s, gamma, beta_c) == pytest.approx(s, rel=1e-6)
 
 
 def test_inflation_is_that_of_white_noise() -> None:
     g = torch.randn(200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    corrected = g + 4.0 * theory.bend(g[:, None], 0.9)[:, 0]
-    assert float(corrected.std() / g.std()) == pytest.approx(theory.inflation(4.0, 1.0, 0.9), rel=0.01)
+    corrected = g + 4.0 * formulas.bend(g[:, None], 0.9)[:, 0]
+    assert float(corrected.std() / g.std()) == pytest.approx(formulas.inflation(4.0, 1.0, 0.9), rel=0.01)
 
 
 # The page -----------------------------------------------------------------------------------------------------------

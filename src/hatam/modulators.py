@@ -7,7 +7,7 @@ A modulator gives h / S, the denominator of the reach, for lists of tensors.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,25 +20,24 @@ class Modulator(NamedTuple):
 
     Attributes:
         needs_mean: whether the state keeps the mean of h.
-        spread: h / S from h, which it may overwrite and return, and the means, None where none are kept.
+        spread: h / S from h, which it may overwrite and return, and the means; none where they are not kept.
     """
 
     needs_mean: bool
-    spread: Callable[[list[Tensor], list[Tensor | None]], list[Tensor]]
+    spread: Callable[[list[Tensor], list[Tensor]], list[Tensor]]
 
 
-def _uniform(hs: list[Tensor], means: list[Tensor | None]) -> list[Tensor]:
+def _uniform(hs: list[Tensor], means: list[Tensor]) -> list[Tensor]:
     """S = 1."""
     return hs
 
 
-def _relative(hs: list[Tensor], means: list[Tensor | None]) -> list[Tensor]:
+def _relative(hs: list[Tensor], means: list[Tensor]) -> list[Tensor]:
     """S = min(h / mean, 3), and so h / S = max(mean, h / 3)."""
-    known = cast(list[Tensor], means)
     if torch.is_grad_enabled():  # autograd may need h
-        return list(torch._foreach_maximum(torch._foreach_div(hs, CAP), known))
+        return list(torch._foreach_maximum(torch._foreach_div(hs, CAP), means))
     torch._foreach_div_(hs, CAP)
-    torch._foreach_maximum_(hs, known)
+    torch._foreach_maximum_(hs, means)
     return hs
 
 

@@ -1,9 +1,8 @@
-"""A step whose state or parameters have other dtypes than the arithmetic: widened, updated, rounded, tensor by tensor.
+"""A step of one tensor with narrow storage: widen, update, round. A fused kernel does the same in registers.
 
-A fused kernel does the same in registers. The rounding lies between the stages of a step. The offset is undone from
-what was stored, so it has to be computed from that, too. z and w are rounded as AdamW's parameter would be, and z
-again, to nearest, where the offset is undone: mostly that is the z that was there. Else z walked at random. Where w
-was rounded at random, the same bits are drawn again to undo that ("subtractive dither").
+The offset is computed from the stored moments, because the undo reads those. z and w are rounded as AdamW's parameter
+would be. The undone z is rounded to nearest, which mostly gives the stored z; random rounding there would add a random
+walk. Where w was rounded at random, the undo draws the same bits again (subtractive dither).
 """
 
 from __future__ import annotations
@@ -66,13 +65,12 @@ def undo_offset_(param: Tensor, state: State, o: Options, parameter_number: int)
 def redo_offset_(param: Tensor, state: State, o: Options, parameter_number: int) -> None:
     """w = z − κ u, with the κ that is there, rounded with the bits that it was rounded with before."""
     wide_param, wide = widened_both(param, state)
-    us = update.directions([wide], update.denominators([wide], o), o)
-    update.add_scaled_([wide_param], us, [-x for x in update.numbers([wide], "reach", o)])
+    update.offset_([wide_param], [wide], o, -1)
     settle(param, wide_param, dither(param, wide, o, parameter_number))
 
 
 def undo_(param: Tensor, wide_param: Tensor, wide: State, o: Options, parameter_number: int) -> None:
-    """The same, of the widened tensors too."""
+    """z = w + κ u in ``wide_param``, stored in ``param`` rounded to nearest."""
     random = dither(param, wide, o, parameter_number)
     if random is not None:
         wide_param.copy_(torch.where(wide["reach"] != 0, rounding.middle(wide_param, random), wide_param))

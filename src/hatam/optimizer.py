@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from operator import is_
+from itertools import compress
 from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
 
-from . import arguments, checkpoints, fused, narrow, options, paths, sharded, state, straightening
+from . import arguments, checkpoints, fused, gathered, narrow, options, paths, sharded, state, straightening
 from .fused.batches import Division
+from .gathered import Memory, Part, Rows
 from .modulators import MODULATORS
 from .storage import SCALARS
-from .update import ADAMW_STAGES, HATAM_STAGES
+from .update import ADAMW_STAGES, HATAM_STAGES, State
 
 
 class HATAM(Optimizer):
@@ -38,7 +39,7 @@ class HATAM(Optimizer):
     See :mod:`hatam.reach` for h, for τ, which is 0 at first and 1 once z has come far, and for when the sizes are
     measured. A gradient ahead on the trajectory is one
     corrected by the trajectory's smoothed bend; along sharp directions, where it bends, the correction damps. Until lr
-    falls from its peak w is z, and once lr is 0 it is z again, so there is nothing to switch at the end of a schedule.
+    falls from its peak w is z, and after a step at lr = 0 it is z again: nothing to switch at the end of a schedule.
     Before that :meth:`straightened` or :meth:`eval` give z. γ = 0 is AdamW to the last bit, and so is the time until
     lr falls where lr is a float. One gradient a step. State: AdamW's two buffers, and 0-dim scalars. A checkpoint of
     AdamW loads.
@@ -129,9 +130,10 @@ class HATAM(Optimizer):
         super().__init__(arguments.listed(params), {**defaults, "lr_peak": 0.0, "begun": False, "evaluating": False})
 
     def _forget(self) -> None:
-        """What is known of the tensors of the last step."""
+        """Empty what is known of the tensors of the last step."""
+        self._gathered: dict[int, Memory] = {}  # by the number of the group
+        self._states: list[State] = []
         self._divisions: dict[int, Division] = {}
-        self._flags: dict[int, tuple[bool | None, list[Tensor], list[bool]]] = {}  # by group: hidden, of whom, who is
         self._shards, self._is_cut = sharded.Shards(), False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -153,6 +155,9 @@ class HATAM(Optimizer):
         except Exception:
             del self.param_groups[-1]
             raise
+        for p in self.param_groups[-1]["params"]:  # one that was here before goes on from where it is
+            for key in SCALARS:
+                self.state.get(p, {}).pop(key, None)
         self._is_cut = self._is_cut or sharded.any_cut(self.param_groups[-1]["params"])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -191,6 +196,7 @@ class HATAM(Optimizer):
         self._refuse_while_straightened("load_state_dict()")
         if not isinstance(state_dict, dict):
             checkpoints.check_parts(state_dict, self.defaults)
+        self._shards.settle()
         with checkpoints.loading(self):
             super().load_state_dict(state_dict)
 
@@ -208,7 +214,8 @@ class HATAM(Optimizer):
         Raises:
             TypeError, ValueError: an option that a group was given since is out of range.
             RuntimeError: a gradient is sparse, or the step is inside :meth:`straightened` or after :meth:`eval`.
-                Nothing has moved then.
+                Nothing has moved then. Also where a parameter was given data of another shape; groups before its own
+                have moved then.
         """
         self._refuse_while_straightened("step()")
         if any(group["evaluating"] for group in self.param_groups):
@@ -220,70 +227,62 @@ class HATAM(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        options.check_step(self.param_groups)
+        grads = [[p.grad for p in group["params"]] for group in self.param_groups]
+        options.check_step(self.param_groups, grads)
         amp = {key: getattr(self, key) for key in ("grad_scale", "found_inf") if hasattr(self, key)}
         found_inf = amp.get("found_inf")
         if found_inf is not None and not fused.skips_by_itself(self.param_groups):
             if found_inf.item():
                 return loss  # a GradScaler's skipped step: nothing moves
             found_inf = None
+        if not torch.compiler.is_compiling() and not gathered.same(self.state.values(), self._states):
+            self._gathered.clear()
+            self._divisions.clear()
+            self._shards.forget()
         for i, (first, group) in enumerate(options.numbered(self.param_groups)):
-            if any(p.grad is not None for p in group["params"]):
-                self._step_group(i, first, group, amp, found_inf)
+            if any(g is not None for g in grads[i]):
+                self._step_group((i, first), group, grads[i], amp, found_inf)
+        self._shards.send()
         return loss
 
     def _step_group(
-        self, i: int, first: int, group: dict[str, Any], amp: dict[str, Tensor], found_inf: Tensor | None
+        self,
+        number: tuple[int, int],
+        group: dict[str, Any],
+        grads: list[Tensor | None],
+        amp: dict[str, Tensor],
+        found_inf: Tensor | None,
     ) -> None:
-        """A step of the i-th group's parameters that have gradients: of those with a reach, then of the others."""
+        """A step of a group's parameters that have gradients: of those with a reach, then of the others."""
         o = options.resolve(group, paths.raise_peak(group, found_inf), amp.get("grad_scale"), found_inf)
-        reaching = self._reaching(i, group)
-        if True in reaching and not group["begun"]:
+        rows, some, parts = self._rows(number, group, grads)
+        if rows.columns["reach"] and not group["begun"]:
             group["begun"] = isinstance(o.reach, Tensor) or o.reach > 0
-        numbers = [first + j for which in (True, False) for j, has in enumerate(reaching) if has is which]
-        params: list[Tensor] = []
-        grads: list[Tensor] = []
-        columns: dict[str, list[Tensor]] = {key: [] for key in state.STATE}
-        self._init_group(group, params, grads, *columns.values())
-        count = reaching.count(True) if group["begun"] else 0
-        alone = partial(paths.run_adamw, amp=amp)
-        without = partial(paths.run_parts, ADAMW_STAGES) if group["begun"] else alone
-        parts = (
-            (range(count), state.STATE, partial(paths.run_parts, HATAM_STAGES), o),
-            (range(count, len(params)), state.ADAMW_STATE, without, None),
-        )
-        for places, keys, run, measures in parts:
-            if places:
-                some = {key: columns[key][places.start : places.stop] for key in keys if columns[key]}
-                mine = slice(places.start, places.stop)
-                run = partial(run, group=group, o=o, divisions=self._divisions)
-                if self._is_cut:
-                    self._shards.run(run, params[mine], grads[mine], some, numbers[mine], measures)
-                else:
-                    run(params[mine], grads[mine], some, numbers[mine])
+        for part in parts[group["begun"]] if parts else rows.parts(group["begun"]):
+            run = partial(paths.run_adamw, amp=amp)
+            if group["begun"]:
+                run = partial(paths.run_parts, HATAM_STAGES if part.reaches else ADAMW_STAGES)
+            run = partial(run, group=group, o=o, divisions=self._divisions)
+            if self._is_cut:
+                self._shards.run(run, part, some[part.places], o if part.reaches else None)
+            else:
+                run(part.params, some[part.places], part.columns, part.numbers)
 
-    def _reaching(self, i: int, group: dict[str, Any]) -> list[bool | None]:
-        """By parameter of the i-th group: whether it may have a reach, None where it has no gradient."""
-        option, params, flags = self._flags.get(i, (None, [], []))
-        if not torch.compiler.is_compiling() and not (
-            option is group["hidden"] and len(params) == len(group["params"]) and all(map(is_, params, group["params"]))
-        ):
-            flags = state.hidden_flags(group)
-            self._flags[i] = group["hidden"], list(group["params"]), flags
-            self._forget_reaches(i, group, flags)
-        may = group["gamma"] != 0 or group["begun"]
-        return [None if p.grad is None else may and hidden for p, hidden in zip(group["params"], flags, strict=True)]
-
-    def _forget_reaches(self, i: int, group: dict[str, Any], flags: list[bool]) -> None:
-        """Take parameters that may no longer have a reach to z."""
-        first = sum(len(one["params"]) for one in self.param_groups[:i])
-        lost = [hidden or p not in self.state for p, hidden in zip(group["params"], flags, strict=True)]
-        with torch.no_grad():
-            straightening.move([(first, group)], self.state, narrow.undo_offset_, spared=lost)
-        for p, kept in zip(group["params"], lost, strict=True):
-            if not kept:
-                for key in SCALARS:
-                    self.state[p].pop(key, None)
+    def _rows(
+        self, number: tuple[int, int], group: dict[str, Any], grads: list[Tensor | None]
+    ) -> tuple[Rows, list[Tensor], dict[bool, list[Part]] | None]:
+        """The tensors of a group, their gradients, and the parts of its step; None where torch.compile traces."""
+        i, first = number
+        known = self._gathered.get(i)
+        if known is not None and not torch.compiler.is_compiling() and known.holds(group, grads, first):
+            return known.rows, [cast(Tensor, grads[i]) for i in known.places], known.parts
+        rows, some = Rows([], [], {key: [] for key in state.STATE}), cast(list[Tensor], [])
+        self._init_group(group, rows.params, some, rows.numbers, *rows.columns.values())
+        if torch.compiler.is_compiling():
+            return rows, some, None
+        known = self._gathered[i] = Memory(rows, group, grads, first, [self.state[p] for p in rows.params])
+        self._states = list(self.state.values())
+        return rows, some, known.parts
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -295,7 +294,7 @@ class HATAM(Optimizer):
         """Inside, the parameters are z, the straightened point; on leaving, exactly what they were.
 
         For validation or for saving a model in mid-training. Before lr falls, and after a step at lr = 0, it changes
-        nothing. Holds one copy of the parameters that have an offset meanwhile.
+        nothing. Holds one copy of the parameters that may have an offset meanwhile.
 
         Raises:
             RuntimeError: ``step()`` or ``load_state_dict()`` is called inside.
@@ -335,36 +334,52 @@ class HATAM(Optimizer):
         self._refuse_while_straightened("eval() or train()")
         self._shards.settle()
         how = narrow.undo_offset_ if evaluating else narrow.redo_offset_
-        for first, group in list(options.numbered(self.param_groups)):
+        for first, group in options.numbered(self.param_groups):
             if group["evaluating"] != evaluating:
                 frozen = [] if evaluating else [not p.requires_grad for p in group["params"]]
                 straightening.move([(first, group)], self.state, how, spared=frozen)
                 group["evaluating"] = evaluating
 
     def _init_group(
-        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *columns: list[Tensor]
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        numbers: list[int],
+        *columns: list[Tensor],
     ) -> None:
-        """Append the group's parameters that have gradients, their gradients, and their completed states by ``STATE``.
+        """Append the group's parameters that have gradients, those with a reach first, their gradients, their numbers
+        among all parameters, and their completed states by ``STATE``.
 
         torch.compile runs a method of this name as it is and traces only the lists that it fills.
         """
-        i = next(i for i, own in enumerate(self.param_groups) if own is group)
-        reaching = self._reaching(i, group)
-        modulator = MODULATORS[group["modulator"]]
+        first = next(first for first, own in options.numbered(self.param_groups) if own is group)
+        flags, modulator = state.hidden_flags(group), MODULATORS[group["modulator"]]
+        self._forget_reaches(first, group, flags)
+        may = group["gamma"] != 0 or group["begun"]
         for which in (True, False):
-            some = [p for p, has in zip(group["params"], reaching, strict=True) if has is which]
-            states = [self.state[p] for p in some]
-            for own, p in zip(states, some, strict=True):
-                if "step" not in own:
-                    state.start_adamw(own, p, group)
-                if which and not state.is_complete(own, modulator):
-                    state.complete(own, p, modulator)
-            params.extend(some)
-            grads.extend([cast(Tensor, p.grad) for p in some])
-            keys = state.STATE if which else state.ADAMW_STATE
-            for key, column in zip(state.STATE, columns, strict=True):
-                if key in keys:
-                    column.extend([own[key] for own in states if key in own])
+            for number, (p, hidden) in enumerate(zip(group["params"], flags, strict=True), first):
+                if p.grad is not None and (may and hidden) is which:
+                    own = state.completed(self.state[p], p, group, modulator if which else None)
+                    params.append(p)
+                    grads.append(p.grad)
+                    numbers.append(number)
+                    keys = state.STATE if which else state.ADAMW_STATE
+                    for key, column in zip(state.STATE, columns, strict=True):
+                        if key in keys and key in own:
+                            column.append(own[key])
+
+    def _forget_reaches(self, first: int, group: dict[str, Any], flags: list[bool]) -> None:
+        """Undo the offset of parameters that lost their right to a reach, and delete its state."""
+        lost = [
+            not hidden and "reach" in self.state.get(p, {}) for p, hidden in zip(group["params"], flags, strict=True)
+        ]
+        if any(lost):
+            with torch.no_grad():
+                straightening.move([(first, group)], self.state, narrow.undo_offset_, spared=[not x for x in lost])
+            for p in compress(group["params"], lost):
+                for key in SCALARS:
+                    self.state[p].pop(key, None)
 
     def _refuse_while_straightened(self, what: str) -> None:
         if self._straightened:

@@ -1,4 +1,4 @@
-"""HATAM's options: one table of their checks, which exclude each other, and what a step makes of them."""
+"""HATAM's options: the table of checks, the exclusions, and the options of one step."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ EXCLUDED = (
 def check(group: Mapping[str, Any], *, loaded: bool = False) -> None:
     """Refuse a parameter group whose options are wrong or contradict each other.
 
-    A loaded group may have contradictions: options may change in mid-training, and be saved so.
+    Exclusions are not checked of a loaded group: its options may have changed in mid-training.
 
     Raises:
         TypeError, ValueError: an option has the wrong type, is out of range, or excludes another.
@@ -96,7 +96,7 @@ def check_devices(group: Mapping[str, Any]) -> None:
 
 
 def looks_right(group: Mapping[str, Any]) -> bool:
-    """Whether what may change in mid-training is in its range: quick, for every step. Else :func:`check` says what."""
+    """Fast check, at each step, of options that may change. Where it is False, :func:`check` names the wrong one."""
     gamma, betas, lr = group["gamma"], group["betas"], group["lr"]
     return (
         type(gamma) is float
@@ -116,13 +116,17 @@ def looks_right(group: Mapping[str, Any]) -> bool:
     )
 
 
-def check_step(groups: list[dict[str, Any]]) -> None:
-    """Options that a group was given since and sparse gradients are refused before anything has moved."""
+def check_step(groups: list[dict[str, Any]], grads: list[list[Tensor | None]]) -> None:
+    """Refuse changed options out of range and sparse gradients, before anything has moved."""
     for i, group in enumerate(groups):
-        if not looks_right(group):
+        try:
+            right = looks_right(group)
+        except TypeError:  # of another type
+            right = False
+        if not right:
             check(group, loaded=True)
-        for j, p in enumerate(group["params"]):
-            if p.grad is not None and p.grad.is_sparse:
+        for j, grad in enumerate(grads[i]):
+            if grad is not None and grad.is_sparse:
                 raise RuntimeError(
                     f"the gradient of parameter {name_of(group, i, j)} is sparse, which HATAM does not support: use "
                     "sparse=False in its embedding, or give it a torch.optim.SparseAdam of its own"

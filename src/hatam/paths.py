@@ -15,9 +15,13 @@ from .reach import Scalar
 from .state import real, real_grads
 from .update import ADAMW_STAGES, Options, Stages, State, kept
 
+PORTION = 2**20  # elements that a multi-tensor operation walks at once on a CPU
+
 
 def raise_peak(group: dict[str, Any], found_inf: Tensor | None = None) -> Scalar:
-    """The largest lr so far, this step's included unless a GradScaler skips it. It lives in the group and checkpoints.
+    """Raise the group's peak lr by this step's, unless a GradScaler skips it. It lives in the group and checkpoints.
+
+    Steps in which no parameter of the group has a gradient do not count.
 
     ``found_inf`` is given where only the device knows whether the step is skipped. The peak is a tensor there from then
     on, for a float lr in float64.
@@ -45,7 +49,7 @@ def is_beside(x: Scalar, other: Tensor) -> bool:
 
 
 def skipped(o: Options) -> bool:
-    """Whether a GradScaler skips this step, for tensors that no kernel takes: this waits for the device."""
+    """Whether a GradScaler skips this step. Waits for the device; for paths without a kernel alone."""
     return o.found_inf is not None and bool(o.found_inf.item())
 
 
@@ -69,12 +73,12 @@ def run_adamw(
     amp: dict[str, Tensor],
     divisions: dict[int, Division],
 ) -> None:
-    """No reach: torch's own AdamW, the same to the last bit on every path; not for dtypes that it does not take."""
+    """torch's AdamW, bit for bit; dtypes that it refuses go to :func:`run_parts`."""
     states = rows(state)
     if narrows(params, grads, states, o):
         run_parts(ADAMW_STAGES, params, grads, state, numbers, group=group, o=o, divisions=divisions)
         return
-    use_fused, maximize = group["fused"], group["maximize"]
+    use_fused, maximize = group["fused"] or counted_on_device(group, state), group["maximize"]
     if use_fused and not torch.compiler.is_compiling():
         if walks_memory(params, states):
             grads = [like(g, p) for g, p in zip(grads, params, strict=True)]  # torch's kernel walks raw memory
@@ -106,6 +110,11 @@ def run_adamw(
     )
 
 
+def counted_on_device(group: dict[str, Any], state: Columns) -> bool:
+    """Whether ``step`` lies on a GPU only because a kernel will want it there: other paths would wait for it."""
+    return group["fused"] is None and not group["capturable"] and any(not step.is_cpu for step in state["step"])
+
+
 def only_single(group: dict[str, Any]) -> bool:
     """Whether lr is a tensor that torch's multi-tensor AdamW does not take."""
     return isinstance(group["lr"], Tensor) and not group["capturable"]
@@ -133,7 +142,7 @@ def run_parts(
     o: Options,
     divisions: dict[int, Division],
 ) -> None:
-    """A step in a fused kernel of what it takes, and of the rest on another path."""
+    """Step what a fused kernel takes, then the rest unfused."""
     if any(map(torch.is_complex, params)):
         params, grads = [real(p) for p in params], real_grads(grads)
         state = {key: [real(x) for x in column] for key, column in state.items()}
@@ -146,7 +155,7 @@ def run_parts(
         state = {key: [column[i] for i in rest] for key, column in state.items()}
     if skipped(o):
         return
-    plain = [p.resolve_neg() for p in params]  # torch's multi-tensor operations write to nothing that a bit negates
+    plain = [p.resolve_neg() for p in params]  # torch's _foreach operations cannot write to tensors with the neg bit
     run_unfused(stages, plain, scaled(grads, o), rows(state), group, o, numbers)
     for param, resolved in zip(params, plain, strict=True):
         if resolved is not param:
@@ -184,9 +193,22 @@ def run_unfused(
         return
     columns: list[list[Tensor | None]] = [[params[i] for i in together]]
     for _, batch in Optimizer._group_tensors_by_device_and_dtype(columns, with_indices=True).values():
-        chosen = [together[i] for i in batch]
-        some, theirs = [params[i] for i in chosen], [grads[i] for i in chosen]
-        update.step_(stages, some, theirs, [states[i] for i in chosen], o)
+        for chosen in portions([together[i] for i in batch], params):
+            some, theirs = [params[i] for i in chosen], [grads[i] for i in chosen]
+            update.step_(stages, some, theirs, [states[i] for i in chosen], o)
+
+
+def portions(places: list[int], params: list[Tensor]) -> list[list[int]]:
+    """Tensors that are updated together: all on a GPU, and on a CPU so few that its cache holds them for all stages."""
+    found: list[list[int]] = [[]]
+    elements = 0
+    for i in places:
+        elements += params[i].numel()
+        if elements > PORTION and found[-1] and params[i].is_cpu:
+            found.append([])
+            elements = params[i].numel()
+        found[-1].append(i)
+    return found
 
 
 def scaled(grads: list[Tensor], o: Options) -> list[Tensor]:

@@ -14,16 +14,15 @@ AdamW runs on z. The parameters w of the model are ahead of z, in hidden weights
     \tau_t = \min\left(1, \frac{\max(0, N_t - 1)}{\mathrm{travel}}\right)^2, \qquad
     N_t = \sum_{s < t} \frac{\mathrm{lr}_s}{\rho_s}.
 
-The reach takes over as lr falls from its peak, where otherwise ever sharper points would become stable, and runs out at
-the end, so that w ends at z. Until lr falls, w = z and a step is AdamW's.
+As lr falls, AdamW becomes stable at sharper points. The reach keeps them unstable. Below fade · peak it shrinks with
+lr, so that w = z at lr = 0. Until lr falls, w = z and a step is AdamW's.
 
-N is how far z has come: the length of its path in sizes of the tensor. Where z has not come far, the network has not
-done training, and a reach would only slow it: up to N = 1 there is none, and a step is AdamW's. The horizon limits the
-reach to a number of steps at the peak lr.
+N estimates the length of z's path in units of the tensor's RMS. There is no reach up to N = 1, because a reach early in
+training only slows it. The horizon limits the reach to a number of steps at the peak lr.
 
-ρ is that of the step before, and is measured from the first step on at which lr is below its peak. It may shrink at
-once and grows by 0.3% a step at most. The steps before the first measurement count in N as that one does. S is 1, or
-min(h / mean(h), 3); see :mod:`hatam.modulators`.
+κ uses ρ of the step before. ρ is first measured at the first step with γ > 0 and lr below its peak; before that κ = 0.
+ρ may fall by any factor in a step and grows by at most 0.3%. The steps before the first measurement count in N with
+that ρ, at the peak lr. S is 1, or min(h / mean(h), 3); see :mod:`hatam.modulators`.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ from torch import Tensor
 Scalar: TypeAlias = Any  # a float, or a 0-dim tensor where a host demands it (capturable, tensor lr, torch.compile)
 
 GROWTH = 1.003  # of ρ in a step, at most
-POWER = 2  # of the share of its peak that lr has lost
+POWER = 2  # of 1 − lr / peak, and of the share of travel
 
 
 def turn(lr: Scalar, lr_peak: Scalar, fade: float) -> Scalar:
-    """(1 − lr / peak)² min(1, lr / (fade · peak)): 0 at the peak and at the end, and before any lr was above 0."""
+    """(1 − lr / peak)² min(1, lr / (fade · peak)): 0 at the peak, at lr = 0, and while the peak is 0."""
     if isinstance(lr_peak, Tensor):
         lr = lr if isinstance(lr, Tensor) and lr.device == lr_peak.device else float(lr)
         share = torch.where(lr_peak > 0, lr / lr_peak, 0.0)
@@ -51,14 +50,14 @@ def turn(lr: Scalar, lr_peak: Scalar, fade: float) -> Scalar:
 
 
 def come(travels: Scalar, whole: float) -> Scalar:
-    """τ: what share of the reach z has come far enough for."""
+    """τ = min(1, max(0, N − 1) / travel)²; 1 where travel is 0."""
     if whole == 0:
         return 1.0
     return ((travels - 1) / whole).clamp(0.0, 1.0) ** POWER
 
 
 def next_travels(travels: Tensor, ratios: Tensor, last: Tensor, lr: Scalar, lr_peak: Scalar, steps: Tensor) -> Tensor:
-    """N from ρ and the ρ before it. Steps before the first ρ count as that one, at the peak lr."""
+    """N + lr / ρ; at the first measured ρ, N + steps · peak / ρ. N stays where ρ is 0."""
     way = torch.where(last > 0, lr, steps * lr_peak) / torch.where(ratios > 0, ratios, 1.0)
     return torch.where(ratios > 0, travels + way, travels)
 

@@ -2,8 +2,8 @@
 
 The element-wise work is done on the local parts, on whatever path takes them. What a step needs of a whole tensor, the
 sizes of z and u and for the relative modulator the mean of h, are sums over all parts. They are not needed before the
-next step. So one all-reduce for all tensors of a device mesh is begun at the end of a step and awaited at the beginning
-of the next: 4 bytes for each sum of a float32 tensor, and there are two or three of them.
+next step. So one all-reduce for each device mesh and dtype is begun at the end of a step and awaited when the next one
+begins: 4 bytes for each sum of a float32 tensor, and there are two or three of them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from torch import Tensor
 
 from . import update
 from .fused.batches import Columns, picked, rows
+from .gathered import Part, same
 from .storage import arithmetic
 from .update import Options
 
 FLATTENED = "_fsdp_flattened"  # set by FSDP1 on its flat parameters, and on what it made of the original ones
 SUMS = "shard_sums"
-_groups: dict[tuple[int, ...], Any] = {}
+_groups: dict[Any, Any] = {}
 
 
 def is_cut(x: Tensor) -> bool:
@@ -89,66 +90,102 @@ class Sums(NamedTuple):
 
 @dataclass
 class Pending:
-    """Sums on their way."""
+    """Sums of some parameters on one mesh, of this process and, once they have been sent and are awaited, of all."""
 
-    work: Any  # of the all-reduce, None where there is one process
-    wire: Tensor  # (tensors, sums) of all processes once the work is done
+    key: Any  # mesh and dtype
+    wire: Tensor  # (tensors, sums)
     states: list[dict[str, Tensor]]
     numel: Tensor  # of the whole tensors
     o: Options
+
+
+class Cut(NamedTuple):
+    """Local tensors of a part's parameters on one mesh, or of those that are not cut; cached while nothing changes."""
+
+    part: Part
+    wanted: list[int]
+    key: Any  # mesh and dtype of the sums, None where nothing is cut
+    places: list[int]
+    params: list[Tensor]
+    columns: Columns
+    numbers: list[int]
+    states: list[dict[str, Tensor]]
+    sums: Sums | None
+
+    @staticmethod
+    def of(part: Part, key: Any, places: list[int], wanted: list[int]) -> Cut:
+        """Look at some parameters of a part."""
+        whole, numbers = picked(part.params, places), picked(part.numbers, places)
+        state = {name: picked(column, places) for name, column in part.columns.items()}
+        columns = {name: list(map(local, column)) for name, column in state.items()}
+        sums = Sums.of(whole, key[0]) if wanted and key is not None else None
+        if sums is not None:
+            columns[SUMS] = sums.each
+        return Cut(part, wanted, key, places, list(map(local, whole)), columns, numbers, rows(state), sums)
+
+    def is_of(self, part: Part, wanted: list[int]) -> bool:
+        """Whether this was made of that part, whose tensors have the same local parts as then."""
+        if self.part is not part or self.wanted != wanted:
+            return False
+        pairs = [(part.params, self.params), *((xs, self.columns[key]) for key, xs in part.columns.items())]
+        return all(same([local(x) for x in picked(xs, self.places)], known) for xs, known in pairs)
 
 
 class Shards:
     """The sums of an optimizer's sharded parameters."""
 
     def __init__(self) -> None:
-        self.pending: list[Pending] = []
-        self._sums: dict[int, tuple[list[int], Sums]] = {}
+        self.made: list[Pending] = []  # in this step
+        self.sent: list[Pending] = []
+        self.works: list[Any] = []  # all-reduces on their way
+        self._cut: dict[int, list[Cut]] = {}  # by the number of a part's first parameter
 
-    def run(
-        self,
-        step: Callable[[list[Tensor], list[Tensor], Columns, list[int]], None],
-        params: list[Tensor],
-        grads: list[Tensor],
-        state: Columns,
-        numbers: list[int],
-        o: Options | None,
-    ) -> None:
-        """One step of a group.
+    def run(self, step: Callable[..., None], part: Part, grads: list[Tensor], o: Options | None) -> None:
+        """One step of a part of a group.
 
         Args:
             step: does it for parameters, gradients, state and numbers that are not cut.
-            params, grads, state, numbers: of the group; some may be cut, on several meshes.
+            part: some parameters may be cut, on several meshes.
+            grads: theirs.
             o: of the step, None where it needs nothing of whole tensors.
         """
-        for key, places in by_mesh(params).items():
-            mine, theirs, whose = picked(params, places), picked(grads, places), picked(numbers, places)
-            some = {name: picked(column, places) for name, column in state.items()}
-            parts = [local(p) for p in mine]
-            columns = {name: [local(x) for x in column] for name, column in some.items()}
-            wanted = [] if o is None or key is None else wanted_sums(o)
-            if wanted:
-                sums = self._sums_of(whose, mine, key[0])
-                columns[SUMS] = sums.each
-            step(parts, [local_grad(g, p) for g, p in zip(theirs, mine, strict=True)], columns, whose)
-            if wanted and o is not None:
-                self.pending.append(begin(key, sums, wanted, rows(some), o))
+        wanted = [] if o is None else wanted_sums(o)
+        cut = self._cut.get(part.numbers[0])
+        if cut is None or not all(one.is_of(part, wanted) for one in cut):
+            cut = self._cut[part.numbers[0]] = [Cut.of(part, *of, wanted) for of in by_mesh(part.params).items()]
+        for one in cut:
+            mine = [local_grad(grads[i], part.params[i]) for i in one.places]
+            step(one.params, mine, one.columns, one.numbers)
+            if one.sums is not None and o is not None:
+                self.made.append(Pending(one.key, wire_of(one.key, one.sums, wanted), one.states, one.sums.numel, o))
 
-    def _sums_of(self, numbers: list[int], params: list[Tensor], mesh: Any) -> Sums:
-        """The same objects as long as the parameters are, by which a kernel knows that its tables still hold."""
-        whose, sums = self._sums.get(numbers[0], ([], None))
-        if sums is None or whose != numbers:
-            sums = Sums.of(params, mesh)
-            self._sums[numbers[0]] = numbers, sums
-        return sums
+    def send(self) -> None:
+        """Begin the all-reduces of a step: one for each mesh and dtype, whatever the number of groups."""
+        by_key: dict[Any, list[Pending]] = {}
+        for one in self.made:
+            by_key.setdefault(one.key, []).append(one)
+        for (mesh, _), some in by_key.items():
+            if mesh.size() > 1:
+                flat = torch.cat([one.wire.flatten() for one in some])
+                for one, part in zip(some, torch.split(flat, [one.wire.numel() for one in some]), strict=True):
+                    one.wire = part.view_as(one.wire)
+                self.works.append(dist.all_reduce(flat, group=group_of(mesh), async_op=True))
+        self.sent, self.made = self.made, []
 
     def settle(self) -> None:
-        """Wait for the sums of the last step, and keep what they say of the whole tensors."""
-        for one in self.pending:
-            if one.work is not None:
-                one.work.wait()
+        """Wait for the sums of the last step, and keep what they say of the whole tensors.
+
+        Those of a step that raised have not been sent, and are forgotten.
+        """
+        for work in self.works:
+            work.wait()
+        for one in self.sent:
             keep(one)
-        self.pending.clear()
+        self.made, self.sent, self.works = [], [], []
+
+    def forget(self) -> None:
+        """Let the tensors of the last step go."""
+        self._cut.clear()
 
 
 def by_mesh(params: list[Tensor]) -> dict[Any, list[int]]:
@@ -165,13 +202,10 @@ def wanted_sums(o: Options) -> list[int]:
     return [0, 1, 2] if o.modulator.needs_mean else [0, 1]
 
 
-def begin(key: Any, sums: Sums, wanted: list[int], states: list[dict[str, Tensor]], o: Options) -> Pending:
-    """Start the all-reduce. What several processes hold alike counts once."""
-    mesh, dtype = key
+def wire_of(key: Any, sums: Sums, wanted: list[int]) -> Tensor:
+    """What is to be summed over the processes. What several of them hold alike counts once."""
     wire = sums.all[:, wanted] / sums.copies[:, None]
-    wire = wire.to(torch.float32 if dtype == torch.float32 else torch.float64)
-    work = dist.all_reduce(wire, group=group_of(mesh), async_op=True) if mesh.size() > 1 else None
-    return Pending(work, wire, states, sums.numel, o)
+    return wire.to(torch.float32 if key[1] == torch.float32 else torch.float64)
 
 
 def copies(param: Any, mesh: Any) -> int:
@@ -186,9 +220,10 @@ def group_of(mesh: Any) -> Any:
     if mesh.size() == dist.get_world_size():
         return dist.group.WORLD
     ranks = tuple(mesh.mesh.flatten().tolist())
-    if ranks not in _groups:
-        _groups[ranks] = dist.new_group(list(ranks), use_local_synchronization=True)
-    return _groups[ranks]
+    key = (dist.group.WORLD, ranks)  # another world after destroy_process_group()
+    if key not in _groups:
+        _groups[key] = dist.new_group(list(ranks), use_local_synchronization=True)
+    return _groups[key]
 
 
 def all_reduced(wires: dict[str, Tensor], mesh: Any) -> None:

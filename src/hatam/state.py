@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import chain, repeat
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import _get_scalar_dtype
 
 from . import fused
@@ -23,12 +25,14 @@ START_OF_MEANS = {"denom_mean": math.inf, "reach_mean": math.inf}
 """The scalars before the first step. There is no mean yet, and with an infinite one S is 0."""
 
 EMBEDDINGS = {"tokens", "positions", "places", "wte", "wpe", "lm_head"}
-"""Parts of the names of parameters that are no hidden weights though they have two dimensions; so are those with
-"embed" in them."""
+"""Parts of names of parameters that are no hidden weights in spite of their dimensions; "embed" in a part
+counts too."""
 
 
 def is_hidden(param: Tensor, name: str) -> bool:
     """Whether a parameter is a hidden weight: of two dimensions or more, and by its name no embedding."""
+    if is_lazy(param):
+        return False  # until it has a shape
     parts = name.lower().split(".")
     return param.dim() >= 2 and not any(part in EMBEDDINGS or "embed" in part for part in parts)
 
@@ -37,8 +41,8 @@ def hidden_flags(group: Mapping[str, Any]) -> list[bool]:
     """Which parameters of a group have a reach: as its option ``hidden`` says, else by shape and name."""
     if group["hidden"] is not None:
         return [group["hidden"]] * len(group["params"])
-    names = group.get("param_names", [""] * len(group["params"]))
-    return [is_hidden(p, name) for p, name in zip(group["params"], names, strict=True)]
+    names = chain(group.get("param_names", ()), repeat(""))  # those that were appended since have none
+    return [is_hidden(p, name) for p, name in zip(group["params"], names, strict=False)]
 
 
 def start_adamw(state: State, param: Tensor, group: Mapping[str, Any]) -> None:
@@ -50,14 +54,15 @@ def start_adamw(state: State, param: Tensor, group: Mapping[str, Any]) -> None:
         state[key] = new_moment(param, key, group["state_dtype"])
 
 
-def is_complete(state: State, modulator: Modulator) -> bool:
-    """Whether a state has the scalars of the reach, and the means exactly where the modulator needs them."""
-    keys, means = state.keys(), START_OF_MEANS.keys()
-    return keys >= START.keys() and (keys >= means if modulator.needs_mean else keys.isdisjoint(means))
+def completed(state: State, param: Tensor, group: Mapping[str, Any], modulator: Modulator | None) -> State:
+    """A state with all that a step needs: AdamW's part, and the scalars of the reach where there is a modulator.
 
-
-def complete(state: State, param: Tensor, modulator: Modulator) -> None:
-    """Add the scalars of the reach; a mean only where the modulator needs it, for nothing else keeps it up."""
+    The means exist only for a modulator that needs them; another one would leave them stale.
+    """
+    if "step" not in state:
+        start_adamw(state, param, group)
+    if modulator is None:
+        return state
     for key, value in START.items():
         if key not in state:
             state[key] = scalar(value, param)
@@ -68,6 +73,7 @@ def complete(state: State, param: Tensor, modulator: Modulator) -> None:
             state.pop(key, None)
         elif key not in state:
             state[key] = scalar(value, param)
+    return state
 
 
 def scalar(value: float, param: Tensor) -> Tensor:
@@ -77,9 +83,9 @@ def scalar(value: float, param: Tensor) -> Tensor:
 
 
 def displaced(state: State, o: Options) -> bool:
-    """Whether a parameter with this state has an offset that the next step undoes.
+    """Whether the next step undoes an offset of this state, which may be 0.
 
-    Not after a change of the modulator: the offset that another one has made stays.
+    Not after a change of the modulator: the old offset stays in the parameter.
     """
     return "reach" in state and ("reach_mean" in state) == o.modulator.needs_mean
 
@@ -90,10 +96,10 @@ def real(x: Tensor) -> Tensor:
 
 
 def real_state(state: State) -> State:
-    """A state with its complex tensors as pairs of real numbers; what others keep in it is left as it is."""
+    """A state with its complex tensors as pairs of real numbers; other entries are unchanged."""
     return {key: real(x) if isinstance(x, Tensor) else x for key, x in state.items()}
 
 
 def real_grads(grads: list[Tensor]) -> list[Tensor]:
-    """The same of gradients, which autograd may conjugate by a bit alone."""
+    """Gradients the same, with autograd's lazy conjugation resolved."""
     return [real(g.resolve_conj()) for g in grads]

@@ -28,7 +28,7 @@ LEAST_8BIT = 4096  # elements; what is smaller stays in float32
 
 
 def arithmetic(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which a parameter of this dtype is updated where its storage is not that of torch."""
+    """The dtype of the arithmetic for narrow storage: float32 at least."""
     wide: torch.dtype = torch.promote_types(dtype, torch.float32)
     return wide
 
@@ -52,7 +52,7 @@ def quantized_zeros(param: Tensor, *, signed: bool) -> Tensor:
 
 @cache
 def quantized_type() -> Any:
-    """torchao's 8-bit tensor, with the ``clone`` that it may lack: loading and deep copies need one."""
+    """torchao's 8-bit tensor. Registers ``clone`` where torchao lacks it, for loading and deep copies."""
     from torchao.optim.subclass_8bit import OptimState8bit
 
     clone = torch.ops.aten.clone.default
@@ -79,9 +79,9 @@ def copied(x: Tensor) -> Tensor:
 
 
 def dequantized(x: Any) -> Tensor:
-    """The numbers of one of torchao's tensors, but no v of 0 beside larger ones: it reads as the least that is not 0.
+    """The numbers of one of torchao's tensors. A v of 0 in a block that is not 0 reads as the least code above 0.
 
-    A v below 2e-7 of the largest in its block is stored as 0, while m is not: m / ε then blew the coordinate up.
+    A v below 2e-7 of the largest in its block is stored as 0, while m is not: m / ε would explode.
     """
     wide: Tensor = x.dequantize()
     if not x.signed:

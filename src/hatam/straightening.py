@@ -31,8 +31,7 @@ def offsets(groups: Groups, states: States) -> Iterator[tuple[Tensor, dict[str, 
 def move(groups: Groups, states: States, how: Move, spared: Sequence[bool] = ()) -> None:
     """Take every parameter that has an offset to z, by ``narrow.undo_offset_``, or back, by ``narrow.redo_offset_``.
 
-    Those that are spared, by their places in the only group, stay where they are; on the way back they have no offset
-    from then on.
+    ``spared`` marks places of the only group. These parameters are not moved; on the way back their κ becomes 0.
     """
     groups = list(groups)
     for p, state, o, number in offsets(groups, states):

@@ -1,4 +1,4 @@
-"""What the optimizer is doing, observed from outside: an optimizer that nobody observes knows nothing of it.
+"""Telemetry by a hook after the step; an optimizer without it does no extra work.
 
 Every so many steps a hook after the step looks at gradients and state. What it finds stays on the device until it is
 read. ``docs/telemetry.md`` says what healthy and unhealthy look like.
@@ -215,7 +215,7 @@ def observe(param: Tensor, grad: Tensor, state: State, o: Options) -> dict[str, 
     }
     if displaced(state, o):
         reach = state["reach"].to(w.device, dtype)
-        spread = o.modulator.spread([u.copy_(h)], [state.get("reach_mean")])[0]
+        spread = o.modulator.spread([u.copy_(h)], [state["reach_mean"]] if o.modulator.needs_mean else [])[0]
         found |= {"reach": reach, "offset_norm": reach * torch.div(m, spread, out=c).norm()}
         return found | of_modulator(h.div_(spread))
     return found

@@ -1,7 +1,7 @@
 """One HATAM step of several tensors: the equations of :mod:`hatam.reach`, in place, in the order they are written in.
 
-A step has four stages: undo, moments, descent, displace. Between them lie the moments at which what is stored in fewer
-bits is rounded (:mod:`hatam.narrow`): each stage computes with what a later step will read.
+A step has four stages: undo, moments, descent, displace. Narrow storage is rounded between the stages
+(:mod:`hatam.narrow`), so that each stage computes with the values that later steps read.
 
 ============  ===================  ==========================================================
 symbol        name                 meaning
@@ -50,24 +50,24 @@ class Options(NamedTuple):
     eps: float
     weight_decay: float
     lr_peak: Scalar
-    reach: Scalar  # γ times what lr leaves to the reach
-    travel: float  # over which the reach grows to the whole
-    furthest: Scalar  # κ at most
+    reach: Scalar  # γ · turn(lr): κ before ρ, τ and the horizon
+    travel: float  # N − 1 at which τ is 1
+    furthest: Scalar  # upper bound of κ: horizon · peak
     modulator: Modulator
     grad_factor: Scalar  # 1, or −1 to maximize; divided by the loss scale
     capturable: bool
     round_param: bool  # bfloat16 parameters at random; else to nearest
     round_state: bool
     seed: int
-    found_inf: Tensor | None = None  # of a GradScaler, where the host has not read it: not 0, nothing moves
+    found_inf: Tensor | None = None  # a GradScaler's flag that only the device reads; where not 0, nothing moves
 
 
 class Stages(NamedTuple):
     """One step of several tensors."""
 
-    descent: Callable[[Tensors, list[State], Options], Tensors]  # AdamW's, of z; returns h
+    descent: Callable[[Tensors, list[State], Options], Denominators]  # AdamW's, of z; returns h
     undo: Callable[[Tensors, list[State], Options], None] | None = None  # comes first: z = w + κ u
-    displace: Callable[[Tensors, Tensors, list[State], Options], None] | None = None  # comes last, of z and h
+    displace: Callable[[Tensors, Denominators, list[State], Options], None] | None = None  # comes last, of z and h
 
 
 def number(x: Tensor, o: Options) -> Scalar:
@@ -100,6 +100,14 @@ def copy_(xs: Tensors, ys: Tensors) -> None:
         x.copy_(y)
 
 
+def add_(xs: Tensors, ys: Any) -> Tensors:
+    """x + y, in place of x unless autograd may need x again."""
+    if torch.is_grad_enabled():
+        return list(torch._foreach_add(xs, ys))
+    torch._foreach_add_(xs, ys)
+    return xs
+
+
 def div_(xs: Tensors, ys: Any) -> Tensors:
     """x / y, in place of x unless autograd may need x again."""
     if torch.is_grad_enabled():
@@ -126,31 +134,65 @@ def add_scaled_(xs: Tensors, ys: Tensors, scales: list[Scalar]) -> None:
     torch._foreach_add_(xs, ys)
 
 
-def denominators(states: list[State], o: Options) -> Tensors:
-    """h = sqrt(v̂) + ε. Before the first step v is 0 and so is v̂, whatever it is divided by."""
+def add_quotients_(xs: Tensors, ys: Tensors, zs: Tensors, scales: list[Scalar]) -> bool:
+    """x ← x + scale · y / z. May overwrite z; returns whether z is what it was."""
+    if any(isinstance(scale, Tensor) for scale in scales):
+        add_scaled_(xs, quotients(ys, zs), scales)
+        return torch.is_grad_enabled()
+    torch._foreach_addcdiv_(xs, kept(ys), zs, scales)
+    return True
+
+
+class Denominators(NamedTuple):
+    """h · factor of several tensors, and the factors. Callers fold a factor into a scalar, which saves a pass."""
+
+    scaled: Tensors  # sqrt(v) + ε factor
+    factors: list[Scalar]  # sqrt(1 − β2^t)
+
+
+def denominators(states: list[State], o: Options) -> Denominators:
+    """h = sqrt(v̂) + ε. At step 0, 1 − β2^0 is 0: the correction of step 1 is used, since v = 0."""
     steps = numbers(states, "step", o)
     first = [step.clamp(min=1) if isinstance(step, Tensor) else max(step, 1) for step in steps]
-    hs = div_(list(torch._foreach_sqrt(column(states, "exp_avg_sq"))), [(1 - o.beta2**step) ** 0.5 for step in first])
-    torch._foreach_add_(hs, o.eps)
-    return hs
+    factors = [(1 - o.beta2**step) ** 0.5 for step in first]
+    hs = list(torch._foreach_sqrt(column(states, "exp_avg_sq")))
+    hs = add_(hs, [o.eps * factor for factor in factors])
+    if o.eps < 1000 * torch.finfo(hs[0].dtype).tiny:  # ε · factor may underflow
+        torch._foreach_clamp_min_(hs, least(hs[0].dtype))  # where v is 0, m is 0, and any positive bound will do
+    return Denominators(hs, factors)
 
 
-def directions(states: list[State], hs: Tensors, o: Options) -> Tensors:
-    """u = S m / h, with the mean of h that the offset of w is made with. May overwrite h."""
-    means = kept([state.get("reach_mean") for state in states])
-    return quotients(column(states, "exp_avg"), o.modulator.spread(hs, means))
+def directions(states: list[State], hs: Denominators, o: Options) -> Tensors:
+    """(h / S) · factor, the denominator of u, with the mean in ``reach_mean``. May overwrite h."""
+    if not o.modulator.needs_mean:
+        return o.modulator.spread(hs.scaled, [])
+    means = [mean * factor for mean, factor in zip(kept(column(states, "reach_mean")), hs.factors, strict=True)]
+    return o.modulator.spread(hs.scaled, means)
+
+
+def move_(params: Tensors, states: list[State], spread: Tensors, factors: list[Scalar], o: Options, sign: int) -> bool:
+    """x ← x ± κ m / spread, of :func:`directions`. May overwrite ``spread``; returns whether it is unchanged.
+
+    Displacement and undo share this code: different rounding would make z drift.
+    """
+    reaches = numbers(states, "reach", o)
+    scales = [sign * reach * factor for reach, factor in zip(reaches, factors, strict=True)]
+    return add_quotients_(params, column(states, "exp_avg"), spread, scales)
+
+
+def offset_(params: Tensors, states: list[State], o: Options, sign: int) -> None:
+    """x ← x ± κ u, with the κ and the mean of h that are in the state."""
+    hs = denominators(states, o)
+    move_(params, states, directions(states, hs, o), hs.factors, o, sign)
 
 
 def undo_(params: Tensors, states: list[State], o: Options) -> None:
     """z = w + κ u, with u from the state that displaced w."""
-    hs = denominators(states, o)
-    if o.eps < torch.finfo(hs[0].dtype).tiny:
-        torch._foreach_clamp_min_(hs, least(hs[0].dtype))  # before the first gradient m is 0, too
-    add_scaled_(params, directions(states, hs, o), numbers(states, "reach", o))
+    offset_(params, states, o, 1)
 
 
 def least(dtype: torch.dtype) -> float:
-    """A number to divide by that changes no other: in float16, where common ε are below all normal ones, the least."""
+    """The least denominator: the least normal number; in float16 the least subnormal, for common ε lie below."""
     info = torch.finfo(dtype)
     return info.tiny * info.eps if dtype == torch.float16 else info.tiny
 
@@ -164,33 +206,34 @@ def moments_(grads: Tensors, states: list[State], o: Options) -> None:
     torch._foreach_addcmul_(vs, grads, grads, 1 - o.beta2)
 
 
-def descent_(params: Tensors, states: list[State], o: Options) -> Tensors:
+def descent_(params: Tensors, states: list[State], o: Options) -> Denominators:
     """z ← z − lr (m̂ / h + wd z); returns h."""
-    hs, ms = denominators(states, o), column(states, "exp_avg")
+    hs = denominators(states, o)
     if o.weight_decay != 0:
         torch._foreach_mul_(params, 1 - o.lr * o.weight_decay)
-    scales = [-o.lr / (1 - o.beta1**step) for step in numbers(states, "step", o)]
-    if not isinstance(scales[0], Tensor):
-        torch._foreach_addcdiv_(params, kept(ms), hs, scales)
-        return hs
-    add_scaled_(params, quotients(ms, hs), scales)
-    return hs if torch.is_grad_enabled() else denominators(states, o)
+    steps = zip(numbers(states, "step", o), hs.factors, strict=True)
+    scales = [-o.lr / (1 - o.beta1**step) * factor for step, factor in steps]
+    whole = add_quotients_(params, column(states, "exp_avg"), hs.scaled, scales)
+    return hs if whole else denominators(states, o)
 
 
-def displace_(params: Tensors, hs: Tensors, states: list[State], o: Options) -> None:
-    """w = z − κ u with κ of this step, and what κ of the next one is made of. May overwrite h."""
+def displace_(params: Tensors, hs: Denominators, states: list[State], o: Options) -> None:
+    """w = z − κ u. Then measure ρ, N and mean(h) for the next step. May overwrite h."""
     set_reaches_(states, o)
     means = None
     if o.modulator.needs_mean:
         hand_over_means_(states, o)
-        means = [h.mean(dtype=state["denom_mean"].dtype) for h, state in zip(hs, states, strict=True)]
-    us = directions(states, hs, o)
-    measured = Measured(norms(params), norms(us), means)
+        dtype = states[0]["denom_mean"].dtype
+        means = [h.mean(dtype=dtype) / factor for h, factor in zip(*hs, strict=True)]
+    z_norms, spread = norms(params), directions(states, hs, o)
+    if not move_(params, states, spread, hs.factors, o, -1):
+        spread = directions(states, denominators(states, o), o)
+    us = norms(quotients(column(states, "exp_avg"), spread))
+    measured = Measured(z_norms, [u * factor for u, factor in zip(us, hs.factors, strict=True)], means)
     if "shard_sums" in states[0]:
         leave_sums_(states, measured, params)
     else:
-        remember_(states, measured, [p.numel() for p in params], hs[0].dtype, o)
-    add_scaled_(params, us, [-x for x in numbers(states, "reach", o)])
+        remember_(states, measured, [p.numel() for p in params], params[0].dtype, o)
 
 
 class Measured(NamedTuple):
@@ -235,7 +278,7 @@ def remember_(states: list[State], measured: Measured, numels: list[int], dtype:
 
 
 def keep_(states: list[State], z: Tensor, u: Tensor, means: Tensor | None, dtype: torch.dtype, o: Options) -> None:
-    """The same from the root mean squares of z and u; not where ``found_inf`` says that the step is skipped."""
+    """Store ρ, N and mean(h), from the RMS of z and u. Nothing is stored where ``found_inf`` is set."""
     ratios, travels = (torch.stack(kept(column(states, key))) for key in ("ratio", "travel"))
     steps = torch.stack(kept(column(states, "step"))).to(ratios)
     begun = (ratios > 0) | (o.reach > 0)
@@ -263,7 +306,8 @@ def leave_sums_(states: list[State], measured: Measured, params: Tensors) -> Non
 def no_gradient_yet(dtype: torch.dtype, o: Options) -> float:
     """The largest mean of h that is that of v = 0: ε as ``dtype`` has it, in float16 perhaps a subnormal number."""
     info = torch.finfo(dtype)
-    return NO_GRADIENT_YET * (o.eps * (1 + info.eps) + info.smallest_normal * info.eps)
+    smallest = info.smallest_normal * info.eps / math.sqrt(1 - o.beta2)  # of h times its factor, which is the least
+    return NO_GRADIENT_YET * (o.eps * (1 + info.eps) + smallest)
 
 
 def next_means(means: Tensor, last: Tensor, dtype: torch.dtype, o: Options) -> Tensor:

@@ -10,7 +10,7 @@ from schedulefree import AdamWScheduleFreePaper
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .trainers import Loss, Step, Trainer, restoring
+from .trainers import Loss, Trainer, restoring
 
 
 class EMATrainer(Trainer):
@@ -30,8 +30,8 @@ class EMATrainer(Trainer):
         average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         self.average = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
-    def steps(self, x: Tensor, y: Tensor) -> Step:
-        loss = yield from super().steps(x, y)
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        loss = super().step(x, y)
         self.average.update_parameters(self.model)
         return loss
 
@@ -173,12 +173,12 @@ class EMANesterovTrainer(Trainer):
         looks = step >= warmup * steps and steps - step > round(self.rest * steps)
         self.beta = self.ahead * self.schedule(step, steps, warmup) if looks else 0.0
 
-    def steps(self, x: Tensor, y: Tensor) -> Step:
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
         before = [p.detach().clone() for p in self.model.parameters()]
         with torch.no_grad():
             for p, m in zip(self.model.parameters(), self.m, strict=True):
                 p.add_(m, alpha=self.beta)
-        loss = yield from super().steps(x, y)
+        loss = super().step(x, y)
         with torch.no_grad():
             for p, m, old in zip(self.model.parameters(), self.m, before, strict=True):
                 m.lerp_(p - old, 1 - self.decay)

@@ -59,10 +59,6 @@ def compare(
     first_seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
     steps: Annotated[int | None, typer.Option(min=2, help="Steps of a run. Default: the task's.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Parallel processes. Default: the cores.")] = None,
-    batch: Annotated[
-        bool,
-        typer.Option(help="Train many small models at a time: more runs a minute, but none has a step time then."),
-    ] = False,
     records_: Annotated[Path, typer.Option("--records", help="Folder of the records.")] = Path("runs"),
     out: Annotated[Path | None, typer.Option(help="Folder of the plot. Default: that of the records.")] = None,
 ) -> None:
@@ -84,7 +80,7 @@ def compare(
     if len(todo) < len(runs):
         console.print(f"{len(runs) - len(todo)} of {len(runs)} runs have records already")
     _refuse_unusable(chosen, todo)
-    failed = _run_with_progress(chosen, todo, records_, jobs or os.cpu_count() or 1, batch)
+    failed = _run_with_progress(chosen, todo, records_, jobs or os.cpu_count() or 1)
     failures = {id(run) for run, _ in failed}
     entries = [_entry(run, records_) for run in runs if id(run) not in failures]
     for compared in report.comparisons(entries)[0]:
@@ -205,7 +201,7 @@ def make_run(task: Task, spec: str, seed: int, steps: int | None = None) -> Run:
     )
 
 
-def _run_with_progress(task: Task, runs: list[Run], root: Path, jobs: int, batch: bool) -> list[tuple[Run, str]]:
+def _run_with_progress(task: Task, runs: list[Run], root: Path, jobs: int) -> list[tuple[Run, str]]:
     if not runs:
         return []
     task.data()  # once, before the workers all want it
@@ -215,7 +211,7 @@ def _run_with_progress(task: Task, runs: list[Run], root: Path, jobs: int, batch
         ids = {label: bars.add_task(label, total=steps) for label, steps in total.items()}
         try:
             jobs = min(jobs, len(runs))
-            return runner.run_all(runs, root, jobs, lambda run, n: bars.advance(ids[run.label], n), batch=batch)
+            return runner.run_all(runs, root, jobs, lambda run, n: bars.advance(ids[run.label], n))
         except KeyboardInterrupt:
             bars.stop()
             console.print("interrupted; finished runs are kept, the same command goes on", soft_wrap=True)

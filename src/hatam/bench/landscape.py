@@ -23,8 +23,7 @@ from .records import Run
 from .report.load import number
 from .tasks import Task, ready
 from .terminal import plain_console
-from .trainers import answered
-from .training import prepare, training
+from .training import carry_out, prepare
 
 SAMPLES = 1000  # of the training data, the first ones
 LEVELS = 12
@@ -69,7 +68,7 @@ def around(task: Task, spec: str, seed: int, points: int, span: float, steps: in
     entry, options = parse(spec, task.name)
     run = Run(task.name, spec, entry.name, options, seed, steps or task.steps, task.batch_size, task.warmup, "tune")
     trainer = prepare(task, run)
-    ended = answered(training(task, run, trainer, lambda _: None), lambda batch: trainer.step(*batch))
+    ended = carry_out(task, run, trainer)
     train = task.data().train
     x, y = train.x[:SAMPLES], train.y[:SAMPLES]
     with trainer.evaluation():

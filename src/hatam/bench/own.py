@@ -153,7 +153,7 @@ def make_optimizer(contestant: Contestant, params: ParamsT) -> Optimizer:
     if "schedule" in contestant.options:
         raise ValueError(f"schedule of {contestant.label!r} has no effect here: your own loop sets lr; remove it")
     trainer = contender.train(_Parameters(params), _no_loss, contestant.options)  # type: ignore[arg-type]
-    if type(trainer).steps is not Trainer.steps or type(trainer).arrive is not Trainer.arrive:
+    if type(trainer).step is not Trainer.step or type(trainer).arrive is not Trainer.arrive:
         raise ValueError(
             f"{contestant.label!r} owns the step, with several gradients or the model, or depends on the length of the "
             "run: it cannot be used through make_optimizer. Write your problem as a hatam.bench.Task and run: hatam "

@@ -7,17 +7,17 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from . import records
-from .batched import Report
-from .execution import Work, do, groups
+from .execution import Report, Work, do
 from .records import Run
 
 _queue: Any = None  # in a worker: where progress goes
@@ -41,16 +41,15 @@ def refuse_twice(runs: Sequence[Run], root: Path) -> None:
 
 
 def run_all(
-    runs: Sequence[Run], root: Path, jobs: int, report: Report, *, batch: bool = False, work: Work | None = None
+    runs: Sequence[Run], root: Path, jobs: int, report: Report, *, work: Work | None = None
 ) -> list[tuple[Run, str]]:
-    """Do runs in ``jobs`` processes of one thread each.
+    """Do runs in ``jobs`` processes of one thread each, or with one job in this one.
 
     Args:
         runs: what to do.
         root: folder of the records.
         jobs: number of processes.
         report: told now and then how many steps a run made since it was last told.
-        batch: do runs of small models together where that pays; their records have no step times.
         work: does one of them, must be picklable; None trains on its task.
 
     Returns:
@@ -60,16 +59,15 @@ def run_all(
         RuntimeError: a worker died, for instance for want of memory. Finished runs are kept.
         KeyboardInterrupt: as usual, after the workers were ended. Finished runs are kept.
     """
+    if jobs == 1:
+        with one_thread():
+            return do(runs, root, report, work=work)
     others = {*multiprocessing.active_children()}
     context = multiprocessing.get_context("spawn")
     progress = context.Queue()
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(progress,))
     try:
-        places = {id(run): index for index, run in enumerate(runs)}
-        pending = {
-            pool.submit(_work, [(places[id(run)], run) for run in group], root, work)
-            for group in (groups(runs, jobs) if batch else [[run] for run in runs])
-        }
+        pending = {pool.submit(_work, index, run, root, work) for index, run in enumerate(runs)}
         failed = _collect(pending, runs, progress, report)
         pool.shutdown()
         return failed
@@ -88,8 +86,19 @@ def run_all(
         progress.close()
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, torch computes on one thread, as in a process of several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _collect(
-    pending: set[Future[dict[int, str]]], runs: Sequence[Run], progress: Any, report: Report
+    pending: set[Future[tuple[int, str | None]]], runs: Sequence[Run], progress: Any, report: Report
 ) -> list[tuple[Run, str]]:
     """Pass progress on until every run has ended; return those that raised."""
     failed: list[tuple[Run, str]] = []
@@ -101,7 +110,8 @@ def _collect(
             pass
         for future in [future for future in pending if future.done()]:
             pending.remove(future)
-            failed += [(runs[index], error) for index, error in future.result().items()]
+            index, error = future.result()
+            failed += [] if error is None else [(runs[index], error)]
     return failed
 
 
@@ -122,9 +132,7 @@ def end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(group: Sequence[tuple[int, Run]], root: Path, work: Work | None) -> dict[int, str]:
-    """Do runs and write their records; returns what went wrong, by the number of the run."""
-    places = {id(run): index for index, run in group}
-    runs = [run for _, run in group]
-    failed = do(runs, root, lambda run, steps: _queue.put((places[id(run)], steps)), work=work)
-    return {places[id(run)]: error for run, error in failed}
+def _work(index: int, run: Run, root: Path, work: Work | None) -> tuple[int, str | None]:
+    """Do a run and write its record; returns its number and what went wrong."""
+    failed = do([run], root, lambda run, steps: _queue.put((index, steps)), work=work)
+    return index, failed[0][1] if failed else None

@@ -11,7 +11,7 @@ from pytorch_optimizer import SAM
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .trainers import Gradient, Loss, Losses, Step, Trainer, restoring
+from .trainers import Loss, Trainer, restoring
 
 
 class SAMTrainer(Trainer):
@@ -19,11 +19,11 @@ class SAMTrainer(Trainer):
 
     optimizer: SAM
 
-    def steps(self, x: Tensor, y: Tensor) -> Step:
-        loss = yield Gradient(x, y)
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        loss = self.gradient(x, y)
         self.optimizer.first_step()
         with statistics_held(self.model):
-            yield Gradient(x, y)
+            self.gradient(x, y)
         self.optimizer.second_step()
         return loss
 
@@ -47,10 +47,10 @@ class LateSAMTrainer(SAMTrainer):
         super().arrive(step, steps, warmup, lr)
         self.late = steps - step <= round(self.share * steps)
 
-    def steps(self, x: Tensor, y: Tensor) -> Step:
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
         if self.late:
-            return (yield from super().steps(x, y))
-        loss = yield Gradient(x, y)
+            return super().step(x, y)
+        loss = self.gradient(x, y)
         self.optimizer.base_optimizer.step()
         return loss
 
@@ -68,11 +68,12 @@ class KSAMTrainer(SAMTrainer):
             raise ValueError(f"k_fraction={k_fraction!r} is out of range: it must be in (0, 1]; 1 is SAM")
         self.k_fraction = k_fraction
 
-    def steps(self, x: Tensor, y: Tensor) -> Step:
-        losses = yield Losses(x, y)
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            losses = self.loss(self.model(x), y)
         hardest = losses.topk(max(1, round(self.k_fraction * len(x))), sorted=False).indices
         with statistics_held(self.model):
-            yield from super().steps(x[hardest], y[hardest])
+            super().step(x[hardest], y[hardest])
         return losses.mean()
 
 

@@ -3,9 +3,8 @@ the weights of an evaluation are not those of the training, a trainer says so.""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,41 +15,6 @@ from . import schedules
 from .first_forms import FirstHATAM
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-Request = TypeVar("Request")
-Result = TypeVar("Result")
-
-
-class Gradient(NamedTuple):
-    """Asks for the gradient of the mean loss of these samples, in ``.grad``; answered with that loss."""
-
-    x: Tensor
-    y: Tensor
-
-
-class Losses(NamedTuple):
-    """Asks for the loss of each of these samples, without gradient; answered with them."""
-
-    x: Tensor
-    y: Tensor
-
-
-Step = Generator[Gradient | Losses, Tensor, Tensor]
-"""One training step: asks for what it needs of the model, and returns the loss on the batch.
-
-That way a contender's step is written once, whoever answers: :meth:`Trainer.step` for one model, or
-:mod:`hatam.bench.batched` for many models at a time.
-"""
-
-
-def answered(asking: Generator[Request, Tensor, Result], answer: Callable[[Request], Tensor]) -> Result:
-    """Run a generator to its end, answer each of its requests, and return its result."""
-    last: Any = None
-    try:
-        while True:
-            last = answer(asking.send(last))
-    except StopIteration as end:
-        result: Result = end.value
-        return result
 
 
 class Trainer:
@@ -77,25 +41,21 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * self.schedule(step, steps, warmup)
 
-    def steps(self, x: Tensor, y: Tensor) -> Step:
-        """What one step on a batch asks for and does."""
-        loss = yield Gradient(x, y)
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        """Train on one batch; returns the loss at the weights at which the gradient was taken."""
+        loss = self.gradient(x, y)
         self.optimizer.step()
         return loss
 
-    def step(self, x: Tensor, y: Tensor) -> Tensor:
-        """Train on one batch; returns the loss at the weights at which the gradient was taken."""
-        return answered(self.steps(x, y), self.answer)
+    def gradient(self, x: Tensor, y: Tensor) -> Tensor:
+        """Leave the gradient of the mean loss of these samples in ``.grad`` and return that loss.
 
-    def answer(self, request: Gradient | Losses) -> Tensor:
-        """The gradients are counted: a contender's cost is measured, not declared."""
-        if isinstance(request, Losses):
-            with torch.no_grad():
-                return self.loss(self.model(request.x), request.y)
+        The samples are counted: a contender's cost is measured, not declared.
+        """
         self.optimizer.zero_grad()
-        loss = self.loss(self.model(request.x), request.y).mean()
+        loss = self.loss(self.model(x), y).mean()
         loss.backward()  # type: ignore[no-untyped-call]
-        self.samples_differentiated += len(request.x)
+        self.samples_differentiated += len(x)
         return loss.detach()
 
     def evaluation(self) -> AbstractContextManager[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
 
@@ -16,12 +16,11 @@ from .contenders import CONTENDERS
 from .records import Run
 from .sharpness import KEYS, measure
 from .tasks import Data, Split, Task
-from .trainers import Trainer, answered
+from .trainers import Trainer
 
 CHUNK = 1000  # samples evaluated at a time
 TRAIN_EVALUATED = 4000  # training samples on which a finished run is evaluated, the first ones
 Progress = Callable[[int], None]
-Training = Generator[Split, Tensor, dict[str, Any]]  # asks for a step on each batch, is answered with its loss
 
 
 def train(task: Task, run: Run, progress: Progress = lambda steps: None) -> dict[str, Any]:
@@ -35,8 +34,7 @@ def train(task: Task, run: Run, progress: Progress = lambda steps: None) -> dict
         run: what to run.
         progress: told now and then how many steps were made since it was last told.
     """
-    trainer = prepare(task, run)
-    return answered(training(task, run, trainer, progress), lambda batch: trainer.step(*batch))
+    return carry_out(task, run, prepare(task, run), progress)
 
 
 def prepare(task: Task, run: Run) -> Trainer:
@@ -45,11 +43,11 @@ def prepare(task: Task, run: Run) -> Trainer:
     return CONTENDERS[run.contender].train(task.model(), task.loss, run.options)
 
 
-def training(task: Task, run: Run, trainer: Trainer, progress: Progress) -> Training:
-    """A run but for its steps, which it asks for; see :func:`train` for the arguments."""
+def carry_out(task: Task, run: Run, trainer: Trainer, progress: Progress = lambda steps: None) -> dict[str, Any]:
+    """A run with a trainer that is made already; see :func:`train` for the arguments."""
     data = task.data()
     started = time.time()
-    curve, step_times = yield from _steps(task, run, trainer, data, progress)
+    curve, step_times = _steps(task, run, trainer, data, progress)
     with trainer.evaluation():
         return {
             "schema": records.SCHEMA,
@@ -66,7 +64,7 @@ def training(task: Task, run: Run, trainer: Trainer, progress: Progress) -> Trai
 
 def _steps(
     task: Task, run: Run, trainer: Trainer, data: Data, progress: Progress
-) -> Generator[Split, Tensor, tuple[list[dict[str, float]], list[float]]]:
+) -> tuple[list[dict[str, float]], list[float]]:
     """The training loop: the curve, and the time of every step, evaluation left out."""
     _check_first(task, trainer.model, data, run.batch_size)
     curve: list[dict[str, float]] = []
@@ -79,7 +77,7 @@ def _steps(
         chosen = next(batches)
         batch = Split(data.train.x[chosen], data.train.y[chosen])
         before = time.perf_counter()
-        losses.append((yield batch))
+        losses.append(trainer.step(*batch))
         step_times.append(time.perf_counter() - before)
         if step % every == 0 or step == run.steps:
             mean_loss = float(torch.stack(losses).mean())

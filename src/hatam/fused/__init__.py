@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..update import Options
 from . import cpu, gpu
-from .batches import PLAIN, Columns, Division, batch, divide, kinds, located
+from .batches import PLAIN, Columns, Division, counts, divide, kinds
 
 KERNELS: dict[str, ModuleType] = {"cpu": cpu, "cuda": gpu}
 """By the type of device. Each has ``missing()``, ``takes(dtypes, options)`` and ``step(...)``."""
@@ -27,7 +27,7 @@ NAMES = {"cpu": "CPU", "cuda": "GPU"}
 def chosen(group: Mapping[str, Any]) -> tuple[str, ...]:
     """The types of device whose tensors go to a kernel: by ``fused``; for None, where nothing else was asked for.
 
-    None reaches every kernel that is there, for each is several times as fast as any other path (docs/speed.md).
+    None allows every kernel, unless foreach, differentiable or capturable asks for less.
     """
     if torch.compiler.is_compiling():
         return ()  # the compiler fuses by itself
@@ -53,7 +53,7 @@ def counts_on_device(group: Mapping[str, Any], param: Tensor) -> bool:
 
 @cache
 def at_hand(device: str) -> bool:
-    """Whether there is a kernel. Says so once where there is none, for the user has to wait longer then."""
+    """Whether there is a kernel. Logs one warning where there is none, because steps are slower then."""
     reason = KERNELS[device].missing()
     if reason:
         logging.getLogger("hatam").warning(
@@ -91,20 +91,21 @@ def step(
 ) -> list[int]:
     """One step of the tensors that a kernel takes on these types of device; returns the places of the others.
 
-    ``memory`` has, by the number of its first parameter, how a group was divided at its last step.
+    ``memory`` maps the number of a call's first parameter to its last division, which is used again while the caller
+    passes the same list objects and the tensors have not moved.
     """
 
     def takes(device: torch.device, dtypes: dict[str, torch.dtype]) -> bool:
         return device.type in devices and at_hand(device.type) and KERNELS[device.type].takes(dtypes, o)
 
-    columns = {"param": params, **state}
-    at, last = located(columns), memory.get(numbers[0])
-    tensors = (kinds(params), kinds(grads), all(map(Tensor.is_contiguous, params)) or [*map(Tensor.stride, params)])
-    asked = (devices, o.modulator, o.eps, o.round_param, o.round_state, *tensors)
-    if last is None or not last.holds(asked, columns, at):
-        divided = divide({"param": params, "grad": grads, **state}, takes)
-        last = memory[numbers[0]] = Division(*divided, asked, columns, at)
-    for places in last.batches:
-        one = batch(columns, grads, numbers, at, places)
-        KERNELS[one.params[0].device.type].step(one, o)
+    last = memory.get(numbers[0])
+    strides = all(map(Tensor.is_contiguous, params)) or [*map(Tensor.stride, params)]
+    of_tensors = kinds(params), kinds(grads), counts(params), counts(grads), strides
+    asked = (devices, o.modulator, o.eps, o.round_param, o.round_state, *of_tensors)
+    if last is None or not last.holds(params, state, asked):
+        last = memory[numbers[0]] = divide(params, grads, state, numbers, asked, takes)
+    for batch in last.batches:
+        taken, batch.at["grad"] = batch.take(grads)
+        KERNELS[batch.device].step(batch, o)
+        del taken  # copies must outlive the call, which got only their addresses
     return last.others

@@ -1,12 +1,12 @@
-"""Which tensors of a group a kernel may walk as plain memory, in which batches; found once while they stay the same."""
+"""Which tensors of a group a kernel may walk as plain memory, in which batches; cached while they stay the same."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable
-from itertools import pairwise
-from operator import attrgetter, is_
-from typing import Any, NamedTuple, cast
+from itertools import chain, pairwise
+from operator import attrgetter
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,49 +15,72 @@ from torch.nn import Parameter
 from ..storage import MOMENTS, SCALARS
 
 Columns = dict[str, list[Tensor]]
-Numbers = dict[str, "array[int]"]
+Numbers: TypeAlias = "array[int]"
 PLAIN = {Tensor, Parameter}
 
 
-class Batch(NamedTuple):
+class Batch:
     """What a kernel takes in one call: tensors of one device, every column of one dtype, every row of one layout."""
 
-    params: list[Tensor]
-    grads: list[Tensor]  # some of them copies, which live as long as their addresses are needed
-    dtypes: dict[str, torch.dtype]  # by the name in the state, "param" and "grad"
-    at: Numbers  # addresses by the same names, and "numel"
-    numbers: list[int]  # of the parameters, for random numbers
+    def __init__(self, columns: Columns, numbers: list[int], places: list[int]) -> None:
+        some = {key: picked(column, places) for key, column in columns.items()}
+        self.places, self.params, self.numbers = places, some["param"], picked(numbers, places)
+        self.device, self.contiguous = self.params[0].device.type, all(map(Tensor.is_contiguous, self.params))
+        self.dtypes = {key: column[0].dtype for key, column in some.items()}  # by name in the state, "param" and "grad"
+        self.at = {key: addresses(column) for key, column in some.items() if key != "grad"}
+        self.at["numel"] = counts(self.params)
+        self.kept: Any = None  # cache of the kernel
+
+    def take(self, grads: list[Tensor]) -> tuple[list[Tensor], Numbers]:
+        """The gradients of these parameters in their layouts, some of them copies, and where they lie."""
+        some = picked(grads, self.places)
+        if self.contiguous and all(map(Tensor.is_contiguous, some)) and not any(map(Tensor.is_neg, some)):
+            at = addresses(some)
+            if 0 not in at:  # null: an empty gradient, or a ZeroTensor
+                return some, at
+        some = [like(g, p) for g, p in zip(some, self.params, strict=True)]
+        return some, addresses(some)
 
 
 class Division(NamedTuple):
-    """The places of the tensors that kernels take, in batches, and of all others; and what that was found from."""
+    """The tensors that kernels take, in batches, and the places of all others; and what that was found from."""
 
-    batches: list[list[int]]
+    batches: list[Batch]
     others: list[int]
+    params: list[Tensor]
+    state: Columns
     asked: Any
-    columns: Columns
-    at: Numbers | None
+    at: Numbers | None  # see :func:`located`; None with tensor subclasses, with which a division is never reused
+    scalars: list[Tensor]  # aliases that keep the memory of the 0-dim state alive, whose addresses the kernel has
 
-    def holds(self, asked: Any, columns: Columns, at: Numbers | None) -> bool:
-        """Whether nothing has changed: the same objects, of which ``.data`` has not been set to other memory either."""
-        same = at is not None and self.at == at and self.asked == asked
-        return same and all(all(map(is_, self.columns[key], column)) for key, column in columns.items())
-
-
-def located(columns: Columns) -> Numbers | None:
-    """Where every tensor lies, and how many elements a parameter has; None where some are of a class of their own."""
-    if not all(set(map(type, column)) <= PLAIN for column in columns.values()):
-        return None
-    found = {key: array("Q", map(Tensor.data_ptr, column)) for key, column in columns.items()}
-    return found | {"numel": array("Q", map(Tensor.numel, columns["param"]))}
+    def holds(self, params: list[Tensor], state: Columns, asked: Any) -> bool:
+        """Whether lists, kinds and addresses are the same."""
+        same = self.params is params and self.state is state and self.asked == asked
+        return same and self.at is not None and self.at == located(params, state)
 
 
-def picked(column: Any, places: list[int]) -> Any:
-    """Some of the entries, in a list or array like the one they are in."""
-    if len(places) == len(column):
-        return column
-    some = [column[i] for i in places]
-    return array(column.typecode, some) if isinstance(column, array) else some
+def located(params: list[Tensor], state: Columns) -> Numbers:
+    """Where tensors lie: all that have a parameter's size, and the 0-dim state of the first, to stand for all.
+
+    Who moves state to other memory by ``.data`` moves all of it.
+    """
+    scalars = (column[0] for key, column in state.items() if key not in MOMENTS)
+    return addresses(chain(params, *(state[key] for key in MOMENTS), scalars))
+
+
+def addresses(xs: Iterable[Tensor]) -> Numbers:
+    """Where tensors lie, as a kernel takes it."""
+    return array("Q", map(Tensor.data_ptr, xs))
+
+
+def counts(xs: list[Tensor]) -> Numbers:
+    """How many elements tensors have."""
+    return array("Q", map(Tensor.numel, xs))
+
+
+def picked(column: list[Any], places: list[int]) -> list[Any]:
+    """Some of the entries."""
+    return column if len(places) == len(column) else [column[i] for i in places]
 
 
 def rows(state: Columns) -> list[dict[str, Tensor]]:
@@ -66,7 +89,7 @@ def rows(state: Columns) -> list[dict[str, Tensor]]:
 
 
 def kinds(xs: list[Tensor]) -> Any:
-    """Type, dtype and device of all tensors; said once where they are alike, which is soon seen by column."""
+    """Type, dtype and device of all tensors: one tuple where they are alike, else one for each."""
     of, dtypes, devices = set(map(type, xs)), {x.dtype for x in xs}, set(map(on_device, xs))
     return kind(xs[0]) if len(of) == len(dtypes) == len(devices) == 1 else list(map(kind, xs))
 
@@ -99,7 +122,7 @@ def alike(dtypes: dict[str, torch.dtype]) -> bool:
 
 
 def dense(param: Tensor, moments: Iterable[Tensor]) -> bool:
-    """Whether parameter and state lie in memory alike and without holes, so that they can be walked as one line.
+    """Whether parameter and state lie in memory alike and without holes, as one contiguous range.
 
     Not where a bit negates what is there.
     """
@@ -129,7 +152,7 @@ def overlap(dense: list[Tensor], others: list[Tensor]) -> bool:
 
 
 def check_shapes(columns: Columns) -> None:
-    """Of gradients and moments, which ``.data`` set to something of another shape leaves as they were."""
+    """Of gradients and moments: ``param.data = …`` changes the shape of the parameter alone."""
     params = list(map(shape, columns["param"]))
     for key in ("grad", *MOMENTS):
         for i, found in enumerate(map(shape, columns.get(key, ()))):
@@ -140,43 +163,36 @@ def check_shapes(columns: Columns) -> None:
                 )
 
 
-def divide(columns: Columns, takes: Callable[..., bool]) -> tuple[list[list[int]], list[int]]:
+def divide(
+    params: list[Tensor],
+    grads: list[Tensor],
+    state: Columns,
+    numbers: list[int],
+    asked: Any,
+    takes: Callable[[torch.device, dict[str, torch.dtype]], bool],
+) -> Division:
     """The batches for which ``takes(device, dtypes)``, and the places of all other tensors.
 
     Raises:
-        RuntimeError: a gradient or a moment has another shape than its parameter, which a kernel would leave.
+        RuntimeError: a gradient or a moment has another shape than its parameter: the kernel would write out of bounds.
     """
+    columns = {"param": params, "grad": grads, **state}
     check_shapes(columns)
-    params, *moments = written = [columns[key] for key in ("param", *MOMENTS) if key in columns]
+    moments = [columns[key] for key in MOMENTS]
     batches, others = [], []
-    for (device, *kinds), places in by_kind(columns).items():
-        plain = all(of in PLAIN and on == kinds[0][2] for of, _, on in kinds)
-        dtypes = dict(zip(columns, (dtype for _, dtype, _ in kinds), strict=True))
+    for (device, *found), places in by_kind(columns).items():
+        plain = all(of in PLAIN and on == found[0][2] for of, _, on in found)
+        dtypes = dict(zip(columns, (dtype for _, dtype, _ in found), strict=True))
         fits = all_dense(places, params, moments) if plain and takes(device, dtypes) else []
-        batches += [fits] if fits else []
+        batches += [Batch(columns, numbers, fits)] if fits else []
         others += sorted(set(places) - set(fits))
     left = [params[i] for i in others if batches and type(params[i]) in PLAIN]
-    if overlap([column[i] for column in written for batch in batches for i in batch], left):
-        return [], list(range(len(params)))
-    return batches, others
-
-
-def batch(columns: Columns, grads: list[Tensor], numbers: list[int], at: Numbers | None, places: list[int]) -> Batch:
-    """Some of the rows, for a kernel."""
-    some = {key: picked(column, places) for key, column in columns.items()}
-    params, aligned_grads = some["param"], aligned(picked(grads, places), some["param"])
-    known = located(some) if at is None else {key: picked(column, places) for key, column in at.items()}
-    dtypes = {key: column[0].dtype for key, column in (*some.items(), ("grad", aligned_grads))}
-    rows = {**cast(Numbers, known), "grad": array("Q", map(Tensor.data_ptr, aligned_grads))}
-    return Batch(params, aligned_grads, dtypes, rows, picked(numbers, places))
-
-
-def aligned(grads: list[Tensor], params: list[Tensor]) -> list[Tensor]:
-    """The gradients in their parameters' layouts."""
-    plain = all(map(Tensor.is_contiguous, grads)) and all(map(Tensor.is_contiguous, params))
-    if plain and not (any(map(Tensor.is_neg, grads)) or any(map(Tensor._is_zerotensor, grads))):
-        return grads
-    return [like(g, p) for g, p in zip(grads, params, strict=True)]
+    if overlap([x for one in batches for i in one.places for x in (params[i], *(m[i] for m in moments))], left):
+        batches, others = [], list(range(len(params)))
+    if not all(set(map(type, column)) <= PLAIN for column in (params, *state.values())):
+        return Division(batches, others, params, state, asked, None, [])
+    scalars = [x.detach() for key in state for x in state[key] if key not in MOMENTS]
+    return Division(batches, others, params, state, asked, located(params, state), scalars)
 
 
 def like(grad: Tensor, param: Tensor) -> Tensor:

@@ -24,7 +24,7 @@
 #define SIMD _Pragma("omp simd")
 
 /* Fewer elements than GRAIN are done before a second thread has woken up. */
-enum { LANES = 128, BLOCK = 8 * LANES, GRAIN = 32 * BLOCK, CHUNK = 64 * BLOCK, LONGEST_CHUNK = 256 * BLOCK };
+enum { LANES = 128, GRAIN = 1 << 15, CHUNK = 1 << 16, LONGEST_CHUNK = 1 << 18 };
 
 /* What the compiler makes a loop of its own for. */
 typedef struct {
@@ -35,6 +35,8 @@ typedef struct {
 typedef struct {
     double size, span, root;
 } Sum;
+
+static int64_t size_of(int32_t dtype) { return dtype == FLOAT64 ? 8 : dtype == FLOAT32 ? 4 : 2; }
 
 static double scalar(const void *x, int32_t dtype) { return dtype == FLOAT64 ? *(const double *)x : *(const float *)x; }
 
@@ -69,13 +71,10 @@ static double reach_of(const Table *table, const Options *o, int64_t t) {
     ROW(wide_v_random, BFLOAT16, BFLOAT16, FLOAT32, 1, 1)
 #define DOUBLE_COMBINATIONS(ROW) ROW(plain, FLOAT64, FLOAT64, FLOAT64, 0, 0)
 
-#define SMALL 0x1p-20f /* a power of 2, so that scaling rounds nothing */
-
 #define REAL float
 #define FN(name) name##_float
 #define SQRT sqrtf
-#define LEAST_EPS 1e-15
-#define LARGEST FLT_MAX
+#define LEAST_EPS FLT_MIN
 #define COMBINATIONS FLOAT_COMBINATIONS
 #include "cpu_loops.h"
 #include "cpu_chunk.h"
@@ -83,13 +82,11 @@ static double reach_of(const Table *table, const Options *o, int64_t t) {
 #undef FN
 #undef SQRT
 #undef LEAST_EPS
-#undef LARGEST
 #undef COMBINATIONS
 #define REAL double
 #define FN(name) name##_double
 #define SQRT sqrt
-#define LEAST_EPS 1e-150
-#define LARGEST DBL_MAX
+#define LEAST_EPS DBL_MIN
 #define COMBINATIONS DOUBLE_COMBINATIONS
 #include "cpu_loops.h"
 #include "cpu_chunk.h"
@@ -104,8 +101,8 @@ typedef struct {
 
 /* A quarter of the tensor, within limits: memory likes long runs, and each chunk has sums of its own to add up. */
 static int64_t chunk_size(int64_t numel) {
-    const int64_t blocks = (numel / 4 + BLOCK - 1) / BLOCK * BLOCK;
-    return blocks < CHUNK ? CHUNK : blocks > LONGEST_CHUNK ? LONGEST_CHUNK : blocks;
+    const int64_t quarter = (numel / 4 + LANES - 1) / LANES * LANES;
+    return quarter < CHUNK ? CHUNK : quarter > LONGEST_CHUNK ? LONGEST_CHUNK : quarter;
 }
 
 static void work(void *data) {

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#define HATAM_LAYOUT 10 /* counts the changes of this file and of what is rounded how, so that a binary of another version is noticed */
+#define HATAM_LAYOUT 11 /* counts the changes of this file and of what is rounded how, so that a binary of another version is noticed */
 
 enum dtype { FLOAT32, FLOAT64, BFLOAT16 };
 

@@ -21,7 +21,7 @@ from ..storage import MOMENTS, SCALARS
 from ..update import NO_GRADIENT_YET, Options
 from .batches import Batch, alike
 
-LAYOUT = 10  # of cpu.h
+LAYOUT = 11  # of cpu.h
 LIBRARY = Path(__file__).with_name("_cpu.so")
 REMEDY = "install hatam where a C compiler is present (in its clone: pip install --force-reinstall --no-deps .)"
 DTYPE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
@@ -95,8 +95,12 @@ def takes(dtypes: dict[str, torch.dtype], o: Options) -> bool:
 
 def step(batch: Batch, o: Options) -> None:
     """One step of tensors that :func:`takes` accepts."""
-    held = {**batch.at, "number": array("I", batch.numbers)}
-    table = _Table(tensors=len(batch.params), **{key: column.buffer_info()[0] for key, column in held.items()})
+    if batch.kept is None:
+        numbers = array("I", batch.numbers)
+        columns = {"number": numbers, **batch.at}
+        batch.kept = numbers, _Table(len(numbers), **{key: x.buffer_info()[0] for key, x in columns.items()})
+    _, table = batch.kept
+    table.grad = batch.at["grad"].buffer_info()[0]
     options = _options(batch.dtypes, o)
     if not library().hatam_step(ctypes.byref(table), ctypes.byref(options), torch_threads()):
         raise MemoryError(
@@ -107,24 +111,24 @@ def step(batch: Batch, o: Options) -> None:
 
 def _options(dtypes: dict[str, torch.dtype], o: Options) -> _Options:
     return _Options(
-        lr=float(o.lr),
-        beta1=o.beta1,
-        beta2=o.beta2,
-        eps=o.eps,
-        weight_decay=o.weight_decay,
-        lr_peak=float(o.lr_peak),
-        reach=float(o.reach),
-        travel=o.travel,
-        furthest=float(o.furthest),
-        cap=CAP if o.modulator.needs_mean else 1.0,
-        grad_factor=float(o.grad_factor),
-        no_gradient_yet=NO_GRADIENT_YET * o.eps,
-        growth=GROWTH,
-        uniform="denom_mean" not in dtypes,
-        **{f"{key}_dtype": DTYPE[dtypes[key]] for key in ("param", "exp_avg", "exp_avg_sq", "step")},
-        scalar_dtype=DTYPE[dtypes.get("reach", dtypes["step"])],
-        round_param=o.round_param,
-        round_state=o.round_state,
-        seed=o.seed,
-        threads=torch.get_num_threads(),
+        float(o.lr),
+        o.beta1,
+        o.beta2,
+        o.eps,
+        o.weight_decay,
+        float(o.lr_peak),
+        float(o.reach),
+        o.travel,
+        float(o.furthest),
+        CAP,
+        float(o.grad_factor),
+        NO_GRADIENT_YET * o.eps,
+        GROWTH,
+        "denom_mean" not in dtypes,
+        *(DTYPE[dtypes[key]] for key in ("param", *MOMENTS, "step")),
+        DTYPE[dtypes.get("reach", dtypes["step"])],
+        o.round_param,
+        o.round_state,
+        o.seed,
+        torch.get_num_threads(),
     )

@@ -1,11 +1,11 @@
-/* One chunk of one tensor: the constants of its step, and the loop of its types over it, block by block.
+/* One chunk of one tensor: the constants of its step, and the loop of its types over it.
  *
  * Included once for float and once for double, after the loops.
  */
 
 COMBINATIONS(LOOPS)
 
-typedef void (*FN(Loop))(FN(Block), FN(Sums) *, const FN(Constants) *);
+typedef void (*FN(Loop))(FN(Run), FN(Sums) *, const FN(Constants) *);
 
 static FN(Loop) FN(choose)(const Options *o) {
 #define ROW(name, p, m, v, state, param) {p, m, v, state, param, {FN(name##_relative), FN(name##_uniform)}},
@@ -14,7 +14,7 @@ static FN(Loop) FN(choose)(const Options *o) {
         FN(Loop) loops[2];
     } rows[] = {COMBINATIONS(ROW)};
 #undef ROW
-    if (o->eps < LEAST_EPS) return NULL; /* h_before h must be a normal number */
+    if (o->eps < LEAST_EPS) return NULL; /* cap / h must not overflow */
     const int random_state = o->round_state && (o->exp_avg_dtype == BFLOAT16 || o->exp_avg_sq_dtype == BFLOAT16);
     const int random_param = o->round_param && o->param_dtype == BFLOAT16;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
@@ -35,10 +35,9 @@ static FN(Constants) FN(constants)(const Table *table, const Options *o, int64_t
         .rate1 = (REAL)(1 - o->beta1),
         .rate2 = (REAL)(1 - o->beta2),
         .eps = (REAL)o->eps,
-        .eps_before = (REAL)o->eps * SMALL,
         .grad_factor = (REAL)o->grad_factor,
         .h_factor = (REAL)(1 / sqrt(1 - pow(o->beta2, step))),
-        .h_factor_before = (REAL)(1 / sqrt(1 - pow(o->beta2, before > 1 ? before : 1))) * SMALL,
+        .h_factor_before = (REAL)(1 / sqrt(1 - pow(o->beta2, before > 1 ? before : 1))),
         .reach = (REAL)reach_of(table, o, t),
         .reach_before = table->reach == NULL ? 0 : (REAL)scalar(table->reach[t], o->scalar_dtype),
         .cap = (REAL)o->cap,
@@ -53,18 +52,6 @@ static FN(Constants) FN(constants)(const Table *table, const Options *o, int64_t
     return c;
 }
 
-/* A block of one tensor as REAL: where it lies, or where it is stored in bfloat16 widened into `buffer`. */
-static REAL *FN(open)(void *const *column, int64_t t, int64_t at, int32_t dtype, REAL *buffer, int n) {
-    if (column == NULL) return NULL;
-    if (dtype != BFLOAT16) return (REAL *)column[t] + at;
-    FN(widen)(buffer, (const uint16_t *)column[t] + at, n);
-    return buffer;
-}
-
-static void FN(close)(void *const *column, int64_t t, int64_t at, int32_t dtype, const REAL *buffer, int n) {
-    if (column != NULL && dtype == BFLOAT16) FN(narrow)((uint16_t *)column[t] + at, buffer, n);
-}
-
 static double FN(added)(const REAL *x) {
     double lanes[16] = {0}, sum = 0;
     for (int i = 0; i < LANES; i += 16)
@@ -75,23 +62,11 @@ static double FN(added)(const REAL *x) {
 
 static Sum FN(chunk)(const Table *table, const Options *o, int64_t t, int64_t begin, int64_t end) {
     FN(Sums) sums = {0};
-    REAL param[BLOCK], grad[BLOCK], exp_avg[BLOCK], exp_avg_sq[BLOCK];
     const FN(Constants) c = FN(constants)(table, o, t);
-    const FN(Loop) loop = FN(choose)(o);
-    for (int64_t at = begin; at < end; at += BLOCK) {
-        const int n = end - at < BLOCK ? (int)(end - at) : BLOCK;
-        FN(Block) block = {
-            .param = FN(open)(table->param, t, at, o->param_dtype, param, n),
-            .exp_avg = FN(open)(table->exp_avg, t, at, o->exp_avg_dtype, exp_avg, n),
-            .exp_avg_sq = FN(open)(table->exp_avg_sq, t, at, o->exp_avg_sq_dtype, exp_avg_sq, n),
-            .grad = FN(open)(table->grad, t, at, o->param_dtype, grad, n),
-            .at = (uint32_t)at,
-            .n = n,
-        };
-        loop(block, &sums, &c);
-        FN(close)(table->param, t, at, o->param_dtype, param, n);
-        FN(close)(table->exp_avg, t, at, o->exp_avg_dtype, exp_avg, n);
-        FN(close)(table->exp_avg_sq, t, at, o->exp_avg_sq_dtype, exp_avg_sq, n);
-    }
+    const int64_t p = size_of(o->param_dtype), m = size_of(o->exp_avg_dtype), v = size_of(o->exp_avg_sq_dtype);
+    const FN(Run) run = {(char *)table->param[t] + begin * p,      (char *)table->exp_avg[t] + begin * m,
+                         (char *)table->exp_avg_sq[t] + begin * v, (char *)table->grad[t] + begin * p,
+                         (uint32_t)begin,                          (int)(end - begin)};
+    FN(choose)(o)(run, &sums, &c);
     return (Sum){FN(added)(sums.size), FN(added)(sums.span), FN(added)(sums.root)};
 }

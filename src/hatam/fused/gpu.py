@@ -1,8 +1,8 @@
 """The GPU kernel: lays the tensors of a group out in a table on their device, and launches what walks along it.
 
-It does what :mod:`hatam.fused.cpu` does, element by element with the same bits but for a division (m and v have the
-same bits). A step is three launches whatever the number of tensors, waits for nothing on the host and gives the same
-bits every time. Table and scratch need 13 integers per tensor and at most 28 bytes per 2048 elements.
+m and v have the same bits as those of :mod:`hatam.fused.cpu`. Bias corrections may differ by rounding. A step is three
+launches whatever the number of tensors, waits for nothing on the host and gives the same bits every time. Table and
+scratch need 14 integers, 14 constants and two keys for each tensor, and at most 28 bytes for each 2048 elements.
 
 The table holds addresses, and stays on the device while the addresses stay the same. Where they change (gradients that
 ``zero_grad()`` has freed), it is copied again, without waiting.
@@ -34,6 +34,7 @@ from .batches import Batch, alike
 CHUNK = 2048  # elements per program: 8 for each of 256 threads
 WARPS = 8
 LANES = 128  # tensors per program of `prepare`
+SPARES = 256  # tables that are kept; where there are more, the oldest go
 ADDRESSES = ("param", "grad", *MOMENTS, "step", *SCALARS, "shard_sums")  # the order of gpu_words.py
 
 COMBINATIONS = {
@@ -92,11 +93,53 @@ def takes(dtypes: dict[str, torch.dtype], o: Options) -> bool:
 
 def step(batch: Batch, o: Options) -> None:
     """One step of tensors that :func:`takes` accepts; as of :func:`hatam.fused.cpu.step`."""
+    if batch.kept is None:
+        batch.kept = Layout.of(batch, o)
     device = batch.params[0].device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        table = tables(listed(batch), len(batch.params), device)
-        launch(table, batch.dtypes, o)
+        launch(tables(listed(batch), batch.kept.scratch, device), batch.kept, o)
     torch.autograd.graph.increment_version(batch.params)
+
+
+class Layout(NamedTuple):
+    """What does not change from step to step: columns of the table, and what the kernels are compiled for."""
+
+    columns: list[array[int]]
+    scratch: Scratch
+    scalars: dict[str, Any]  # types of the 0-dim state tensors
+    loop: dict[str, Any]
+
+    @staticmethod
+    def of(batch: Batch, o: Options) -> Layout:
+        """Look at the tensors of a batch."""
+        absent, dtypes = array("Q", bytes(8 * len(batch.params))), batch.dtypes
+        columns = [batch.at.get(key, absent) for key in (*ADDRESSES, "numel")]
+        scratch = Scratch(
+            len(batch.params), dtypes["param"] == torch.float64, "reach" in dtypes, "denom_mean" in dtypes
+        )
+        scalars = {
+            "STEP_TYPE": triton_type(dtypes["step"]),
+            "SCALAR_TYPE": triton_type(dtypes.get("reach", torch.float32)),
+        }
+        return Layout([*columns, array("Q", batch.numbers)], scratch, scalars, loop(dtypes, o))
+
+
+class Scratch(NamedTuple):
+    """What the kernels leave for each other."""
+
+    tensors: int
+    double: bool
+    reaches: bool
+    means: bool  # of h
+
+    def on(self, device: torch.device, chunks: int) -> list[Tensor | None]:
+        """Constants and keys of every tensor; sums of z^2, (S m / h)^2 and sqrt(v) of every chunk."""
+        precision = torch.float64 if self.double else torch.float32
+        constants = torch.empty(self.tensors, kernels().words.CONSTANTS.value, dtype=precision, device=device)
+        keys = torch.empty(self.tensors, 2, dtype=torch.int32, device=device)  # of this step and of the one before
+        kept = (self.reaches, self.reaches, self.means)
+        sums = [torch.empty(chunks, dtype=torch.float64, device=device) if keep else None for keep in kept]
+        return [constants, keys, *sums]
 
 
 # Tables -------------------------------------------------------------------------------------------------------------
@@ -107,36 +150,35 @@ class Tables(NamedTuple):
 
     rows: Tensor  # int64, (tensors, columns of gpu_words.py)
     chunks: Tensor  # int32, the tensor that each chunk is of
+    scratch: list[Tensor | None]
     aligned: bool  # whether every address is a multiple of 16 bytes
     source: Tensor  # of rows, on the host: must outlive the copy, which may be part of a graph
 
 
 def listed(batch: Batch) -> bytes:
     """The table column by column, as a key to what is on the device already."""
-    absent = array("Q", bytes(8 * len(batch.params)))
-    columns = [batch.at.get(key, absent) for key in (*ADDRESSES, "numel")]
-    return b"".join([*columns, array("Q", batch.numbers)])
+    batch.kept.columns[ADDRESSES.index("grad")] = batch.at["grad"]
+    return b"".join(batch.kept.columns)
 
 
-def tables(listing: bytes, tensors: int, device: torch.device) -> Tables:
+def tables(listing: bytes, scratch: Scratch, device: torch.device) -> Tables:
     """The tables of a listing: those of an earlier step on this stream, where the listing is the same."""
     if device.type != "cuda":
-        return cached(listing, tensors, device, 0)
+        return cached(listing, scratch, device, 0)
     if torch.cuda.is_current_stream_capturing():
-        return captured(listing, tensors, device)
-    spare_for(listing, tensors, device)
-    return cached(listing, tensors, device, torch.cuda.current_stream(device).cuda_stream)
+        return captured(listing, scratch, device)
+    spare_for(listing, scratch.tensors, device)
+    return cached(listing, scratch, device, torch.cuda.current_stream(device).cuda_stream)
 
 
-@lru_cache(maxsize=32)
-def cached(listing: bytes, tensors: int, device: torch.device, stream: int) -> Tables:
+@lru_cache(maxsize=SPARES)
+def cached(listing: bytes, scratch: Scratch, device: torch.device, stream: int) -> Tables:
     """Tables that are used on one stream only, so that their memory is free for others when it is given back."""
-    return build(listing, blank(tensors, device), device)
+    return build(listing, blank(scratch.tensors, device), scratch, device)
 
 
 _spares: dict[bytes, Tensor] = {}  # pinned memory for the tables of a capture, in which none may be allocated
 _in_graphs: list[Tables] = []
-SPARES = 256  # parts of groups; the last that had a step
 
 
 def whose(listing: bytes, tensors: int) -> bytes:
@@ -153,15 +195,15 @@ def spare_for(listing: bytes, tensors: int, device: torch.device) -> None:
         del _spares[next(iter(_spares))]
 
 
-def captured(listing: bytes, tensors: int, device: torch.device) -> Tables:
+def captured(listing: bytes, scratch: Scratch, device: torch.device) -> Tables:
     """Tables of their own for a CUDA graph, which copies them anew at every replay."""
-    spare = _spares.pop(whose(listing, tensors), None)
+    spare = _spares.pop(whose(listing, scratch.tensors), None)
     if spare is None:
         raise RuntimeError(
-            f"step() was captured in a CUDA graph with {tensors} tensors on one code path, but no eager step of these "
-            "came since the last capture; take one before the capture, as torch's notes on CUDA graphs show"
+            f"step() was captured in a CUDA graph with {scratch.tensors} tensors on one code path, but no eager step "
+            "of these came since the last capture; take one before the capture, as torch's notes on CUDA graphs show"
         )
-    _in_graphs.append(build(listing, spare, device))
+    _in_graphs.append(build(listing, spare, scratch, device))
     return _in_graphs[-1]
 
 
@@ -170,7 +212,7 @@ def blank(tensors: int, device: torch.device) -> Tensor:
     return torch.empty(tensors, len(ADDRESSES) + 3, dtype=torch.int64, pin_memory=device.type == "cuda")
 
 
-def build(listing: bytes, source: Tensor, device: torch.device) -> Tables:
+def build(listing: bytes, source: Tensor, scratch: Scratch, device: torch.device) -> Tables:
     """Fill in the rows, cut the tensors into chunks, and send all of it off."""
     columns = torch.frombuffer(bytearray(listing), dtype=torch.int64).view(len(ADDRESSES) + 2, -1)
     numel = columns[len(ADDRESSES)]
@@ -181,39 +223,32 @@ def build(listing: bytes, source: Tensor, device: torch.device) -> Tables:
     counts = (rows[:, len(ADDRESSES)] + CHUNK - 1) // CHUNK
     chunk_map = torch.repeat_interleave(counts, output_size=int(chunks.sum())).to(torch.int32)
     walked = columns[: 2 + len(MOMENTS)]
-    return Tables(rows, chunk_map, not bool((walked % 16).any()), source)
+    return Tables(rows, chunk_map, scratch.on(device, len(chunk_map)), not bool((walked % 16).any()), source)
 
 
 # Launches -----------------------------------------------------------------------------------------------------------
 
 
-def launch(table: Tables, dtypes: dict[str, torch.dtype], o: Options) -> None:
+def launch(table: Tables, layout: Layout, o: Options) -> None:
     """The three kernels, in the order in which they need each other."""
     k, device = kernels(), table.rows.device
-    tensors, chunks = len(table.rows), len(table.chunks)
-    double, reaches = dtypes["param"] == torch.float64, "reach" in dtypes
-    uniform = "denom_mean" not in dtypes
-    precision = torch.float64 if double else torch.float32
-    constants = torch.empty(tensors, k.words.CONSTANTS.value, dtype=precision, device=device)
-    keys = torch.empty(tensors, 2, dtype=torch.int32, device=device)  # of this step and of the one before
-    kept = (reaches, reaches, not uniform)  # of z^2, (S m / h)^2 and sqrt(v)
-    sums = [torch.empty(chunks, dtype=torch.float64, device=device) if keep else None for keep in kept]
+    constants, keys, *sums = table.scratch
+    tensors, chunks, reaches = layout.scratch.tensors, len(table.chunks), layout.scratch.reaches
     found_inf = None if o.found_inf is None else o.found_inf.to(device, non_blocking=True)
-    scalars = scalar_types(dtypes)
     shared = {"log_beta2": log(o.beta2), "eps": float(o.eps), "no_gradient_yet": NO_GRADIENT_YET * o.eps}
 
     k.prepare[(-(-tensors // LANES),)](
-        table.rows, constants, keys, tensors, o.seed, found_inf, **options(o, device), **shared, **scalars,
-        REACHES=reaches, UNIFORM=uniform, LANES=LANES, enable_fp_fusion=False,
+        table.rows, constants, keys, tensors, o.seed, found_inf, **options(o, device), **shared, **layout.scalars,
+        REACHES=reaches, UNIFORM=not layout.scratch.means, LANES=LANES, enable_fp_fusion=False,
     )  # fmt: skip
     if chunks:
         k.update[(chunks,)](
-            table.rows, table.chunks, constants, keys, *sums, found_inf, **loop(dtypes, o),
+            table.rows, table.chunks, constants, keys, *sums, found_inf, **layout.loop,
             ALIGNED=table.aligned, CHUNK=CHUNK, num_warps=WARPS, enable_fp_fusion=False,
         )  # fmt: skip
     if reaches:
         k.finish[(tensors,)](
-            table.rows, *sums, found_inf, **numbers(("reach", "lr", "lr_peak"), o, device), **shared, **scalars,
+            table.rows, *sums, found_inf, **numbers(("reach", "lr", "lr_peak"), o, device), **shared, **layout.scalars,
             growth=GROWTH, CHUNK=CHUNK, WIDTH=1024, enable_fp_fusion=False,
         )  # fmt: skip
 
@@ -222,11 +257,6 @@ def triton_type(dtype: torch.dtype) -> Any:
     """How the kernels read a dtype: bfloat16 as its bits."""
     tl = kernels().tl
     return {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.uint16}[dtype]
-
-
-def scalar_types(dtypes: dict[str, torch.dtype]) -> dict[str, Any]:
-    """The types of the 0-dim state tensors."""
-    return {"STEP_TYPE": triton_type(dtypes["step"]), "SCALAR_TYPE": triton_type(dtypes.get("reach", torch.float32))}
 
 
 def loop(dtypes: dict[str, torch.dtype], o: Options) -> dict[str, Any]:

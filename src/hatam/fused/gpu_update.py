@@ -63,25 +63,24 @@ def advance(
     h_before = root(v) * tl.load(k + words.H_FACTOR_BEFORE) + tl.load(k + words.EPS)
     v = write(v_at, v * tl.load(k + words.BETA2) + tl.load(k + words.RATE2) * g * g, for_param >> 16, inside, ROUND_V)
     r = root(v)
-    inv_h = ratio(1.0, r * tl.load(k + words.H_FACTOR) + tl.load(k + words.EPS))
+    h = r * tl.load(k + words.H_FACTOR) + tl.load(k + words.EPS)
 
     # z = w + kappa u. In bfloat16 the nearest number is mostly the z that was there
     reach, cap = tl.load(k + words.REACH_BEFORE), tl.load(k + words.CAP)
-    s_over_h = ratio(cap, h_before)
-    if not UNIFORM:
-        s_over_h = at_most(s_over_h, tl.load(k + words.INV_MEAN_BEFORE))
+    most = tl.load(k + words.INV_MEAN_BEFORE)
+    u_before = ratio(m, h_before) if UNIFORM else m * at_most(ratio(cap, h_before), most)
     middle_w = middle(w, for_w_before) if ROUND_PARAM else w
-    z = tl.where(reach != 0, as_read(param, middle_w + reach * m * s_over_h, for_param, False), w)
+    z = tl.where(reach != 0, as_read(param, middle_w + reach * u_before, for_param, False), w)
 
     # z <- z - lr (m / h + wd z)
     m = write(m_at, m + tl.load(k + words.RATE1) * (g - m), for_state, inside, ROUND_M)
-    plain = m * inv_h
+    plain = ratio(m, h)
     z = z * tl.load(k + words.KEEP) - tl.load(k + words.STEP_SIZE) * plain
     z = as_read(param, z, for_param, ROUND_PARAM)
 
     # w = z - kappa u
     reach = tl.load(k + words.REACH_NOW)
-    span = plain if UNIFORM else m * at_most(cap * inv_h, tl.load(k + words.INV_MEAN))
+    span = plain if UNIFORM else m * at_most(ratio(cap, h), tl.load(k + words.INV_MEAN))
     write(param, tl.where(reach != 0, z - reach * span, z), for_param >> 16, inside, ROUND_PARAM)
     return z, span, r
 

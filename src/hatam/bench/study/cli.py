@@ -38,7 +38,6 @@ RESULTS = typer.Option(help="Folder of all studies.")
 STORAGE = typer.Option(
     help="Address of the queue, such as postgresql://user@host/database. Default: a file in the study's folder."
 )
-BATCH = typer.Option(min=1, help="Jobs that a worker takes at a time.")
 JOBS = typer.Option(min=0, help="Processes on this machine. Default: the cores.")
 ONLY = typer.Option(help="Lead only these contenders of the plan now; give it again for each. Default: all.")
 TASK = typer.Option(help="Lead only these tasks of the plan now; give it again for each. Default: all.")
@@ -53,7 +52,6 @@ def run(
     results: Annotated[Path, RESULTS] = Path("results"),
     storage: Annotated[str | None, STORAGE] = None,
     jobs: Annotated[int | None, JOBS] = None,
-    batch: Annotated[int, BATCH] = 8,
     heartbeat: Annotated[int, HEARTBEAT] = 30,
     contender: Annotated[list[str] | None, ONLY] = None,
     comparison: Annotated[list[str] | None, COMPARISON] = None,
@@ -86,7 +84,7 @@ def run(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a study in the background is ended by that
     try:
         if not finished:
-            _lead(study, LocalWorkers(count, url, name, study.root, batch, waiting))
+            _lead(study, LocalWorkers(count, url, name, study.root, waiting))
     except KeyboardInterrupt:
         console.print("interrupted; finished runs are kept, the same command goes on", soft_wrap=True)
         raise typer.Exit(130) from None
@@ -104,7 +102,6 @@ def work(
     results: Annotated[Path, RESULTS] = Path("results"),
     storage: Annotated[str | None, STORAGE] = None,
     jobs: Annotated[int | None, JOBS] = None,
-    batch: Annotated[int, BATCH] = 8,
     heartbeat: Annotated[int, HEARTBEAT] = 30,
 ) -> None:
     """Work on a study that 'hatam study run' leads, on this or on another machine, until it is finished.
@@ -114,7 +111,7 @@ def work(
     folder = results / name
     url = storage or embedded(_there(folder))
     waiting = _waiting(heartbeat)
-    workers = LocalWorkers(_count(jobs), url, name, folder / "records", batch, waiting)
+    workers = LocalWorkers(_count(jobs), url, name, folder / "records", waiting)
     try:
         while workers.watch():
             time.sleep(0.5)

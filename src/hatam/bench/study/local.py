@@ -26,11 +26,10 @@ class LocalWorkers:
         count: of processes.
         url, name, waiting: of the queue.
         root: folder of the records.
-        batch: at most so many jobs of one stage at a time.
     """
 
-    def __init__(self, count: int, url: str, name: str, root: Path, batch: int, waiting: Waiting) -> None:
-        self._arguments = (url, name, root, batch, waiting)
+    def __init__(self, count: int, url: str, name: str, root: Path, waiting: Waiting) -> None:
+        self._arguments = (url, name, root, waiting)
         self._processes = [self._start() for _ in range(count)]
 
     def _start(self) -> SpawnProcess:
@@ -64,7 +63,7 @@ class LocalWorkers:
                 process.join()
 
 
-def worker_process(url: str, name: str, root: Path, batch: int, waiting: Waiting) -> None:
+def worker_process(url: str, name: str, root: Path, waiting: Waiting) -> None:
     """Work until the study is finished. Ctrl-C is the parent's to handle; a worker does not outlive its parent."""
 
     def give_back(signum: int, frame: FrameType | None) -> None:
@@ -75,7 +74,7 @@ def worker_process(url: str, name: str, root: Path, batch: int, waiting: Waiting
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     try:
-        work(Queue(url, name, waiting), root, all_tasks(), batch=batch)
+        work(Queue(url, name, waiting), root, all_tasks())
     except (OSError, ValueError, RuntimeError) as error:
         print(f"hatam worker: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None

@@ -20,14 +20,13 @@ from .stages import Record, score
 log = logging.getLogger(__name__)
 
 
-def work(queue: Queue, root: Path, tasks: Mapping[str, Task], *, batch: int = 1, stay: bool = True) -> int:
+def work(queue: Queue, root: Path, tasks: Mapping[str, Task], *, stay: bool = True) -> int:
     """Take jobs until the study is finished.
 
     Args:
         queue: where from.
         root: folder of the records.
         tasks: by name.
-        batch: at most so many jobs of one stage at a time.
         stay: wait for further jobs until the study is finished; else leave when none waits.
 
     Returns:
@@ -39,7 +38,7 @@ def work(queue: Queue, root: Path, tasks: Mapping[str, Task], *, batch: int = 1,
     """
     done = 0
     while True:
-        taken = _next(queue, batch)
+        taken = _next(queue)
         if taken:
             do(queue, taken, root, tasks)
             done += len(taken)
@@ -49,11 +48,11 @@ def work(queue: Queue, root: Path, tasks: Mapping[str, Task], *, batch: int = 1,
             time.sleep(queue.waiting.poll)
 
 
-def _next(queue: Queue, batch: int) -> list[Taken]:
+def _next(queue: Queue) -> list[Taken]:
     """Jobs of the first open stage that has any waiting."""
     stages = queue.noted("open") or []
     for stage in stages:
-        taken = queue.take(stage, batch)
+        taken = queue.take(stage, 1)
         if taken:
             return taken
     for stage in stages:

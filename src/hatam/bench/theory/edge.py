@@ -11,11 +11,10 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 
-from hatam import theory
-
 from .. import schedules
 from ..first_forms import FirstHATAM
 from ..tasks import find
+from . import formulas
 from .check import Check, Job, Run, chosen, interval, table
 from .network import TASK, Training, denominators, flat, hessian, modulators
 
@@ -39,7 +38,7 @@ def edge(optimizer: str, lr: float, seed: int, steps: int = 4000) -> Run:
     for made, params, curvature in full_batch(make, lr, seed, steps):
         h = denominators(made, params)
         s = modulators(h, 3.0) if options.get("modulator") != "uniform" else [torch.ones_like(a) for a in h]
-        gain = 1 + options["gamma"] * abs(theory.transfer(torch.pi, 0.9)) * flat(s)
+        gain = 1 + options["gamma"] * abs(formulas.transfer(torch.pi, 0.9)) * flat(s)
         plain.append(lr * curvature(flat(h).rsqrt()))
         effective.append(lr * curvature((gain / flat(h)).sqrt()))
     return {"plain": plain, "effective": effective}
@@ -84,7 +83,7 @@ def edge_table(runs: Sequence[Run]) -> str:
             some = chosen(runs, optimizer=name, lr=lr)
             late = [[fmean(run[key][POINTS // 2 :]) for run in some] for key in ("plain", "effective")]
             rows.append(
-                [f"{name}, lr = {lr:g}", *map(interval, late), f"{theory.edge_of_stability(0.9):.0f}", str(len(some))]
+                [f"{name}, lr = {lr:g}", *map(interval, late), f"{formulas.edge_of_stability(0.9):.0f}", str(len(some))]
             )
     head = ["second half of training", "lr λ_max(P⁻¹H)", "the same, with the gain 1 + γ S \\|C(π)\\|", "its bound", "n"]
     return table(head, rows)
@@ -96,7 +95,7 @@ def draw_edge(runs: Sequence[Run], axes: Axes) -> None:
             at = [200 * (j + 1) for j in range(POINTS)]
             axes.plot(at, run["plain"], ":", color=f"C{i}")
             axes.plot(at, run["effective"], "-", color=f"C{i}", label=name)
-    axes.axhline(theory.edge_of_stability(0.9), color="grey", linewidth=0.8)
+    axes.axhline(formulas.edge_of_stability(0.9), color="grey", linewidth=0.8)
     axes.set(xlabel="step", ylabel="lr λ_max: dotted without the gain", ylim=(0, None))
     axes.legend()
 
@@ -121,7 +120,7 @@ def ceiling(gamma: float, beta_c: float, seed: int) -> Run:
     for step in training.run(every=100):
         if step < training.steps:
             radius = displacement_scale(training, gamma)
-            ratios.append(training.hessian(radius.sqrt()).largest_eigenvalue() / theory.ceiling(beta_c))
+            ratios.append(training.hessian(radius.sqrt()).largest_eigenvalue() / formulas.ceiling(beta_c))
     return {"ratios": ratios, "accuracy": training.accuracy(), "train_loss": float(training.loss(slice(None)).detach())}
 
 

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import torch
 from matplotlib.axes import Axes
 
-from hatam import theory
-
 from ..first_forms import FirstHATAM
+from . import formulas
 from .check import Check, Job, Run, chosen, interval, table
 
 COORDINATES, STEPS, RATE = 2000, 6000, 0.999
@@ -32,7 +31,7 @@ def feedback(form: str, gamma: float, seed: int) -> Run:
     h = (optimizer.state[param]["exp_avg_sq"] / (1 - RATE**STEPS)).sqrt()
     mean = float(h.mean())
     s = h / mean
-    predicted = torch.tensor([theory.fixed_point(x / mean, gamma, 0.9) for x in sigma.tolist()], dtype=torch.float64)
+    predicted = torch.tensor([formulas.fixed_point(x / mean, gamma, 0.9) for x in sigma.tolist()], dtype=torch.float64)
     bound = predicted.isfinite()
     return {
         "max_s": float(s.max()),

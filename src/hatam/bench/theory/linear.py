@@ -11,9 +11,8 @@ from matplotlib.axes import Axes
 from scipy import stats
 from torch import Tensor
 
-from hatam import theory
-
 from ..first_forms import FirstHATAM, denominator
+from . import formulas
 from .check import Check, Job, Run, chosen, interval, table
 
 # Identity -----------------------------------------------------------------------------------------------------------
@@ -23,8 +22,8 @@ def identity(beta_c: float, seed: int) -> Run:
     """The largest difference of the two ways to c."""
     rng = torch.Generator().manual_seed(seed)
     gradients = torch.randn(1000, 100, generator=rng, dtype=torch.float64) * torch.randn(100, generator=rng).exp()
-    c = theory.bend(gradients, beta_c)
-    return {"bend_error": float((c - theory.bend_in_one_buffer(gradients, beta_c)).abs().max() / c.abs().max())}
+    c = formulas.bend(gradients, beta_c)
+    return {"bend_error": float((c - formulas.bend_in_one_buffer(gradients, beta_c)).abs().max() / c.abs().max())}
 
 
 def identity_jobs(seeds: int) -> list[Job]:
@@ -43,7 +42,7 @@ def draw_identity(runs: Sequence[Run], axes: Axes) -> None:
     """Of an oscillation that turns faster and faster, what the correction sees."""
     omega = [math.pi * i / 200 for i in range(201)]
     for beta_c in (0.5, 0.9, 0.99):
-        axes.plot(omega, [abs(theory.transfer(w, beta_c)) for w in omega], label=f"βc = {beta_c:g}")
+        axes.plot(omega, [abs(formulas.transfer(w, beta_c)) for w in omega], label=f"βc = {beta_c:g}")
     axes.set(
         xlabel="frequency ω of the gradient, per step",
         ylabel="|C|, gain of the correction",

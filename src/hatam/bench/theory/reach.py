@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 
-from hatam import theory
-
+from . import formulas
 from .check import Check, Job, Run, chosen, interval, table
 from .edge import POINTS, full_batch
 from .network import denominators, flat
@@ -59,7 +58,7 @@ def jobs(seeds: int) -> list[Job]:
 
 def bound(case: str) -> float:
     """The ceiling of a case, times lr."""
-    return theory.reach_ceiling(1.0, BETA1, CASES[case])
+    return formulas.reach_ceiling(1.0, BETA1, CASES[case])
 
 
 def rows(runs: Sequence[Run]) -> str:

@@ -1,0 +1,54 @@
+"""Going on with torch's AdamW where HATAM stopped."""
+
+from __future__ import annotations
+
+import torch
+
+from .optimizer import HATAM
+from .storage import MOMENTS, dequantized, is_quantized
+
+SHARED = ("lr", "betas", "eps", "weight_decay", "maximize", "foreach", "capturable", "differentiable", "fused")
+"""The options of a group that AdamW has too."""
+
+
+def to_adamw(optimizer: HATAM) -> torch.optim.AdamW:
+    """AdamW that goes on where a HATAM stopped: same groups, options and moments, and the parameters are at z.
+
+    The moments are handed over, not copied, where they have their parameter's dtype, so the HATAM should not step any
+    more; it is left as after :meth:`HATAM.eval`.
+
+    Args:
+        optimizer: whose parameters are taken to z.
+
+    Returns:
+        an optimizer of the same parameters. Its next step is AdamW's from here.
+
+    Raises:
+        TypeError: not a HATAM.
+
+    Example:
+        >>> import torch
+        >>> from hatam import HATAM, to_adamw
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = HATAM(model.parameters(), lr=0.01)
+        >>> model(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> adamw = to_adamw(optimizer)
+        >>> adamw.param_groups[0]["lr"], int(adamw.state[model.weight]["step"])
+        (0.01, 1)
+    """
+    if not isinstance(optimizer, HATAM):
+        raise TypeError(f"optimizer must be a HATAM, not {type(optimizer).__name__}; unwrap it where a host wrapped it")
+    optimizer.eval()
+    groups = []
+    for group in optimizer.param_groups:
+        params = list(zip(group["param_names"], group["params"], strict=True)) if "param_names" in group else None
+        groups.append({"params": params or group["params"], **{key: group[key] for key in SHARED}})
+    adamw = torch.optim.AdamW(groups)
+    for p, state in optimizer.state.items():
+        if "step" not in state:
+            continue
+        moments = {key: state[key] for key in MOMENTS}
+        wide = {key: dequantized(x) if is_quantized(x) else x for key, x in moments.items()}
+        adamw.state[p] = {"step": state["step"], **{key: x.to(p.dtype) for key, x in wide.items()}}
+    return adamw

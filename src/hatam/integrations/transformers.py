@@ -1,0 +1,57 @@
+"""Callbacks for Hugging Face's Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainerCallback
+
+from ..reports import Report
+from ..telemetry import Telemetry
+from . import unwrapped
+
+
+class SaveStraightened(TrainerCallback):  # type: ignore[misc,unused-ignore]
+    """Has Trainer save its model at the point to evaluate.
+
+    Trainer evaluates and predicts there by itself, and saves there where it has evaluated first. This covers a save
+    with no evaluation before it, the end of the training with what is saved or pushed then, and
+    ``load_best_model_at_end``. A checkpoint is whole: training resumes from it.
+
+    Example::
+
+        Trainer(model, …, optimizer_cls_and_kwargs=(HATAM, {"lr": 1e-3}), callbacks=[SaveStraightened()])
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        """Weights to z before Trainer saves or ends. Its next step in training calls ``optimizer.train()``."""
+        if control.should_save or control.should_training_stop or state.global_step >= state.max_steps:
+            unwrapped(optimizer).eval()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        """The same where Trainer saves by epochs."""
+        if control.should_save or control.should_training_stop:
+            unwrapped(optimizer).eval()
+
+
+class TelemetryCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
+    """Observes the HATAM of a Trainer, see :class:`hatam.telemetry.Telemetry`.
+
+    Args:
+        write: where the reports go, such as ``hatam.telemetry.to_json_lines("telemetry.jsonl")``.
+        every: optimizer steps from one to the next.
+    """
+
+    def __init__(self, write: Callable[[Report], None], every: int = 200) -> None:
+        self.write, self.every = write, every
+        self.telemetry: Telemetry | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        """Begin to observe."""
+        self.telemetry = Telemetry(unwrapped(optimizer), self.every, self.write)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Remove the hooks."""
+        if self.telemetry is not None:
+            self.telemetry.detach()
