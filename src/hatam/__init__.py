@@ -7,5 +7,16 @@ from .handover import to_adamw
 from .optimizer import HATAM
 from .published import PublishedHATAM
 from .version import __version__
+from .wrapper import Straightened
 
-__all__ = ["HATAM", "PublishedHATAM", "__version__", "describe", "follow", "param_groups", "to_adamw", "update_bn"]
+__all__ = [
+    "HATAM",
+    "PublishedHATAM",
+    "Straightened",
+    "__version__",
+    "describe",
+    "follow",
+    "param_groups",
+    "to_adamw",
+    "update_bn",
+]
