@@ -197,8 +197,10 @@ def test_what_lr_leaves(lr: float, fade: float) -> None:
     found = reach.turn(lr, 1.0, fade)
     assert 0 <= found <= (1 - lr) ** 2
     assert lr < fade or found == (1 - lr) ** 2
-    tensors = (torch.tensor(x, dtype=torch.float64) for x in (lr, 1.0))
-    assert float(reach.turn(*tensors, fade)) == pytest.approx(found, abs=1e-15)
+    assert reach.turn(2 * lr, 2.0, fade) == pytest.approx(found, abs=1e-15)
+    tensors = [torch.tensor(x, dtype=torch.float64) for x in (2 * lr, 2.0, 0.0)]
+    assert float(reach.turn(*tensors[:2], fade)) == pytest.approx(found, abs=1e-15)
+    assert float(reach.turn(tensors[2], tensors[2], fade)) == 0
 
 
 @every_variant
@@ -341,3 +343,13 @@ def test_a_tensor_that_begins_at_0_has_a_derivative(options: dict[str, Any]) -> 
     w.sum().backward()
     assert start.grad is not None
     assert start.grad.isfinite().all()
+
+
+def test_how_far_z_has_come() -> None:
+    """By hand: nothing up to a path of 1, a square from there to the whole; the steps before the first ratio count."""
+    paths = torch.tensor([0.0, 1.0, 2.5, 4.0, 9.0])
+    assert reach.come(paths, 3.0).tolist() == [0.0, 0.0, 0.25, 1.0, 1.0]
+    assert reach.come(paths, 0.0) == 1.0
+    last, ratios = torch.tensor([0.0, 4.0, 4.0, 0.0]), torch.tensor([2.0, 4.0, 0.5, 0.0])
+    found = reach.next_travels(torch.ones(4), ratios, last, 0.5, 2.0, torch.tensor(6.0))
+    assert found.tolist() == [1 + 6 * 2 / 2, 1 + 0.5 / 4, 1 + 0.5 / 0.5, 1.0]

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from pytorch_optimizer import SAM, AdaBelief, Adan, AdEMAMix, Lion
 from schedulefree import AdamWScheduleFreePaper
 from torch import nn
 
@@ -17,6 +16,7 @@ from hatam import HATAM, PublishedHATAM
 from .averaged import GPA, EMANesterovTrainer, EMATrainer, GPATrainer, ScheduleFreeTrainer
 from .first_forms import FirstHATAM
 from .mars import MARS
+from .packages import SAM, AdaBelief, Adan, AdEMAMix, Lion
 from .sam import ASAM, MSAM, KSAMTrainer, LateSAMTrainer, MSAMTrainer, SAMTrainer
 from .schedules import SCHEDULES
 from .trainers import AdEMAMixTrainer, HATAMTrainer, Loss, Trainer

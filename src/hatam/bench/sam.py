@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from pytorch_optimizer import SAM
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .packages import SAM
 from .trainers import Loss, Trainer, restoring
 
 
