@@ -6,13 +6,14 @@ import copy
 import gc
 import io
 import weakref
+from typing import Any
 
 import pytest
 import torch
 from conftest import Falling, bits
 from torch import nn
 
-from hatam import HATAM, follow, update_bn
+from hatam import HATAM, Straightened, follow, update_bn
 
 
 def trained(model: nn.Module, steps: int = 4) -> Falling:
@@ -175,18 +176,29 @@ def test_statistics_at_the_point_to_evaluate() -> None:
     assert (model[0](loader[0]).mean(0) - means).abs().max() > 1e-4
 
 
-def test_statistics_of_a_followed_model() -> None:
+@pytest.mark.parametrize("wrapped", [False, True], ids=["HATAM", "Straightened"])
+def test_statistics_of_a_followed_model(wrapped: bool) -> None:
     """update_bn calls the model's train(), and a block's weights stay what they are."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
-    optimizer = trained(model)
+    optimizer: Any = trained(model)
+    if wrapped:
+        optimizer = Straightened(torch.optim.SGD(model.parameters(), 0.1), travel=0.0)
+        for lr in (0.1, 0.05, 0.05):
+            optimizer.param_groups[0]["lr"] = lr
+            optimizer.zero_grad()
+            model(torch.randn(16, 4)).square().sum().backward()
+            optimizer.step()
     follow(model, optimizer)
     before = weights(model)
     update_bn([torch.randn(16, 4)], model, optimizer)
     assert weights(model) == before
     with optimizer.straightened():
         z = weights(model)
-        model.eval()
+        assert z != before
+        for switch in (model.eval, model.train):
+            switch()
+            assert weights(model) == z
         follow(model, optimizer)
         assert weights(model) == z
     assert weights(model) == before

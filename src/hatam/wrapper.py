@@ -54,6 +54,8 @@ class Straightened(Optimizer):
         ...     loss = model(torch.ones(8, 4)).square().mean()
     """
 
+    _straightened = 0  # how many straightened() blocks are open
+
     def __init__(
         self,
         base: Optimizer,
@@ -136,10 +138,10 @@ class Straightened(Optimizer):
             steps = ratios.new_tensor([state["step"] for state in states])
             travels = reach.next_travels(travels, new, ratios, lr, peak, steps)
             ratios = new
-        rows = zip(states, reaches, ratios, travels, before, strict=True)
-        for state, kappa, ratio, path, offset in rows:
-            state["reach"], state["ratio"], state["travel"] = kappa, ratio, path
-            state["offset"] = offset.mul_(-float(kappa) / lr if lr > 0 else 0.0)
+        scales = -reaches / lr if lr > 0 else torch.zeros_like(reaches)
+        torch._foreach_mul_(before, list(scales.unbind()))
+        for state, *row in zip(states, reaches, ratios, travels, before, strict=True):
+            state.update(zip((*SCALARS, "offset"), row, strict=True))
         self._move(params, 1)
 
     def _move(self, params: list[Tensor], sign: int) -> None:
@@ -170,9 +172,11 @@ class Straightened(Optimizer):
         saved = [(p, p.detach().clone()) for p in self.state] if not self.evaluating else []
         evaluating = self.evaluating
         self.eval()
+        self._straightened += 1
         try:
             yield
         finally:
+            self._straightened -= 1
             self.evaluating = evaluating
             with torch.no_grad():
                 for p, w in saved:
