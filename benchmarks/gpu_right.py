@@ -182,7 +182,7 @@ def checks(device: str) -> dict[str, Callable[[], None]]:
             tests[f"reference: {storage}; {modulator}"] = (
                 lambda *of: lambda: agrees_with_the_reference(device, *of, steps)
             )(storage, modulator)
-        if not cpu.missing():
+        if not cpu.unavailable_reason():
             tests[f"CPU kernel: {storage}"] = (lambda s: lambda: has_the_bits_of_the_cpu_kernel(device, s))(storage)
     for test in (skipped_steps_move_nothing, two_runs_are_equal, none_is_the_kernel):
         tests |= with_every_modulator(test, device)

@@ -43,7 +43,7 @@ def travelled(name: str, lr: float) -> list[float]:
     run = dataclasses.replace(made, options={**made.options, "lr": lr})
     trainer = prepare(task, run)
     carry_out(task, run, trainer)
-    return [float(state["travel"]) for state in trainer.optimizer.state.values() if "travel" in state]
+    return [float(state["path_length"]) for state in trainer.optimizer.state.values() if "path_length" in state]
 
 
 def table() -> str:

@@ -51,9 +51,9 @@ STORAGE: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
 def on_cpu_tensors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """CPU tensors go to the GPU's kernel."""
     monkeypatch.setitem(fused.KERNELS, "cpu", gpu)
-    fused.at_hand.cache_clear()
+    fused.is_available.cache_clear()
     yield
-    fused.at_hand.cache_clear()
+    fused.is_available.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -276,7 +276,7 @@ def batch_of(columns: Columns, grads: list[Tensor]) -> Batch:
     """All rows, with gradients that live as long as the test holds them."""
     places = list(range(len(grads)))
     one = Batch({**columns, "grad": grads}, places, places)
-    _, one.at["grad"] = one.take(grads)
+    _, one.at["grad"] = one.take_grads(grads)
     return one
 
 
@@ -286,8 +286,8 @@ def test_what_is_not_aligned_is_known_to_be() -> None:
     for x, aligned in ((whole, True), (part, False)):
         columns = {"param": [x], "exp_avg": [whole], "exp_avg_sq": [whole], "step": [torch.zeros(())]}
         one = batch_of(columns, [whole])
-        one.kept = gpu.Layout.of(one, options.resolve(HATAM([x]).param_groups[0], 0.01))
-        assert gpu.tables(gpu.listed(one), one.kept.scratch, x.device).aligned == aligned
+        one.kernel_cache = gpu.Layout.of(one, options.resolve(HATAM([x]).param_groups[0], 0.01))
+        assert gpu.tables(gpu.listed(one), one.kernel_cache.scratch, x.device).aligned == aligned
 
 
 def test_the_number_of_launches_is_constant(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,7 +320,7 @@ def test_the_means_of_a_tensor_of_many_chunks() -> None:
         row[0, getattr(k.words, name).value] = x.data_ptr()
     row[0, k.words.NUMEL.value] = numel = chunks * gpu.CHUNK - 5
     k.finish[(1,)](
-        row, sizes, spans, roots, None, None, None, None, reach=0.1, lr=0.01, lr_peak=0.02,
+        row, sizes, spans, roots, None, None, None, None, reach_factor=0.1, lr=0.01, lr_peak=0.02,
         log_beta2=math.log(beta2), eps=1e-8,
         no_gradient_yet=1e-8, growth=1.003,
         STEP_TYPE=k.tl.float32, SCALAR_TYPE=k.tl.float32, CHUNK=gpu.CHUNK, WIDTH=1024,
@@ -339,13 +339,13 @@ def test_a_part_of_a_tensor_leaves_its_sums_and_not_its_means() -> None:
         feed(optimizer, params, gradients(params, 3))
         columns: dict[str, list[Tensor]] = {"param": [p.data for p in params]}
         columns |= {key: [optimizer.state[p][key] for p in params] for key in optimizer.state[params[0]]}
-        before = [columns[key][i].clone() for key in ("denom_mean", "ratio") for i in (0, 1)]
+        before = [columns[key][i].clone() for key in ("denom_mean", "rms_ratio") for i in (0, 1)]
         sums = torch.zeros(2, 3, dtype=torch.float64)
         columns["shard_sums"] = list(sums.unbind())
         grads = [torch.ones_like(p) for p in params]
         one = batch_of(columns, grads)
         kernel.step(one, options.resolve(optimizer.param_groups[0], 0.01))
-        assert equal([columns[key][i] for key in ("denom_mean", "ratio") for i in (0, 1)], before)
+        assert equal([columns[key][i] for key in ("denom_mean", "rms_ratio") for i in (0, 1)], before)
         assert bool((sums > 0).all())
         found.append(sums)
     torch.testing.assert_close(*found, rtol=1e-12, atol=0)

@@ -39,7 +39,7 @@ def end(model: torch.nn.Module, optimizer: HATAM) -> list[bytes]:
     """Everything that training has changed, to the last bit."""
     weights = [p.detach().contiguous().view(torch.uint8).numpy().tobytes() for p in model.parameters()]
     group = optimizer.param_groups[0]
-    return [*weights, *state_bits(optimizer), repr((group["lr_peak"], group["begun"])).encode()]
+    return [*weights, *state_bits(optimizer), repr((group["lr_peak"], group["reach_started"])).encode()]
 
 
 def main(source: Path, target: Path) -> None:

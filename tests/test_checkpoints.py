@@ -134,7 +134,7 @@ def test_what_adamw_carried_on_of_an_earlier_hatam_is_no_offset() -> None:
     adamw.load_state_dict(first.state_dict())
     feed(adamw, params, gradients(params, 5))
     carried = through_a_file(adamw.state_dict())
-    assert {"reach", "ratio"} <= carried["state"][0].keys()
+    assert {"reach", "rms_ratio"} <= carried["state"][0].keys()
     again, before = HATAM(params, 0.01), params[0].detach().clone()
     again.load_state_dict(carried)
     with again.straightened():

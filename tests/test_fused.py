@@ -117,7 +117,7 @@ def test_step_by_step_it_is_the_wide_path(
 
     The unfused path is made to compute as the kernel does, in float32 where storage is bfloat16.
     """
-    monkeypatch.setattr(narrow, "needed", lambda *_: True)
+    monkeypatch.setattr(narrow, "is_needed", lambda *_: True)
     params = parameters(((50, 41), (1100,), (3,), ()), dtype)
     others = twins(params)
     # A unit of an m in bfloat16 is as much of an offset, which may be far larger than the weight that it moves.

@@ -105,11 +105,11 @@ def fault(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_p
     else:
         monkeypatch.setattr(cpu, "LIBRARY", library)
     cpu.load.cache_clear()
-    fused.at_hand.cache_clear()
+    fused.is_available.cache_clear()
     yield FAULTS[request.param]
     monkeypatch.undo()
     cpu.load.cache_clear()
-    fused.at_hand.cache_clear()
+    fused.is_available.cache_clear()
 
 
 def test_none_falls_back_and_says_so_once(fault: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -154,14 +154,14 @@ def test_a_checkpoint_with_true_goes_on_without_a_kernel() -> None:
     feed(optimizer, params, gradients(params, 3, seed=2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, "load", lambda: "it was taken away")
-        fused.at_hand.cache_clear()
+        fused.is_available.cache_clear()
         try:
             other = Reaching(others, 0.5)
             other.load_state_dict(saved)
             with kernel_calls() as calls:
                 feed(other, others, gradients(params, 3, seed=2))
         finally:
-            fused.at_hand.cache_clear()
+            fused.is_available.cache_clear()
     assert calls == []
     assert all(relative_error(p, q) <= 2e-6 for p, q in zip(params, others, strict=True))
 

@@ -66,7 +66,6 @@ def test_what_changes_between_steps_is_seen(change: Callable[..., None]) -> None
             change(optimizer, params)
             change(other, others)
         step(optimizer, params, grads)
-        other._divisions.clear()
         other._gathered.clear()
         step(other, others, grads)
         assert [bits(p) for p in params] == [bits(p) for p in others]
@@ -83,7 +82,6 @@ def test_a_gradient_that_comes_and_goes() -> None:
             for j, (p, g) in enumerate(zip(ps, grads, strict=True)):
                 p.grad = None if j == i % 4 else g.clone()
             one.step()
-        other._divisions.clear()
         other._gathered.clear()
     assert state_bits(optimizer) == state_bits(other)
 
@@ -91,13 +89,13 @@ def test_a_gradient_that_comes_and_goes() -> None:
 def test_tensors_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as they stay what they are; another ε or dtype is another question."""
     asked: list[int] = []
-    divide = batches.divide
+    plan_batches = batches.plan_batches
 
     def counted(*arguments: Any) -> Any:
         asked.append(1)
-        return divide(*arguments)
+        return plan_batches(*arguments)
 
-    monkeypatch.setattr("hatam.fused.divide", counted)
+    monkeypatch.setattr("hatam.fused.plan_batches", counted)
     params = parameters(SHAPES)
     optimizer = Reaching(params, 0.01)
     with kernel_calls() as taken:

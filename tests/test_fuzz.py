@@ -164,10 +164,10 @@ def spoiled(saved: dict[str, Any], how: str, value: Any) -> Any:
     return saved
 
 
-KEYS = ("step", "exp_avg", "exp_avg_sq", "reach", "ratio", "reach_mean")
+KEYS = ("step", "exp_avg", "exp_avg_sq", "reach", "rms_ratio", "reach_mean")
 HOW = [
     *["whole", "top state", "top param_groups", "top other"],
-    *[f"group {key}" for key in ("params", *OPTIONS, "lr_peak", "begun", "unheard_of")],
+    *[f"group {key}" for key in ("params", *OPTIONS, "lr_peak", "reach_started", "unheard_of")],
     *[f"{where} {key}" for where in ("state", "drop") for key in (*KEYS, "lr", "betas", "param_groups", "params")],
 ]
 VALUES = st.one_of(

@@ -84,10 +84,10 @@ def test_parts_of_a_group_have_spares_of_their_own(monkeypatch: Any) -> None:
 def test_none_takes_every_kernel() -> None:
     """Unless something else was asked for; captured steps belong to the GPU's."""
     group = HATAM([torch.zeros(1)], 0.01).param_groups[0]
-    assert fused.chosen(group) == fused.chosen({**group, "fused": True}) == ("cpu", "cuda")
-    assert fused.chosen({**group, "capturable": True}) == ("cuda",)
+    assert fused.enabled_devices(group) == fused.enabled_devices({**group, "fused": True}) == ("cpu", "cuda")
+    assert fused.enabled_devices({**group, "capturable": True}) == ("cuda",)
     for other in ({"fused": False}, {"foreach": False}, {"foreach": True}, {"differentiable": True}):
-        assert fused.chosen({**group, **other}) == ()
+        assert fused.enabled_devices({**group, **other}) == ()
 
 
 def test_where_triton_cannot_compile_there_is_no_kernel(monkeypatch: Any) -> None:
@@ -99,9 +99,9 @@ def test_where_triton_cannot_compile_there_is_no_kernel(monkeypatch: Any) -> Non
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu.kernels(), "nothing", Refuses())
-    gpu.missing.cache_clear()
+    gpu.unavailable_reason.cache_clear()
     try:
         assert "there is no fused GPU kernel: Triton cannot compile" in fused.refusal({"cuda"})
-        assert "Failed to find C compiler" in gpu.missing()
+        assert "Failed to find C compiler" in gpu.unavailable_reason()
     finally:
-        gpu.missing.cache_clear()
+        gpu.unavailable_reason.cache_clear()

@@ -31,7 +31,7 @@ from hatam.bench.theory import formulas
 from hatam.storage import SCALARS
 
 ADAMW_KEYS = {"step", "exp_avg", "exp_avg_sq"}
-UNIFORM_KEYS = ADAMW_KEYS | {"reach", "ratio", "travel"}
+UNIFORM_KEYS = ADAMW_KEYS | {"reach", "rms_ratio", "path_length"}
 COMMON = {"betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
 
 
@@ -193,14 +193,14 @@ def test_a_schedule_that_ends_at_0_ends_at_z() -> None:
 @given(lr=st.floats(0.0, 1.0), fade=st.floats(0.01, 1.0))
 def test_what_lr_leaves(lr: float, fade: float) -> None:
     """Nothing at the peak, at 0 and before any lr was above 0; the same from tensors."""
-    assert reach.turn(1.0, 1.0, fade) == reach.turn(0.0, 1.0, fade) == reach.turn(0.0, 0.0, fade) == 0
-    found = reach.turn(lr, 1.0, fade)
+    assert reach.lr_factor(1.0, 1.0, fade) == reach.lr_factor(0.0, 1.0, fade) == reach.lr_factor(0.0, 0.0, fade) == 0
+    found = reach.lr_factor(lr, 1.0, fade)
     assert 0 <= found <= (1 - lr) ** 2
     assert lr < fade or found == (1 - lr) ** 2
-    assert reach.turn(2 * lr, 2.0, fade) == pytest.approx(found, abs=1e-15)
+    assert reach.lr_factor(2 * lr, 2.0, fade) == pytest.approx(found, abs=1e-15)
     tensors = [torch.tensor(x, dtype=torch.float64) for x in (2 * lr, 2.0, 0.0)]
-    assert float(reach.turn(*tensors[:2], fade)) == pytest.approx(found, abs=1e-15)
-    assert float(reach.turn(tensors[2], tensors[2], fade)) == 0
+    assert float(reach.lr_factor(*tensors[:2], fade)) == pytest.approx(found, abs=1e-15)
+    assert float(reach.lr_factor(tensors[2], tensors[2], fade)) == 0
 
 
 @every_variant
@@ -348,8 +348,8 @@ def test_a_tensor_that_begins_at_0_has_a_derivative(options: dict[str, Any]) -> 
 def test_how_far_z_has_come() -> None:
     """By hand: nothing up to a path of 1, a square from there to the whole; the steps before the first ratio count."""
     paths = torch.tensor([0.0, 1.0, 2.5, 4.0, 9.0])
-    assert reach.come(paths, 3.0).tolist() == [0.0, 0.0, 0.25, 1.0, 1.0]
-    assert reach.come(paths, 0.0) == 1.0
+    assert reach.travel_factor(paths, 3.0).tolist() == [0.0, 0.0, 0.25, 1.0, 1.0]
+    assert reach.travel_factor(paths, 0.0) == 1.0
     last, ratios = torch.tensor([0.0, 4.0, 4.0, 0.0]), torch.tensor([2.0, 4.0, 0.5, 0.0])
-    found = reach.next_travels(torch.ones(4), ratios, last, 0.5, 2.0, torch.tensor(6.0))
+    found = reach.next_path_lengths(torch.ones(4), ratios, last, 0.5, 2.0, torch.tensor(6.0))
     assert found.tolist() == [1 + 6 * 2 / 2, 1 + 0.5 / 4, 1 + 0.5 / 0.5, 1.0]

@@ -332,11 +332,11 @@ def test_a_weight_that_is_infinite_leaves_the_ratio(path: dict[str, Any]) -> Non
     params = parameters([(6, 4)])
     optimizer = Falling(params, 0.01, **path)
     feed(optimizer, params, gradients(params, 5))
-    ratio = optimizer.state[params[0]]["ratio"].clone()
+    ratio = optimizer.state[params[0]]["rms_ratio"].clone()
     with torch.no_grad():
         params[0][0, 0] = math.inf
     feed(optimizer, params, gradients(params, 5))
-    assert torch.equal(optimizer.state[params[0]]["ratio"], ratio)
+    assert torch.equal(optimizer.state[params[0]]["rms_ratio"], ratio)
 
 
 @pytest.mark.parametrize("path", [{"foreach": False}, {"foreach": True}, {}], ids=str)

@@ -80,7 +80,7 @@ def check_flag(name: str, value: object, *, optional: bool = False) -> None:
         raise TypeError(f"{name} must be {allowed}, not {value!r} of type {type(value).__name__}")
 
 
-def listed(params: ParamsT) -> ParamsT:
+def as_list(params: ParamsT) -> ParamsT:
     """The parameters as a list that is not empty; what torch refuses it shall refuse in its own words."""
     if isinstance(params, (Tensor, dict)) or not isinstance(params, Iterable):
         return params

@@ -16,7 +16,7 @@ from .storage import MOMENTS, SCALARS, restore_dtypes
 
 AMSGRAD = "max_exp_avg_sq"
 REQUIRED = {"step", "exp_avg", "exp_avg_sq"}
-MEASURED = ("lr_peak", "begun", "evaluating")  # of a group
+MEASURED = ("lr_peak", "reach_started", "evaluating")  # of a group
 OLD = ("form", "radius", "beta_c", "exp_avg_grad", "displacement_radius")  # what HATAM had before its first release
 
 
@@ -64,7 +64,7 @@ def check_parts(state_dict: object, defaults: Mapping[str, Any]) -> None:
     for group in groups:
         options.check({**defaults, **group}, loaded=True)
         _check_number("lr_peak", group.get("lr_peak", 0.0), "a parameter group")
-        for key in ("begun", "evaluating"):
+        for key in ("reach_started", "evaluating"):
             arguments.check_flag(key, group.get(key, False))
 
 
@@ -137,7 +137,7 @@ def _check_number(key: str, value: Any, owner: str) -> None:
     arguments.check_number(f"{key!r} of {owner}", value, 0.0, math.inf, open_end=True, remedy=remedy)
 
 
-def kept_options(group: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+def merged_group(group: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
     """A saved group, and what it lacks of the options that the group was given; measured numbers begin anew."""
     kept = group.keys() - {"params", "param_names", *MEASURED}
     return {**{key: group[key] for key in kept}, **saved}
@@ -153,7 +153,7 @@ def loading(optimizer: Any) -> Iterator[None]:
         check_counts(changed["param_groups"], optimizer.param_groups)
         changed = without_leftovers(changed)
         both = zip(optimizer.param_groups, changed["param_groups"], strict=True)
-        loaded.append({**changed, "param_groups": [kept_options(*each) for each in both]})
+        loaded.append({**changed, "param_groups": [merged_group(*each) for each in both]})
         return loaded[-1]
 
     def put_back(_: object) -> None:
@@ -181,5 +181,5 @@ def restore(state: Mapping[Tensor, dict[str, Any]], groups: Sequence[dict[str, A
         if "step" in own:
             if not isinstance(own["step"], Tensor):  # of a torch that kept it as a number
                 own["step"] = torch.tensor(float(own["step"]), dtype=_get_scalar_dtype())
-            own["step"] = own["step"].to(p.device if fused.counts_on_device(group, p) else "cpu", copy=True)
+            own["step"] = own["step"].to(p.device if fused.keeps_step_on_device(group, p) else "cpu", copy=True)
         restore_dtypes(own, saved["state"].get(saved_id, {}), p, group["state_dtype"])

@@ -20,11 +20,12 @@ class Modulator(NamedTuple):
 
     Attributes:
         needs_mean: whether the state keeps the mean of h.
-        spread: h / S from h, which it may overwrite and return, and the means; none where they are not kept.
+        reach_denominators: h / S from h, which it may overwrite and return, and the means, an empty list where they
+            are not kept.
     """
 
     needs_mean: bool
-    spread: Callable[[list[Tensor], list[Tensor]], list[Tensor]]
+    reach_denominators: Callable[[list[Tensor], list[Tensor]], list[Tensor]]
 
 
 def _uniform(hs: list[Tensor], means: list[Tensor]) -> list[Tensor]:

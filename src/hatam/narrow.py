@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from . import rounding, update
-from .storage import MOMENTS, arithmetic, is_quantized, settle, widened
+from .storage import MOMENTS, arithmetic, is_quantized, store_rounded_, widened
 from .update import Options, Stages, State
 
 
-def needed(param: Tensor, grad: Tensor, state: State, o: Options) -> bool:
+def is_needed(param: Tensor, grad: Tensor, state: State, o: Options) -> bool:
     """Whether anything is stored in another dtype than the parameter's, or rounded at random.
 
     bfloat16 also where torch.compile traces the step: it would round once at the end, which lets z walk.
@@ -26,13 +26,13 @@ def needed(param: Tensor, grad: Tensor, state: State, o: Options) -> bool:
     return any(x.dtype != param.dtype or is_quantized(x) for x in stored)
 
 
-def draws(param: Tensor, state: State, o: Options, parameter_number: int) -> dict[str, Tensor]:
+def draws(param: Tensor, state: State, o: Options, param_index: int) -> dict[str, Tensor]:
     """16 random bits per element for each tensor that is rounded at random; "param" is the parameter as z, "w" as w."""
     stored = {"param": param, **{key: state[key] for key in MOMENTS}}
     wanted = {key for key in stored if (o.round_param if key == "param" else o.round_state)}
     wanted = {key for key in wanted if stored[key].dtype == torch.bfloat16 and not is_quantized(stored[key])}
     bits: dict[str, Tensor] = {}
-    key = rounding.key_of(o.seed, parameter_number, update.number(state["step"], o))
+    key = rounding.key_of(o.seed, param_index, update.host_scalar(state["step"], o))
     if "exp_avg" in wanted:
         bits["exp_avg"] = rounding.lower(rounding.draw(param, key))
     if wanted & {"param", "exp_avg_sq"}:
@@ -41,48 +41,48 @@ def draws(param: Tensor, state: State, o: Options, parameter_number: int) -> dic
     return {key: bits[key] for key in wanted} | ({"w": bits["exp_avg_sq"]} if "param" in wanted else {})
 
 
-def step_(stages: Stages, param: Tensor, grad: Tensor, state: State, o: Options, parameter_number: int) -> None:
+def step_(stages: Stages, param: Tensor, grad: Tensor, state: State, o: Options, param_index: int) -> None:
     """One step of one parameter, whatever its gradient and state are stored in."""
     wide_param, wide = widened_both(param, state)
     if stages.undo:
-        undo_(param, wide_param, wide, o, parameter_number)
+        undo_(param, wide_param, wide, o, param_index)
     update.moments_([widened(grad, wide_param.dtype)], [wide], o)
-    random = draws(param, state, o, parameter_number)
+    random = draws(param, state, o, param_index)
     for key in MOMENTS:
-        settle(state[key], wide[key], random.get(key))
+        store_rounded_(state[key], wide[key], random.get(key))
     hs = stages.descent([wide_param], [wide], o)
-    settle(param, wide_param, random.get("param"))
+    store_rounded_(param, wide_param, random.get("param"))
     if stages.displace:
         stages.displace([wide_param], hs, [wide], o)
-        settle(param, wide_param, random.get("w"))
+        store_rounded_(param, wide_param, random.get("w"))
 
 
-def undo_offset_(param: Tensor, state: State, o: Options, parameter_number: int) -> None:
+def undo_offset_(param: Tensor, state: State, o: Options, param_index: int) -> None:
     """z = w + κ u, whatever parameter and state are stored in."""
-    undo_(param, *widened_both(param, state), o, parameter_number)
+    undo_(param, *widened_both(param, state), o, param_index)
 
 
-def redo_offset_(param: Tensor, state: State, o: Options, parameter_number: int) -> None:
+def redo_offset_(param: Tensor, state: State, o: Options, param_index: int) -> None:
     """w = z − κ u, with the κ that is there, rounded with the bits that it was rounded with before."""
     wide_param, wide = widened_both(param, state)
-    update.offset_([wide_param], [wide], o, -1)
-    settle(param, wide_param, dither(param, wide, o, parameter_number))
+    update.apply_offsets_([wide_param], [wide], o, -1)
+    store_rounded_(param, wide_param, dither(param, wide, o, param_index))
 
 
-def undo_(param: Tensor, wide_param: Tensor, wide: State, o: Options, parameter_number: int) -> None:
+def undo_(param: Tensor, wide_param: Tensor, wide: State, o: Options, param_index: int) -> None:
     """z = w + κ u in ``wide_param``, stored in ``param`` rounded to nearest."""
-    random = dither(param, wide, o, parameter_number)
+    random = dither(param, wide, o, param_index)
     if random is not None:
         wide_param.copy_(torch.where(wide["reach"] != 0, rounding.middle(wide_param, random), wide_param))
     update.undo_([wide_param], [wide], o)
-    settle(param, wide_param, None)
+    store_rounded_(param, wide_param, None)
 
 
-def dither(param: Tensor, state: State, o: Options, parameter_number: int) -> Tensor | None:
+def dither(param: Tensor, state: State, o: Options, param_index: int) -> Tensor | None:
     """16 random bits per element for w as the last step displaced it; None where it is rounded to nearest."""
     if not o.round_param or param.dtype != torch.bfloat16:
         return None
-    key = rounding.key_of(o.seed, parameter_number, update.number(state["step"], o))
+    key = rounding.key_of(o.seed, param_index, update.host_scalar(state["step"], o))
     return rounding.upper(rounding.draw(param, ~key))
 
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from itertools import compress
-from typing import Any, cast, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
 
-from . import arguments, checkpoints, fused, gathered, narrow, options, paths, sharded, state, straightening
-from .fused.batches import Division
-from .gathered import Memory, Part, Rows
+from . import arguments, checkpoints, fused, narrow, options, paths, sharded, state, straightening
 from .modulators import MODULATORS
 from .storage import SCALARS
-from .update import ADAMW_STAGES, HATAM_STAGES, State
+from .subsets import Gathered, all_identical
+from .update import State
 
 
 class HATAM(Optimizer):
@@ -127,14 +125,16 @@ class HATAM(Optimizer):
         options.check(defaults)
         options.check_amsgrad(amsgrad)
         self._forget()
-        super().__init__(arguments.listed(params), {**defaults, "lr_peak": 0.0, "begun": False, "evaluating": False})
+        super().__init__(
+            arguments.as_list(params), {**defaults, "lr_peak": 0.0, "reach_started": False, "evaluating": False}
+        )
 
     def _forget(self) -> None:
         """Empty what is known of the tensors of the last step."""
-        self._gathered: dict[int, Memory] = {}  # by the number of the group
+        self._gathered: dict[int, Gathered] = {}  # by the index of the group
         self._states: list[State] = []
-        self._divisions: dict[int, Division] = {}
-        self._shards, self._is_cut = sharded.Shards(), False
+        self._checked: defaultdict[int, dict[str, Any]] = defaultdict(dict)  # options, by the index of the group
+        self._shards, self._is_sharded = sharded.Shards(), False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group in mid-training; its options are checked first, so a refused group leaves nothing behind."""
@@ -151,21 +151,21 @@ class HATAM(Optimizer):
         try:
             options.check_devices(self.param_groups[-1])
             sharded.check(self.param_groups[-1])
-            self.param_groups[-1]["lr_peak"] = paths.peak_of_kind(self.param_groups[-1])
+            self.param_groups[-1]["lr_peak"] = options.peak_of_kind(self.param_groups[-1])
         except Exception:
             del self.param_groups[-1]
             raise
         for p in self.param_groups[-1]["params"]:  # one that was here before goes on from where it is
             for key in SCALARS:
                 self.state.get(p, {}).pop(key, None)
-        self._is_cut = self._is_cut or sharded.any_cut(self.param_groups[-1]["params"])
+        self._is_sharded = self._is_sharded or sharded.any_sharded(self.param_groups[-1]["params"])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Fill in what an AdamW checkpoint lacks; its state gets HATAM's entries at the next step."""
         checkpoints.check(state["state"], state["param_groups"], state.get("defaults", getattr(self, "defaults", {})))
         super().__setstate__(state)
         self._forget()
-        self._is_cut = any(sharded.any_cut(group["params"]) for group in self.param_groups)
+        self._is_sharded = any(sharded.any_sharded(group["params"]) for group in self.param_groups)
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
@@ -174,13 +174,13 @@ class HATAM(Optimizer):
                 group["lr_peak"] = float(group["lr_peak"])  # of a device, perhaps another one
 
     def __getstate__(self) -> dict[str, Any]:
-        self._shards.settle()
+        self._shards.wait()
         state: dict[str, Any] = super().__getstate__()
         return checkpoints.without_graph({**state, "param_groups": [{**group} for group in state["param_groups"]]})
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's; sums of sharded parameters that are still on their way are awaited."""
-        self._shards.settle()
+        self._shards.wait()
         return checkpoints.without_graph(super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -196,7 +196,7 @@ class HATAM(Optimizer):
         self._refuse_while_straightened("load_state_dict()")
         if not isinstance(state_dict, dict):
             checkpoints.check_parts(state_dict, self.defaults)
-        self._shards.settle()
+        self._shards.wait()
         with checkpoints.loading(self):
             super().load_state_dict(state_dict)
 
@@ -220,7 +220,7 @@ class HATAM(Optimizer):
         self._refuse_while_straightened("step()")
         if any(group["evaluating"] for group in self.param_groups):
             raise RuntimeError("step() needs the weights at which gradients are taken; call optimizer.train() first")
-        self._shards.settle()
+        self._shards.wait()
         check_capture = getattr(self, "_accelerator_graph_capture_health_check", None)  # torch 2.11 and later
         (check_capture or self._cuda_graph_capture_health_check)()
         loss = None
@@ -228,61 +228,50 @@ class HATAM(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         grads = [[p.grad for p in group["params"]] for group in self.param_groups]
-        options.check_step(self.param_groups, grads)
-        amp = {key: getattr(self, key) for key in ("grad_scale", "found_inf") if hasattr(self, key)}
-        found_inf = amp.get("found_inf")
+        options.check_step(self.param_groups, grads, self._checked)
+        found_inf = getattr(self, "found_inf", None)  # of a GradScaler
         if found_inf is not None and not fused.skips_by_itself(self.param_groups):
             if found_inf.item():
-                return loss  # a GradScaler's skipped step: nothing moves
+                return loss  # nothing moves
             found_inf = None
-        if not torch.compiler.is_compiling() and not gathered.same(self.state.values(), self._states):
+        if not torch.compiler.is_compiling() and not all_identical(self.state.values(), self._states):
             self._gathered.clear()
-            self._divisions.clear()
-            self._shards.forget()
-        for i, (first, group) in enumerate(options.numbered(self.param_groups)):
+        first = 0
+        for i, group in enumerate(self.param_groups):
             if any(g is not None for g in grads[i]):
-                self._step_group((i, first), group, grads[i], amp, found_inf)
+                self._step_group(i, first, group, grads[i], found_inf)
+            first += len(group["params"])
         self._shards.send()
         return loss
 
     def _step_group(
-        self,
-        number: tuple[int, int],
-        group: dict[str, Any],
-        grads: list[Tensor | None],
-        amp: dict[str, Tensor],
-        found_inf: Tensor | None,
+        self, i: int, first: int, group: dict[str, Any], grads: list[Tensor | None], found_inf: Tensor | None
     ) -> None:
         """A step of a group's parameters that have gradients: of those with a reach, then of the others."""
-        o = options.resolve(group, paths.raise_peak(group, found_inf), amp.get("grad_scale"), found_inf)
-        rows, some, parts = self._rows(number, group, grads)
-        if rows.columns["reach"] and not group["begun"]:
-            group["begun"] = isinstance(o.reach, Tensor) or o.reach > 0
-        for part in parts[group["begun"]] if parts else rows.parts(group["begun"]):
-            run = partial(paths.run_adamw, amp=amp)
-            if group["begun"]:
-                run = partial(paths.run_parts, HATAM_STAGES if part.reaches else ADAMW_STAGES)
-            run = partial(run, group=group, o=o, divisions=self._divisions)
-            if self._is_cut:
-                self._shards.run(run, part, some[part.places], o if part.reaches else None)
+        lr_peak, grad_scale = options.raise_peak(group, found_inf), getattr(self, "grad_scale", None)
+        o = options.resolve(group, lr_peak, grad_scale, found_inf)
+        gathered = self._gather(i, first, group, grads)
+        if gathered.state["reach"] and not group["reach_started"]:
+            group["reach_started"] = isinstance(o.reach_factor, Tensor) or o.reach_factor > 0
+        run = paths.run_hatam if group["reach_started"] else paths.run_adamw
+        for subset in gathered.subsets(group["reach_started"]):
+            own_grads = gathered.grads[subset.grad_places]
+            if self._is_sharded:
+                self._shards.run(run, subset, own_grads, o, group, o)
             else:
-                run(part.params, some[part.places], part.columns, part.numbers)
+                run(subset, own_grads, group, o)
 
-    def _rows(
-        self, number: tuple[int, int], group: dict[str, Any], grads: list[Tensor | None]
-    ) -> tuple[Rows, list[Tensor], dict[bool, list[Part]] | None]:
-        """The tensors of a group, their gradients, and the parts of its step; None where torch.compile traces."""
-        i, first = number
-        known = self._gathered.get(i)
-        if known is not None and not torch.compiler.is_compiling() and known.holds(group, grads, first):
-            return known.rows, [cast(Tensor, grads[i]) for i in known.places], known.parts
-        rows, some = Rows([], [], {key: [] for key in state.STATE}), cast(list[Tensor], [])
-        self._init_group(group, rows.params, some, rows.numbers, *rows.columns.values())
-        if torch.compiler.is_compiling():
-            return rows, some, None
-        known = self._gathered[i] = Memory(rows, group, grads, first, [self.state[p] for p in rows.params])
-        self._states = list(self.state.values())
-        return rows, some, known.parts
+    def _gather(self, i: int, first: int, group: dict[str, Any], grads: list[Tensor | None]) -> Gathered:
+        """The tensors of a group's step, those of the step before where nothing has changed."""
+        compiling = torch.compiler.is_compiling()
+        gathered = self._gathered.get(i)
+        if compiling or gathered is None or not gathered.is_current(group, grads, first):
+            gathered = Gathered()
+            self._init_group(group, gathered.params, gathered.grads, gathered.param_indices, *gathered.state.values())
+            if not compiling:
+                gathered.remember(group, grads, first, [self.state[p] for p in gathered.params])
+                self._gathered[i], self._states = gathered, list(self.state.values())
+        return gathered
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -307,11 +296,13 @@ class HATAM(Optimizer):
             >>> with optimizer.straightened():
             ...     accuracy = model(torch.ones(1, 2))
         """
-        self._shards.settle()
+        self._shards.wait()
         self._straightened += 1
         try:
             training = [
-                (first, group) for first, group in options.numbered(self.param_groups) if not group["evaluating"]
+                (first, group)
+                for first, group in options.with_first_index(self.param_groups)
+                if not group["evaluating"]
             ]
             with straightening.straightened(training, self.state):
                 yield
@@ -332,9 +323,9 @@ class HATAM(Optimizer):
     @torch.no_grad()
     def _switch(self, *, evaluating: bool) -> None:
         self._refuse_while_straightened("eval() or train()")
-        self._shards.settle()
+        self._shards.wait()
         how = narrow.undo_offset_ if evaluating else narrow.redo_offset_
-        for first, group in options.numbered(self.param_groups):
+        for first, group in options.with_first_index(self.param_groups):
             if group["evaluating"] != evaluating:
                 frozen = [] if evaluating else [not p.requires_grad for p in group["params"]]
                 straightening.move([(first, group)], self.state, how, spared=frozen)
@@ -345,41 +336,29 @@ class HATAM(Optimizer):
         group: dict[str, Any],
         params: list[Tensor],
         grads: list[Tensor],
-        numbers: list[int],
+        param_indices: list[int],
         *columns: list[Tensor],
     ) -> None:
-        """Append the group's parameters that have gradients, those with a reach first, their gradients, their numbers
+        """Append the group's parameters that have gradients, those with a reach first, their gradients, their indices
         among all parameters, and their completed states by ``STATE``.
 
         torch.compile runs a method of this name as it is and traces only the lists that it fills.
         """
-        first = next(first for first, own in options.numbered(self.param_groups) if own is group)
+        first = next(first for first, own in options.with_first_index(self.param_groups) if own is group)
         flags, modulator = state.hidden_flags(group), MODULATORS[group["modulator"]]
-        self._forget_reaches(first, group, flags)
-        may = group["gamma"] != 0 or group["begun"]
+        straightening.remove_reaches(first, group, self.state, flags)
+        may = group["gamma"] != 0 or group["reach_started"]
         for which in (True, False):
-            for number, (p, hidden) in enumerate(zip(group["params"], flags, strict=True), first):
+            for index, (p, hidden) in enumerate(zip(group["params"], flags, strict=True), first):
                 if p.grad is not None and (may and hidden) is which:
-                    own = state.completed(self.state[p], p, group, modulator if which else None)
+                    own = state.complete_state(self.state[p], p, group, modulator if which else None)
                     params.append(p)
                     grads.append(p.grad)
-                    numbers.append(number)
+                    param_indices.append(index)
                     keys = state.STATE if which else state.ADAMW_STATE
                     for key, column in zip(state.STATE, columns, strict=True):
                         if key in keys and key in own:
                             column.append(own[key])
-
-    def _forget_reaches(self, first: int, group: dict[str, Any], flags: list[bool]) -> None:
-        """Undo the offset of parameters that lost their right to a reach, and delete its state."""
-        lost = [
-            not hidden and "reach" in self.state.get(p, {}) for p, hidden in zip(group["params"], flags, strict=True)
-        ]
-        if any(lost):
-            with torch.no_grad():
-                straightening.move([(first, group)], self.state, narrow.undo_offset_, spared=[not x for x in lost])
-            for p in compress(group["params"], lost):
-                for key in SCALARS:
-                    self.state[p].pop(key, None)
 
     def _refuse_while_straightened(self, what: str) -> None:
         if self._straightened:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import fused, reach
@@ -15,7 +17,7 @@ from .arguments import check_betas, check_choice, check_flag, check_integer, che
 from .modulators import MODULATORS
 from .reach import Scalar
 from .storage import STATE_DTYPES, quantized_type
-from .update import Options
+from .update import Options, clone_for_autograd
 
 _rate = partial(check_number, low=0.0, high=math.inf, open_end=True)
 _flag, _choice_of_path = check_flag, partial(check_flag, optional=True)
@@ -95,36 +97,26 @@ def check_devices(group: Mapping[str, Any]) -> None:
             raise RuntimeError(f"fused=True: {reason}")
 
 
-def looks_right(group: Mapping[str, Any]) -> bool:
-    """Fast check, at each step, of options that may change. Where it is False, :func:`check` names the wrong one."""
-    gamma, betas, lr = group["gamma"], group["betas"], group["lr"]
-    return (
-        type(gamma) is float
-        and 0.0 <= gamma < math.inf
-        and type(betas) is tuple
-        and len(betas) == 2
-        and all(type(beta) is float and 0.0 <= beta < 1.0 for beta in betas)
-        and (lr.numel() == 1 if isinstance(lr, Tensor) else type(lr) is float and 0.0 <= lr < math.inf)
-        and 0.0 <= group["travel"] < math.inf
-        and group["horizon"] >= 0.0
-        and 0.0 <= group["eps"] < math.inf
-        and 0.0 <= group["weight_decay"] < math.inf
-        and (group["hidden"] is None or type(group["hidden"]) is bool)
-        and type(group["fade"]) is float
-        and 0.0 < group["fade"] <= 1.0
-        and group["modulator"] in MODULATORS
-    )
+def check_changed(group: Mapping[str, Any], checked: dict[str, Any]) -> None:
+    """Check the options that are not the same objects as at the last call, and note them in ``checked``.
+
+    Not where torch.compile traces the step: it would read lr, and it compiles anew for each value of another option.
+    """
+    for name, check_one in CHECKS.items():
+        value = group[name]
+        if checked.get(name, CHECKS) is not value:
+            check_one(name, value)
+            if not isinstance(value, list):  # of betas, whose entries may change
+                checked[name] = value
 
 
-def check_step(groups: list[dict[str, Any]], grads: list[list[Tensor | None]]) -> None:
+def check_step(
+    groups: list[dict[str, Any]], grads: list[list[Tensor | None]], checked: defaultdict[int, dict[str, Any]]
+) -> None:
     """Refuse changed options out of range and sparse gradients, before anything has moved."""
     for i, group in enumerate(groups):
-        try:
-            right = looks_right(group)
-        except TypeError:  # of another type
-            right = False
-        if not right:
-            check(group, loaded=True)
+        if not torch.compiler.is_compiling():
+            check_changed(group, checked[i])
         for j, grad in enumerate(grads[i]):
             if grad is not None and grad.is_sparse:
                 raise RuntimeError(
@@ -133,11 +125,43 @@ def check_step(groups: list[dict[str, Any]], grads: list[list[Tensor | None]]) -
                 )
 
 
+def peak_of_kind(group: Mapping[str, Any]) -> Scalar:
+    """``lr_peak`` as a tensor where lr is one, so that torch.compile sees no constant that changes."""
+    lr, peak = group["lr"], group["lr_peak"]
+    if isinstance(lr, Tensor):
+        dtype = lr.dtype if lr.is_floating_point() else torch.float32
+        return peak if isinstance(peak, Tensor) else torch.full_like(lr, peak, dtype=dtype, requires_grad=False)
+    return peak if isinstance(peak, Tensor) and not peak.is_cpu else float(peak)  # without waiting for a device
+
+
+def raise_peak(group: dict[str, Any], found_inf: Tensor | None = None) -> Scalar:
+    """Raise the group's peak lr by this step's, unless a GradScaler skips it. It lives in the group and checkpoints.
+
+    Steps in which no parameter of the group has a gradient do not count.
+
+    ``found_inf`` is given where only the device knows whether the step is skipped. The peak is a tensor there from then
+    on, for a float lr in float64.
+    """
+    peak = group["lr_peak"] = peak_of_kind(group)
+    lr = group["lr"]
+    if found_inf is None and not isinstance(peak, Tensor):
+        peak = group["lr_peak"] = max(peak, lr)
+        return peak
+    if found_inf is not None and not (isinstance(peak, Tensor) and peak.device == found_inf.device):
+        dtype = peak.dtype if isinstance(peak, Tensor) else torch.float64
+        peak = group["lr_peak"] = torch.full((), float(peak), dtype=dtype, device=found_inf.device)
+    beside = isinstance(lr, Tensor) and (found_inf is None or lr.device == peak.device)
+    last = clone_for_autograd([peak])[0]
+    raised = torch.maximum(last, lr.reshape(peak.shape)) if beside else last.clamp(min=float(lr))
+    peak.copy_(raised if found_inf is None else torch.where(found_inf.reshape(peak.shape) != 0, peak, raised))
+    return clone_for_autograd([peak])[0]
+
+
 def resolve(
-    group: Mapping[str, Any], lr_peak: Scalar, grad_scale: Scalar = None, found_inf: Tensor | None = None
+    group: Mapping[str, Any], lr_peak: Scalar, grad_scale: Tensor | None = None, found_inf: Tensor | None = None
 ) -> Options:
-    """The options of a group for one step."""
-    lr, lr_peak = zero_dim(group["lr"]), zero_dim(lr_peak)
+    """The options of a group for one step. lr and its peak become 0-dim, which broadcasts to every parameter."""
+    lr, lr_peak = (x.squeeze() if isinstance(x, Tensor) else x for x in (group["lr"], lr_peak))
     beta1, beta2 = group["betas"]
     return Options(
         lr=lr,
@@ -145,12 +169,13 @@ def resolve(
         beta2=beta2,
         eps=group["eps"],
         weight_decay=group["weight_decay"],
-        reach=group["gamma"] * reach.turn(lr, lr_peak, group["fade"]),
+        reach_factor=group["gamma"] * reach.lr_factor(lr, lr_peak, group["fade"]),
         lr_peak=lr_peak,
         travel=group["travel"],
-        furthest=group["horizon"] * lr_peak if group["horizon"] < math.inf else math.inf,
+        max_reach=group["horizon"] * lr_peak if group["horizon"] < math.inf else math.inf,
         modulator=MODULATORS[group["modulator"]],
-        grad_factor=(-1 if group["maximize"] else 1) / (1 if grad_scale is None else zero_dim(grad_scale)),
+        grad_factor=(-1 if group["maximize"] else 1) / (1 if grad_scale is None else grad_scale.squeeze()),
+        grad_scale=grad_scale,
         capturable=group["capturable"],
         round_param=group["bf16_stochastic_round"],
         round_state=group["bf16_stochastic_round"] or group["state_dtype"] is not None,
@@ -159,12 +184,7 @@ def resolve(
     )
 
 
-def zero_dim(x: Scalar) -> Scalar:
-    """A one-element tensor without its dimensions, so that it broadcasts to every parameter, 0-dim ones too."""
-    return x.squeeze() if isinstance(x, Tensor) else x
-
-
-def numbered(groups: Iterable[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+def with_first_index(groups: Iterable[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Groups with the number of their first parameter among those of all, which random numbers depend on."""
     first = 0
     for group in groups:

@@ -10,83 +10,32 @@ from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer, _default_to_fused_or_foreach
 
 from . import fused, narrow, update
-from .fused.batches import Columns, Division, dense, like, rows
-from .reach import Scalar
+from .fused.batches import Columns, dense, in_layout_of, select, state_rows
 from .state import real, real_grads
-from .update import ADAMW_STAGES, Options, Stages, State, kept
+from .subsets import Subset
+from .update import ADAMW_STAGES, HATAM_STAGES, Options, Stages, State
 
 PORTION = 2**20  # elements that a multi-tensor operation walks at once on a CPU
 
 
-def raise_peak(group: dict[str, Any], found_inf: Tensor | None = None) -> Scalar:
-    """Raise the group's peak lr by this step's, unless a GradScaler skips it. It lives in the group and checkpoints.
-
-    Steps in which no parameter of the group has a gradient do not count.
-
-    ``found_inf`` is given where only the device knows whether the step is skipped. The peak is a tensor there from then
-    on, for a float lr in float64.
-    """
-    peak = group["lr_peak"] = peak_of_kind(group)
-    lr = group["lr"]
-    if found_inf is not None:
-        if not (isinstance(peak, Tensor) and peak.device == found_inf.device):
-            dtype = peak.dtype if isinstance(peak, Tensor) else torch.float64
-            peak = group["lr_peak"] = torch.full((), float(peak), dtype=dtype, device=found_inf.device)
-        raised = torch.maximum(peak, lr.reshape(peak.shape)) if is_beside(lr, peak) else peak.clamp(min=float(lr))
-        peak.copy_(torch.where(found_inf.reshape(peak.shape) != 0, peak, raised))
-    elif isinstance(peak, Tensor):
-        peak.copy_(
-            torch.maximum(kept([peak])[0], lr.reshape(peak.shape)) if isinstance(lr, Tensor) else peak.clamp(min=lr)
-        )
-    else:
-        peak = group["lr_peak"] = max(peak, lr)
-    return kept([peak])[0] if isinstance(peak, Tensor) else peak
-
-
-def is_beside(x: Scalar, other: Tensor) -> bool:
-    """Whether a number is a tensor on the device of another."""
-    return isinstance(x, Tensor) and x.device == other.device
-
-
-def skipped(o: Options) -> bool:
-    """Whether a GradScaler skips this step. Waits for the device; for paths without a kernel alone."""
-    return o.found_inf is not None and bool(o.found_inf.item())
-
-
-def peak_of_kind(group: dict[str, Any]) -> Scalar:
-    """``lr_peak`` as a tensor where lr is one, so that torch.compile sees no constant that changes."""
-    lr, peak = group["lr"], group["lr_peak"]
-    if isinstance(lr, Tensor):
-        dtype = lr.dtype if lr.is_floating_point() else torch.float32
-        return peak if isinstance(peak, Tensor) else torch.full_like(lr, peak, dtype=dtype, requires_grad=False)
-    return peak if isinstance(peak, Tensor) and not peak.is_cpu else float(peak)  # without waiting for a device
-
-
-def run_adamw(
-    params: list[Tensor],
-    grads: list[Tensor],
-    state: Columns,
-    numbers: list[int],
-    *,
-    group: dict[str, Any],
-    o: Options,
-    amp: dict[str, Tensor],
-    divisions: dict[int, Division],
-) -> None:
-    """torch's AdamW, bit for bit; dtypes that it refuses go to :func:`run_parts`."""
-    states = rows(state)
-    if narrows(params, grads, states, o):
-        run_parts(ADAMW_STAGES, params, grads, state, numbers, group=group, o=o, divisions=divisions)
+def run_adamw(subset: Subset, grads: list[Tensor], group: dict[str, Any], o: Options) -> None:
+    """torch's AdamW, bit for bit; dtypes that it refuses go to :func:`run_hatam`."""
+    params, state = subset.params, subset.state
+    states = state_rows(state)
+    if any_narrow(params, grads, states, o):
+        run_hatam(subset, grads, group, o)
         return
-    use_fused, maximize = group["fused"] or counted_on_device(group, state), group["maximize"]
+    use_fused, maximize = group["fused"] or counts_on_device(group, state), group["maximize"]
+    amp: dict[str, Any] = {}
     if use_fused and not torch.compiler.is_compiling():
         if walks_memory(params, states):
-            grads = [like(g, p) for g, p in zip(grads, params, strict=True)]  # torch's kernel walks raw memory
-        elif skipped(o):
+            grads = [in_layout_of(g, p) for g, p in zip(grads, params, strict=True)]  # torch's kernel walks raw memory
+            amp = {"grad_scale": o.grad_scale, "found_inf": o.found_inf}
+        elif is_skipped(o):
             return
         else:
-            grads = [g.to(p.dtype) for g, p in zip(scaled(grads, o), params, strict=True)]
-            use_fused, maximize, amp = False, False, {}
+            grads = [g.to(p.dtype) for g, p in zip(unscale_and_sign(grads, o), params, strict=True)]
+            use_fused, maximize = False, False
     adamw(
         params,
         grads,
@@ -110,7 +59,7 @@ def run_adamw(
     )
 
 
-def counted_on_device(group: dict[str, Any], state: Columns) -> bool:
+def counts_on_device(group: dict[str, Any], state: Columns) -> bool:
     """Whether ``step`` lies on a GPU only because a kernel will want it there: other paths would wait for it."""
     return group["fused"] is None and not group["capturable"] and any(not step.is_cpu for step in state["step"])
 
@@ -120,9 +69,9 @@ def only_single(group: dict[str, Any]) -> bool:
     return isinstance(group["lr"], Tensor) and not group["capturable"]
 
 
-def narrows(params: list[Tensor], grads: list[Tensor], states: list[State], o: Options) -> bool:
+def any_narrow(params: list[Tensor], grads: list[Tensor], states: list[State], o: Options) -> bool:
     """Whether a tensor is stored in a dtype that torch's AdamW does not take."""
-    return any(narrow.needed(*row, o) for row in zip(params, grads, states, strict=True))
+    return any(narrow.is_needed(*row, o) for row in zip(params, grads, states, strict=True))
 
 
 def walks_memory(params: list[Tensor], states: list[State]) -> bool:
@@ -131,32 +80,30 @@ def walks_memory(params: list[Tensor], states: list[State]) -> bool:
     return all(p.is_floating_point() and dense(p, [s["exp_avg"], s["exp_avg_sq"]]) for p, s in pairs)
 
 
-def run_parts(
-    stages: Stages,
-    params: list[Tensor],
-    grads: list[Tensor],
-    state: Columns,
-    numbers: list[int],
-    *,
-    group: dict[str, Any],
-    o: Options,
-    divisions: dict[int, Division],
-) -> None:
+def is_skipped(o: Options) -> bool:
+    """Whether a GradScaler skips this step. Waits for the device; for paths without a kernel alone."""
+    return o.found_inf is not None and bool(o.found_inf.item())
+
+
+def run_hatam(subset: Subset, grads: list[Tensor], group: dict[str, Any], o: Options) -> None:
     """Step what a fused kernel takes, then the rest unfused."""
+    params, state, param_indices = subset.params, subset.state, subset.param_indices
     if any(map(torch.is_complex, params)):
         params, grads = [real(p) for p in params], real_grads(grads)
         state = {key: [real(x) for x in column] for key, column in state.items()}
-    devices = fused.chosen(group)
+    devices = fused.enabled_devices(group)
     if devices:
-        rest = fused.step(devices, params, grads, state, numbers, o, divisions)
+        subset.plan = fused.step(subset.plan, devices, params, grads, state, param_indices, o)
+        rest = subset.plan.rest
         if not rest:
             return
-        params, grads, numbers = [params[i] for i in rest], [grads[i] for i in rest], [numbers[i] for i in rest]
-        state = {key: [column[i] for i in rest] for key, column in state.items()}
-    if skipped(o):
+        params, grads, param_indices = select(params, rest), select(grads, rest), select(param_indices, rest)
+        state = {key: select(column, rest) for key, column in state.items()}
+    if is_skipped(o):
         return
     plain = [p.resolve_neg() for p in params]  # torch's _foreach operations cannot write to tensors with the neg bit
-    run_unfused(stages, plain, scaled(grads, o), rows(state), group, o, numbers)
+    stages = HATAM_STAGES if subset.has_reach else ADAMW_STAGES
+    run_unfused(stages, plain, unscale_and_sign(grads, o), state_rows(state), param_indices, group, o)
     for param, resolved in zip(params, plain, strict=True):
         if resolved is not param:
             param.copy_(resolved)
@@ -167,9 +114,9 @@ def run_unfused(
     params: list[Tensor],
     grads: list[Tensor],
     states: list[State],
+    param_indices: list[int],
     group: dict[str, Any],
     o: Options,
-    numbers: list[int],
 ) -> None:
     """One tensor at a time, or all tensors of a device and dtype together; one by one what needs wider arithmetic.
 
@@ -183,8 +130,8 @@ def run_unfused(
     foreach = foreach and not only_single(group)
     together = []
     for i, (param, grad, state) in enumerate(zip(params, grads, states, strict=True)):
-        if narrow.needed(param, grad, state, o):
-            narrow.step_(stages, param, grad, state, o, numbers[i])
+        if narrow.is_needed(param, grad, state, o):
+            narrow.step_(stages, param, grad, state, o, param_indices[i])
         elif foreach:
             together.append(i)
         else:
@@ -193,9 +140,9 @@ def run_unfused(
         return
     columns: list[list[Tensor | None]] = [[params[i] for i in together]]
     for _, batch in Optimizer._group_tensors_by_device_and_dtype(columns, with_indices=True).values():
-        for chosen in portions([together[i] for i in batch], params):
-            some, theirs = [params[i] for i in chosen], [grads[i] for i in chosen]
-            update.step_(stages, some, theirs, [states[i] for i in chosen], o)
+        for places in portions([together[i] for i in batch], params):
+            some, theirs = [params[i] for i in places], [grads[i] for i in places]
+            update.step_(stages, some, theirs, [states[i] for i in places], o)
 
 
 def portions(places: list[int], params: list[Tensor]) -> list[list[int]]:
@@ -211,7 +158,7 @@ def portions(places: list[int], params: list[Tensor]) -> list[list[int]]:
     return found
 
 
-def scaled(grads: list[Tensor], o: Options) -> list[Tensor]:
+def unscale_and_sign(grads: list[Tensor], o: Options) -> list[Tensor]:
     """The gradients without the loss scale, negated to maximize; of float16, which the scale keeps in range, wider."""
     if not isinstance(o.grad_factor, Tensor) and o.grad_factor == 1:
         return grads

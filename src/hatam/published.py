@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _get_scalar_dtype
 
-from .arguments import check_betas, check_choice, check_lr, check_number, listed
+from .arguments import as_list, check_betas, check_choice, check_lr, check_number
 
 KEYS = ("exp_avg", "exp_avg_sq", "exp_avg_grad")  # m, v, e
 MODULATORS = ("relative", "uniform")
@@ -76,7 +76,7 @@ class PublishedHATAM(Optimizer):
     ) -> None:
         given = locals()
         names = ("lr", "betas", "eps", "weight_decay", "gamma", "beta_c", "modulator")
-        super().__init__(listed(params), {name: given[name] for name in names})
+        super().__init__(as_list(params), {name: given[name] for name in names})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its options are checked first."""

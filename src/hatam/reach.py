@@ -39,7 +39,7 @@ GROWTH = 1.003  # of ρ in a step, at most
 POWER = 2  # of 1 − lr / peak, and of the share of travel
 
 
-def turn(lr: Scalar, lr_peak: Scalar, fade: float) -> Scalar:
+def lr_factor(lr: Scalar, lr_peak: Scalar, fade: float) -> Scalar:
     """(1 − lr / peak)² min(1, lr / (fade · peak)): 0 at the peak, at lr = 0, and while the peak is 0."""
     if isinstance(lr_peak, Tensor):
         lr = lr if isinstance(lr, Tensor) and lr.device == lr_peak.device else float(lr)
@@ -49,20 +49,22 @@ def turn(lr: Scalar, lr_peak: Scalar, fade: float) -> Scalar:
     return float((1 - part) ** POWER * min(1.0, part / fade))
 
 
-def come(travels: Scalar, whole: float) -> Scalar:
+def travel_factor(lengths: Scalar, whole: float) -> Scalar:
     """τ = min(1, max(0, N − 1) / travel)²; 1 where travel is 0."""
     if whole == 0:
         return 1.0
-    return ((travels - 1) / whole).clamp(0.0, 1.0) ** POWER
+    return ((lengths - 1) / whole).clamp(0.0, 1.0) ** POWER
 
 
-def next_travels(travels: Tensor, ratios: Tensor, last: Tensor, lr: Scalar, lr_peak: Scalar, steps: Tensor) -> Tensor:
+def next_path_lengths(
+    lengths: Tensor, ratios: Tensor, last: Tensor, lr: Scalar, lr_peak: Scalar, steps: Tensor
+) -> Tensor:
     """N + lr / ρ; at the first measured ρ, N + steps · peak / ρ. N stays where ρ is 0."""
     way = torch.where(last > 0, lr, steps * lr_peak) / torch.where(ratios > 0, ratios, 1.0)
-    return torch.where(ratios > 0, travels + way, travels)
+    return torch.where(ratios > 0, lengths + way, lengths)
 
 
-def next_ratios(z_sizes: Tensor, u_sizes: Tensor, last: Tensor) -> Tensor:
+def next_rms_ratios(z_sizes: Tensor, u_sizes: Tensor, last: Tensor) -> Tensor:
     """ρ from RMS(z) and RMS(u) of several tensors; the last one where there is no u, or a size is not finite."""
     new = z_sizes / torch.where(u_sizes > 0, u_sizes, 1.0)
     grown = torch.where(last > 0, torch.minimum(new, GROWTH * last), new)

@@ -41,9 +41,9 @@ def signed(x: int) -> int:
     return (x + 0x80000000 & MASK) - 0x80000000
 
 
-def key_of(seed: int, number: int, step: Any) -> Key:
-    """The key of parameter ``number`` at one step."""
-    start = scatter(scatter(seed) + number & MASK)
+def key_of(seed: int, param_index: int, step: Any) -> Key:
+    """The key of parameter ``param_index`` at one step."""
+    start = scatter(scatter(seed) + param_index & MASK)
     if isinstance(step, Tensor):
         return scatter_(step.to(torch.int32).add(signed(start)))
     return signed(scatter(start + int(step) & MASK))

@@ -18,9 +18,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from . import update
-from .fused.batches import Columns, picked, rows
-from .gathered import Part, same
+from .fused.batches import select, state_rows
 from .storage import arithmetic
+from .subsets import Subset, all_identical
 from .update import Options
 
 FLATTENED = "_fsdp_flattened"  # set by FSDP1 on its flat parameters, and on what it made of the original ones
@@ -28,20 +28,20 @@ SUMS = "shard_sums"
 _groups: dict[Any, Any] = {}
 
 
-def is_cut(x: Tensor) -> bool:
+def is_sharded(x: Tensor) -> bool:
     """Whether a tensor is a DTensor."""
     return hasattr(x, "_local_tensor")
 
 
-def local(x: Tensor) -> Tensor:
-    """This process' part, or all of a tensor that is not cut: the same object at each call, as the kernels ask for."""
+def local_tensor(x: Tensor) -> Tensor:
+    """This process' part, or all of a tensor that is not sharded; the same object at each call, for caches."""
     part: Tensor = getattr(x, "_local_tensor", x)
     return part
 
 
 def local_grad(grad: Tensor, param: Tensor) -> Tensor:
-    """This process' part of a gradient, cut as its parameter is."""
-    if not is_cut(grad):
+    """This process' part of a gradient, sharded as its parameter is."""
+    if not is_sharded(grad):
         return grad
     placed: Any = grad
     if placed.placements != param.placements:  # type: ignore[attr-defined]
@@ -62,12 +62,12 @@ def check(group: dict[str, Any]) -> None:
                 "FullyShardedDataParallel (FSDP1) has merged and cut the parameters, so that no tensor can be "
                 "measured: use torch.distributed.fsdp.fully_shard (FSDP2), or gamma=0, which is AdamW"
             )
-        if is_cut(p) and any(at.is_partial() for at in p.placements):
+        if is_sharded(p) and any(at.is_partial() for at in p.placements):
             raise RuntimeError(
                 f"a parameter is a DTensor with placements {p.placements}, a sum that is not made yet: redistribute it "
                 "to Shard or Replicate"
             )
-        if is_cut(p) and group["state_dtype"] == "8bit":
+        if is_sharded(p) and group["state_dtype"] == "8bit":
             raise RuntimeError("state_dtype='8bit' is not supported for DTensors; use torch.bfloat16 or None")
 
 
@@ -82,7 +82,7 @@ class Sums(NamedTuple):
     @staticmethod
     def of(params: list[Tensor], mesh: Any) -> Sums:
         """With room for what is to be written."""
-        device = local(params[0]).device
+        device = local_tensor(params[0]).device
         sums = torch.zeros(len(params), 3, dtype=torch.float64, device=device)
         counts = [[copies(p, mesh) for p in params], [p.numel() * (2 if p.is_complex() else 1) for p in params]]
         return Sums(sums, list(sums.unbind()), *torch.tensor(counts, dtype=torch.float64, device=device).unbind())
@@ -99,36 +99,36 @@ class Pending:
     o: Options
 
 
-class Cut(NamedTuple):
-    """Local tensors of a part's parameters on one mesh, or of those that are not cut; cached while nothing changes."""
+class LocalSubset(NamedTuple):
+    """Local tensors of a subset's parameters on one mesh, or of those that are not sharded."""
 
-    part: Part
     wanted: list[int]
-    key: Any  # mesh and dtype of the sums, None where nothing is cut
+    key: Any  # mesh and dtype of the sums, None where nothing is sharded
     places: list[int]
-    params: list[Tensor]
-    columns: Columns
-    numbers: list[int]
-    states: list[dict[str, Tensor]]
+    local: Subset
+    states: list[dict[str, Tensor]]  # of the whole tensors
     sums: Sums | None
 
     @staticmethod
-    def of(part: Part, key: Any, places: list[int], wanted: list[int]) -> Cut:
-        """Look at some parameters of a part."""
-        whole, numbers = picked(part.params, places), picked(part.numbers, places)
-        state = {name: picked(column, places) for name, column in part.columns.items()}
-        columns = {name: list(map(local, column)) for name, column in state.items()}
+    def of(subset: Subset, key: Any, places: list[int], wanted: list[int]) -> LocalSubset:
+        """Of some parameters of a subset."""
+        whole = select(subset.params, places)
+        state = {name: select(column, places) for name, column in subset.state.items()}
+        columns = {name: list(map(local_tensor, column)) for name, column in state.items()}
         sums = Sums.of(whole, key[0]) if wanted and key is not None else None
         if sums is not None:
             columns[SUMS] = sums.each
-        return Cut(part, wanted, key, places, list(map(local, whole)), columns, numbers, rows(state), sums)
+        indices = select(subset.param_indices, places)
+        local = Subset(subset.grad_places, list(map(local_tensor, whole)), columns, indices)
+        return LocalSubset(wanted, key, places, local, state_rows(state), sums)
 
-    def is_of(self, part: Part, wanted: list[int]) -> bool:
-        """Whether this was made of that part, whose tensors have the same local parts as then."""
-        if self.part is not part or self.wanted != wanted:
-            return False
-        pairs = [(part.params, self.params), *((xs, self.columns[key]) for key, xs in part.columns.items())]
-        return all(same([local(x) for x in picked(xs, self.places)], known) for xs, known in pairs)
+    def is_current(self, subset: Subset, wanted: list[int]) -> bool:
+        """Whether the tensors have the same local parts as before."""
+        known = [(subset.params, self.local.params)]
+        known += [(column, self.local.state[key]) for key, column in subset.state.items()]
+        return self.wanted == wanted and all(
+            all_identical([local_tensor(x) for x in select(xs, self.places)], local) for xs, local in known
+        )
 
 
 class Shards:
@@ -138,25 +138,24 @@ class Shards:
         self.made: list[Pending] = []  # in this step
         self.sent: list[Pending] = []
         self.works: list[Any] = []  # all-reduces on their way
-        self._cut: dict[int, list[Cut]] = {}  # by the number of a part's first parameter
 
-    def run(self, step: Callable[..., None], part: Part, grads: list[Tensor], o: Options | None) -> None:
-        """One step of a part of a group.
+    def run(self, step: Callable[..., None], subset: Subset, grads: list[Tensor], o: Options, *args: Any) -> None:
+        """One step of a subset of which some parameters are sharded, on one mesh or several.
 
         Args:
-            step: does it for parameters, gradients, state and numbers that are not cut.
-            part: some parameters may be cut, on several meshes.
-            grads: theirs.
-            o: of the step, None where it needs nothing of whole tensors.
+            step: called with local tensors as a subset, their gradients, and ``args``.
+            subset, grads: the parameters, their state and gradients.
+            o: options of the step.
+            args: further arguments of ``step``.
         """
-        wanted = [] if o is None else wanted_sums(o)
-        cut = self._cut.get(part.numbers[0])
-        if cut is None or not all(one.is_of(part, wanted) for one in cut):
-            cut = self._cut[part.numbers[0]] = [Cut.of(part, *of, wanted) for of in by_mesh(part.params).items()]
-        for one in cut:
-            mine = [local_grad(grads[i], part.params[i]) for i in one.places]
-            step(one.params, mine, one.columns, one.numbers)
-            if one.sums is not None and o is not None:
+        wanted = wanted_sums(o) if subset.has_reach else []
+        if subset.shards is None or not all(one.is_current(subset, wanted) for one in subset.shards):
+            meshes = by_mesh(subset.params).items()
+            subset.shards = [LocalSubset.of(subset, key, places, wanted) for key, places in meshes]
+        for one in subset.shards:
+            mine = [local_grad(grads[i], subset.params[i]) for i in one.places]
+            step(one.local, mine, *args)
+            if one.sums is not None:
                 self.made.append(Pending(one.key, wire_of(one.key, one.sums, wanted), one.states, one.sums.numel, o))
 
     def send(self) -> None:
@@ -172,7 +171,7 @@ class Shards:
                 self.works.append(dist.all_reduce(flat, group=group_of(mesh), async_op=True))
         self.sent, self.made = self.made, []
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         """Wait for the sums of the last step, and keep what they say of the whole tensors.
 
         Those of a step that raised have not been sent, and are forgotten.
@@ -180,19 +179,15 @@ class Shards:
         for work in self.works:
             work.wait()
         for one in self.sent:
-            keep(one)
+            store_sums(one)
         self.made, self.sent, self.works = [], [], []
-
-    def forget(self) -> None:
-        """Let the tensors of the last step go."""
-        self._cut.clear()
 
 
 def by_mesh(params: list[Tensor]) -> dict[Any, list[int]]:
-    """The places of parameters by device mesh and dtype of their sums; of those that are not cut under None."""
+    """The places of parameters by device mesh and dtype of their sums; of those that are not sharded under None."""
     found: dict[Any, list[int]] = {}
     for i, p in enumerate(params):
-        key = (p.device_mesh, arithmetic(p.dtype.to_real())) if is_cut(p) else None  # type: ignore[attr-defined]
+        key = (p.device_mesh, arithmetic(p.dtype.to_real())) if is_sharded(p) else None  # type: ignore[attr-defined]
         found.setdefault(key, []).append(i)
     return found
 
@@ -209,7 +204,7 @@ def wire_of(key: Any, sums: Sums, wanted: list[int]) -> Tensor:
 
 
 def copies(param: Any, mesh: Any) -> int:
-    """How many processes hold the same part. What is strided, as FSDP2 over tensor parallel is, is cut too."""
+    """How many processes hold the same part. What is strided, as FSDP2 over tensor parallel is, is sharded too."""
     return math.prod(n for n, at in zip(mesh.shape, param.placements, strict=True) if at.is_replicate())
 
 
@@ -238,7 +233,7 @@ def payload(tensors: int, *, mean: bool = False, itemsize: int = 4) -> int:
     """Bytes that each process hands to the one all-reduce of a step, of a mesh.
 
     Args:
-        tensors: that are cut over the mesh and have a reach.
+        tensors: that are sharded over the mesh and have a reach.
         mean: whether the modulator is relative.
         itemsize: 4 of float32 and narrower parameters, 8 of float64.
 
@@ -249,13 +244,13 @@ def payload(tensors: int, *, mean: bool = False, itemsize: int = 4) -> int:
     return tensors * itemsize * (3 if mean else 2)
 
 
-def keep(one: Pending) -> None:
+def store_sums(one: Pending) -> None:
     """What a step measures of whole tensors, by the rules of :mod:`hatam.update`."""
     z2, u2, *means = (x / one.numel for x in one.wire.to(torch.float64).unbind(1))
-    dtype = local(one.states[0]["exp_avg_sq"]).dtype
-    update.keep_(one.states, z2.sqrt(), u2.sqrt(), means[0] if means else None, dtype, one.o)
+    dtype = local_tensor(one.states[0]["exp_avg_sq"]).dtype
+    update.store_rms_(one.states, z2.sqrt(), u2.sqrt(), means[0] if means else None, dtype, one.o)
 
 
-def any_cut(params: Iterable[Tensor]) -> bool:
+def any_sharded(params: Iterable[Tensor]) -> bool:
     """Whether any of them is a DTensor."""
-    return any(map(is_cut, params))
+    return any(map(is_sharded, params))

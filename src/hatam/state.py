@@ -20,8 +20,8 @@ from .update import Options, State
 ADAMW_STATE = ("step", *MOMENTS)
 STATE = (*ADAMW_STATE, *SCALARS)
 
-START = {"reach": 0.0, "ratio": 0.0, "travel": 0.0}
-START_OF_MEANS = {"denom_mean": math.inf, "reach_mean": math.inf}
+INITIAL_SCALARS = {"reach": 0.0, "rms_ratio": 0.0, "path_length": 0.0}
+INITIAL_MEANS = {"denom_mean": math.inf, "reach_mean": math.inf}
 """The scalars before the first step. There is no mean yet, and with an infinite one S is 0."""
 
 EMBEDDINGS = {"tokens", "positions", "places", "wte", "wpe", "lm_head"}
@@ -45,30 +45,30 @@ def hidden_flags(group: Mapping[str, Any]) -> list[bool]:
     return [is_hidden(p, name) for p, name in zip(group["params"], names, strict=False)]
 
 
-def start_adamw(state: State, param: Tensor, group: Mapping[str, Any]) -> None:
+def init_adamw_state(state: State, param: Tensor, group: Mapping[str, Any]) -> None:
     """AdamW's state before the first step."""
-    on_device = fused.counts_on_device(group, param)
-    dtype = torch.float32 if on_device else _get_scalar_dtype()
-    state["step"] = torch.zeros((), dtype=dtype, device=param.device if on_device else "cpu")
+    device_index = fused.keeps_step_on_device(group, param)
+    dtype = torch.float32 if device_index else _get_scalar_dtype()
+    state["step"] = torch.zeros((), dtype=dtype, device=param.device if device_index else "cpu")
     for key in MOMENTS:
         state[key] = new_moment(param, key, group["state_dtype"])
 
 
-def completed(state: State, param: Tensor, group: Mapping[str, Any], modulator: Modulator | None) -> State:
+def complete_state(state: State, param: Tensor, group: Mapping[str, Any], modulator: Modulator | None) -> State:
     """A state with all that a step needs: AdamW's part, and the scalars of the reach where there is a modulator.
 
     The means exist only for a modulator that needs them; another one would leave them stale.
     """
     if "step" not in state:
-        start_adamw(state, param, group)
+        init_adamw_state(state, param, group)
     if modulator is None:
         return state
-    for key, value in START.items():
+    for key, value in INITIAL_SCALARS.items():
         if key not in state:
             state[key] = scalar(value, param)
     if not modulator.needs_mean and "reach_mean" in state:
         state["reach"].zero_()  # of an offset that the modulator before has made
-    for key, value in START_OF_MEANS.items():
+    for key, value in INITIAL_MEANS.items():
         if not modulator.needs_mean:
             state.pop(key, None)
         elif key not in state:
@@ -82,7 +82,7 @@ def scalar(value: float, param: Tensor) -> Tensor:
     return torch.full((), value, dtype=dtype, device=param.device)
 
 
-def displaced(state: State, o: Options) -> bool:
+def has_offset(state: State, o: Options) -> bool:
     """Whether the next step undoes an offset of this state, which may be 0.
 
     Not after a change of the modulator: the old offset stays in the parameter.

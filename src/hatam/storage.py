@@ -21,7 +21,7 @@ from . import rounding
 
 STATE_DTYPES = {"None": None, "torch.float32": torch.float32, "torch.bfloat16": torch.bfloat16, "8bit": "8bit"}
 MOMENTS = ("exp_avg", "exp_avg_sq")
-SCALARS = ("reach", "ratio", "travel", "denom_mean", "reach_mean")  # what AdamW's state has not
+SCALARS = ("reach", "rms_ratio", "path_length", "denom_mean", "reach_mean")  # what AdamW's state has not
 BLOCK = 256  # elements that share one scale in torchao's 8-bit state
 LEAST_SCALE = 2e-12  # of a block; where all is smaller, torchao's is 1e-12, and v may well be 0
 LEAST_8BIT = 4096  # elements; what is smaller stays in float32
@@ -91,13 +91,13 @@ def dequantized(x: Any) -> Tensor:
 
 
 def widened(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor in the arithmetic's dtype: itself, or a copy that :func:`settle` writes back."""
+    """A tensor in the arithmetic's dtype: itself, or a copy that :func:`store_rounded_` writes back."""
     if is_quantized(x):
         return dequantized(x).to(dtype)
     return x if x.dtype == dtype else x.to(dtype)
 
 
-def settle(stored: Tensor, wide: Tensor, random: Tensor | None) -> None:
+def store_rounded_(stored: Tensor, wide: Tensor, random: Tensor | None) -> None:
     """Store what was widened, at random where bits are given, and leave in ``wide`` what a later step will read."""
     if wide is stored:
         return

@@ -10,22 +10,23 @@ import torch
 from torch import Tensor
 
 from . import narrow, options, sharded
-from .state import displaced, real, real_state
+from .state import has_offset, real, real_state
+from .storage import SCALARS
 from .update import Options, State
 
 States = Mapping[Tensor, dict[str, Any]]
 Move = Callable[[Tensor, State, Options, int], None]
 
-Groups = Iterable[tuple[int, dict[str, Any]]]  # with the number of the first parameter of each
+Groups = Iterable[tuple[int, dict[str, Any]]]  # with the index of the first parameter of each
 
 
 def offsets(groups: Groups, states: States) -> Iterator[tuple[Tensor, dict[str, Any], Options, int]]:
-    """The parameters that have an offset, with their states, options and numbers."""
+    """The parameters that have an offset, with their states, options and indices."""
     for first, group in groups:
         o = options.resolve(group, group["lr_peak"])
-        for number, p in enumerate(group["params"], first):
-            if displaced(states.get(p, {}), o):
-                yield p, states[p], o, number
+        for index, p in enumerate(group["params"], first):
+            if has_offset(states.get(p, {}), o):
+                yield p, states[p], o, index
 
 
 def move(groups: Groups, states: States, how: Move, spared: Sequence[bool] = ()) -> None:
@@ -34,17 +35,28 @@ def move(groups: Groups, states: States, how: Move, spared: Sequence[bool] = ())
     ``spared`` marks places of the only group. These parameters are not moved; on the way back their κ becomes 0.
     """
     groups = list(groups)
-    for p, state, o, number in offsets(groups, states):
-        if spared and spared[number - groups[0][0]]:
+    for p, state, o, index in offsets(groups, states):
+        if spared and spared[index - groups[0][0]]:
             if how is narrow.redo_offset_:
                 state["reach"].zero_()
             continue
-        parts = {key: sharded.local(x) for key, x in state.items()}
-        local = real(sharded.local(p.detach()))
+        parts = {key: sharded.local_tensor(x) for key, x in state.items()}
+        local = real(sharded.local_tensor(p.detach()))
         plain = local.resolve_neg()
-        how(plain, real_state(parts), o, number)
+        how(plain, real_state(parts), o, index)
         if plain is not local:
             local.copy_(plain)
+
+
+def remove_reaches(first: int, group: dict[str, Any], states: States, flags: Sequence[bool]) -> None:
+    """Undo the offset of parameters that have lost their right to a reach, and delete its state."""
+    stays = [hidden or "reach" not in states.get(p, {}) for p, hidden in zip(group["params"], flags, strict=True)]
+    if not all(stays):
+        with torch.no_grad():
+            move([(first, group)], states, narrow.undo_offset_, spared=stays)
+        for p, stay in zip(group["params"], stays, strict=True):
+            for key in () if stay else SCALARS:
+                states[p].pop(key, None)
 
 
 @contextmanager

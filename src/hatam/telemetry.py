@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from . import options, paths, sharded, storage
-from .fused.batches import like
+from .fused.batches import in_layout_of
 from .modulators import CAP
 from .optimizer import HATAM
 from .reports import MEANS, NORMS, Report, finished, flat, of_group, to_json_lines, to_tensorboard
-from .state import displaced, real, real_state
+from .state import has_offset, real, real_state
 from .update import Options, State
 
 __all__ = ["Report", "Telemetry", "flat", "observe", "to_json_lines", "to_tensorboard"]
@@ -144,15 +144,15 @@ def _observed(optimizer: HATAM, number: int) -> dict[str, dict[str, Tensor]]:
     stepped = [p.grad is not None and p.numel() and "step" in optimizer.state.get(p, {}) for p in group["params"]]
     seen = [i for i, known in enumerate(stepped) if known]
     params = [group["params"][i] for i in seen]
-    local = [sharded.local(p) for p in params]
+    local = [sharded.local_tensor(p) for p in params]
     grads = [sharded.local_grad(p.grad, p) for p in params]
-    states = [{key: sharded.local(x) for key, x in optimizer.state[p].items()} for p in params]
+    states = [{key: sharded.local_tensor(x) for key, x in optimizer.state[p].items()} for p in params]
     # torch's fused AdamW, which does the step until there is a reach, takes a GradScaler's scale off the gradients
     # themselves, unless they lay in memory otherwise than their parameters and it was given copies.
-    is_adamw = group["fused"] and not group["begun"]
-    is_torchs = is_adamw and not paths.narrows(local, grads, states, o) and paths.walks_memory(local, states)
+    is_adamw = group["fused"] and not group["reach_started"]
+    is_torchs = is_adamw and not paths.any_narrow(local, grads, states, o) and paths.walks_memory(local, states)
     found = [
-        observe(p, g, state, without_scale if is_torchs and like(g, p) is g else o)
+        observe(p, g, state, without_scale if is_torchs and in_layout_of(g, p) is g else o)
         for p, g, state in zip(local, grads, states, strict=True)
     ]
     for key, places in sharded.by_mesh(params).items():
@@ -213,9 +213,11 @@ def observe(param: Tensor, grad: Tensor, state: State, o: Options) -> dict[str, 
         "effective_step": o.lr * torch.reciprocal(h, out=u).mean(),  # new memory costs more than arithmetic
         "numel": torch.full((), w.numel(), dtype=dtype, device=w.device),
     }
-    if displaced(state, o):
+    if has_offset(state, o):
         reach = state["reach"].to(w.device, dtype)
-        spread = o.modulator.spread([u.copy_(h)], [state["reach_mean"]] if o.modulator.needs_mean else [])[0]
+        spread = o.modulator.reach_denominators([u.copy_(h)], [state["reach_mean"]] if o.modulator.needs_mean else [])[
+            0
+        ]
         found |= {"reach": reach, "offset_norm": reach * torch.div(m, spread, out=c).norm()}
         return found | of_modulator(h.div_(spread))
     return found

@@ -50,11 +50,12 @@ class Options(NamedTuple):
     eps: float
     weight_decay: float
     lr_peak: Scalar
-    reach: Scalar  # γ · turn(lr): κ before ρ, τ and the horizon
+    reach_factor: Scalar  # γ · turn(lr): κ before ρ, τ and the horizon
     travel: float  # N − 1 at which τ is 1
-    furthest: Scalar  # upper bound of κ: horizon · peak
+    max_reach: Scalar  # upper bound of κ: horizon · peak
     modulator: Modulator
     grad_factor: Scalar  # 1, or −1 to maximize; divided by the loss scale
+    grad_scale: Tensor | None  # a GradScaler's loss scale
     capturable: bool
     round_param: bool  # bfloat16 parameters at random; else to nearest
     round_state: bool
@@ -70,15 +71,15 @@ class Stages(NamedTuple):
     displace: Callable[[Tensors, Denominators, list[State], Options], None] | None = None  # comes last, of z and h
 
 
-def number(x: Tensor, o: Options) -> Scalar:
+def host_scalar(x: Tensor, o: Options) -> Scalar:
     """A 0-dim state tensor as a float, unless that would wait for a device or break a graph."""
     stays = o.capturable or not x.is_cpu or torch.is_grad_enabled() or torch.compiler.is_compiling()
     return x if stays else x.item()
 
 
-def numbers(states: list[State], key: str, o: Options) -> list[Scalar]:
-    """A 0-dim entry of every state, see :func:`number`."""
-    return kept([number(state[key], o) for state in states])
+def host_scalars(states: list[State], key: str, o: Options) -> list[Scalar]:
+    """A 0-dim entry of every state, see :func:`host_scalar`."""
+    return clone_for_autograd([host_scalar(state[key], o) for state in states])
 
 
 def column(states: list[State], key: str) -> Tensors:
@@ -86,7 +87,7 @@ def column(states: list[State], key: str) -> Tensors:
     return [state[key] for state in states]
 
 
-def kept(xs: list[Any]) -> list[Any]:
+def clone_for_autograd(xs: list[Any]) -> list[Any]:
     """``xs``, safe from later in-place updates where autograd may need them again."""
     return [x.clone() if isinstance(x, Tensor) else x for x in xs] if torch.is_grad_enabled() else xs
 
@@ -119,7 +120,7 @@ def div_(xs: Tensors, ys: Any) -> Tensors:
 def quotients(xs: Tensors, ys: Tensors) -> Tensors:
     """x / y, in place of y unless autograd may need y again, or 1 / y leaves the range of float16."""
     if torch.is_grad_enabled() or any(y.dtype == torch.float16 for y in ys):
-        return list(torch._foreach_div(kept(xs), ys))
+        return list(torch._foreach_div(clone_for_autograd(xs), ys))
     torch._foreach_reciprocal_(ys)
     torch._foreach_mul_(ys, xs)
     return ys
@@ -139,7 +140,7 @@ def add_quotients_(xs: Tensors, ys: Tensors, zs: Tensors, scales: list[Scalar]) 
     if any(isinstance(scale, Tensor) for scale in scales):
         add_scaled_(xs, quotients(ys, zs), scales)
         return torch.is_grad_enabled()
-    torch._foreach_addcdiv_(xs, kept(ys), zs, scales)
+    torch._foreach_addcdiv_(xs, clone_for_autograd(ys), zs, scales)
     return True
 
 
@@ -152,7 +153,7 @@ class Denominators(NamedTuple):
 
 def denominators(states: list[State], o: Options) -> Denominators:
     """h = sqrt(v̂) + ε. At step 0, 1 − β2^0 is 0: the correction of step 1 is used, since v = 0."""
-    steps = numbers(states, "step", o)
+    steps = host_scalars(states, "step", o)
     first = [step.clamp(min=1) if isinstance(step, Tensor) else max(step, 1) for step in steps]
     factors = [(1 - o.beta2**step) ** 0.5 for step in first]
     hs = list(torch._foreach_sqrt(column(states, "exp_avg_sq")))
@@ -162,33 +163,37 @@ def denominators(states: list[State], o: Options) -> Denominators:
     return Denominators(hs, factors)
 
 
-def directions(states: list[State], hs: Denominators, o: Options) -> Tensors:
+def reach_denominators(states: list[State], hs: Denominators, o: Options) -> Tensors:
     """(h / S) · factor, the denominator of u, with the mean in ``reach_mean``. May overwrite h."""
     if not o.modulator.needs_mean:
-        return o.modulator.spread(hs.scaled, [])
-    means = [mean * factor for mean, factor in zip(kept(column(states, "reach_mean")), hs.factors, strict=True)]
-    return o.modulator.spread(hs.scaled, means)
+        return o.modulator.reach_denominators(hs.scaled, [])
+    means = [
+        mean * factor for mean, factor in zip(clone_for_autograd(column(states, "reach_mean")), hs.factors, strict=True)
+    ]
+    return o.modulator.reach_denominators(hs.scaled, means)
 
 
-def move_(params: Tensors, states: list[State], spread: Tensors, factors: list[Scalar], o: Options, sign: int) -> bool:
-    """x ← x ± κ m / spread, of :func:`directions`. May overwrite ``spread``; returns whether it is unchanged.
+def add_offsets_(
+    params: Tensors, states: list[State], denoms: Tensors, factors: list[Scalar], o: Options, sign: int
+) -> bool:
+    """x ← x ± κ m / denoms, of :func:`directions`. May overwrite ``denoms``; returns whether it is unchanged.
 
     Displacement and undo share this code: different rounding would make z drift.
     """
-    reaches = numbers(states, "reach", o)
+    reaches = host_scalars(states, "reach", o)
     scales = [sign * reach * factor for reach, factor in zip(reaches, factors, strict=True)]
-    return add_quotients_(params, column(states, "exp_avg"), spread, scales)
+    return add_quotients_(params, column(states, "exp_avg"), denoms, scales)
 
 
-def offset_(params: Tensors, states: list[State], o: Options, sign: int) -> None:
+def apply_offsets_(params: Tensors, states: list[State], o: Options, sign: int) -> None:
     """x ← x ± κ u, with the κ and the mean of h that are in the state."""
     hs = denominators(states, o)
-    move_(params, states, directions(states, hs, o), hs.factors, o, sign)
+    add_offsets_(params, states, reach_denominators(states, hs, o), hs.factors, o, sign)
 
 
 def undo_(params: Tensors, states: list[State], o: Options) -> None:
     """z = w + κ u, with u from the state that displaced w."""
-    offset_(params, states, o, 1)
+    apply_offsets_(params, states, o, 1)
 
 
 def least(dtype: torch.dtype) -> float:
@@ -211,7 +216,7 @@ def descent_(params: Tensors, states: list[State], o: Options) -> Denominators:
     hs = denominators(states, o)
     if o.weight_decay != 0:
         torch._foreach_mul_(params, 1 - o.lr * o.weight_decay)
-    steps = zip(numbers(states, "step", o), hs.factors, strict=True)
+    steps = zip(host_scalars(states, "step", o), hs.factors, strict=True)
     scales = [-o.lr / (1 - o.beta1**step) * factor for step, factor in steps]
     whole = add_quotients_(params, column(states, "exp_avg"), hs.scaled, scales)
     return hs if whole else denominators(states, o)
@@ -222,18 +227,18 @@ def displace_(params: Tensors, hs: Denominators, states: list[State], o: Options
     set_reaches_(states, o)
     means = None
     if o.modulator.needs_mean:
-        hand_over_means_(states, o)
+        store_reach_means_(states, o)
         dtype = states[0]["denom_mean"].dtype
         means = [h.mean(dtype=dtype) / factor for h, factor in zip(*hs, strict=True)]
-    z_norms, spread = norms(params), directions(states, hs, o)
-    if not move_(params, states, spread, hs.factors, o, -1):
-        spread = directions(states, denominators(states, o), o)
-    us = norms(quotients(column(states, "exp_avg"), spread))
+    z_norms, denoms = norms(params), reach_denominators(states, hs, o)
+    if not add_offsets_(params, states, denoms, hs.factors, o, -1):
+        denoms = reach_denominators(states, denominators(states, o), o)
+    us = norms(quotients(column(states, "exp_avg"), denoms))
     measured = Measured(z_norms, [u * factor for u, factor in zip(us, hs.factors, strict=True)], means)
     if "shard_sums" in states[0]:
-        leave_sums_(states, measured, params)
+        store_shard_sums_(states, measured, params)
     else:
-        remember_(states, measured, [p.numel() for p in params], params[0].dtype, o)
+        store_norms_(states, measured, [p.numel() for p in params], params[0].dtype, o)
 
 
 class Measured(NamedTuple):
@@ -247,46 +252,49 @@ class Measured(NamedTuple):
 def norms(xs: Tensors) -> Tensors:
     """Euclidean norms, of narrow numbers in float32: their squares would leave the range of float16."""
     wide = torch.promote_types(xs[0].dtype, torch.float32)
-    return list(torch._foreach_norm(kept(xs), 2, wide))
+    return list(torch._foreach_norm(clone_for_autograd(xs), 2, wide))
 
 
 def set_reaches_(states: list[State], o: Options) -> None:
     """κ of this step, which undoing it will need."""
-    ratios, travels = (torch.stack(kept(column(states, key))) for key in ("ratio", "travel"))
-    reaches = o.reach * ratios * reach.come(travels, o.travel)
-    limited = isinstance(o.furthest, Tensor)
-    reaches = torch.minimum(reaches, o.furthest.to(reaches)) if limited else reaches.clamp(max=o.furthest)
+    ratios, lengths = (torch.stack(clone_for_autograd(column(states, key))) for key in ("rms_ratio", "path_length"))
+    reaches = o.reach_factor * ratios * reach.travel_factor(lengths, o.travel)
+    limited = isinstance(o.max_reach, Tensor)
+    reaches = torch.minimum(reaches, o.max_reach.to(reaches)) if limited else reaches.clamp(max=o.max_reach)
     copy_(column(states, "reach"), list(reaches.unbind()))
 
 
-def hand_over_means_(states: list[State], o: Options) -> None:
+def store_reach_means_(states: list[State], o: Options) -> None:
     """The mean known before this step is the one that the new offset uses, and that undoing it will need.
 
     A mean of ε is that of v = 0: nothing is known of sharpness, and with an infinite mean S is 0. (The choice must stay
     an operation: the inductor of torch.compile takes a plain copy for an alias of ``denom_mean``.)
     """
-    means, none = torch.stack(kept(column(states, "denom_mean"))), no_gradient_yet(states[0]["exp_avg_sq"].dtype, o)
+    means, none = (
+        torch.stack(clone_for_autograd(column(states, "denom_mean"))),
+        no_gradient_yet(states[0]["exp_avg_sq"].dtype, o),
+    )
     copy_(column(states, "reach_mean"), list(torch.where(means > none, means, math.inf).unbind()))
 
 
-def remember_(states: list[State], measured: Measured, numels: list[int], dtype: torch.dtype, o: Options) -> None:
+def store_norms_(states: list[State], measured: Measured, numels: list[int], dtype: torch.dtype, o: Options) -> None:
     """Keep ρ and the mean of h for the next step, from norms over whole tensors."""
     counts = [max(n, 1) ** 0.5 for n in numels]
     z, u = (torch.stack(div_(x, counts)) for x in (measured.z_norms, measured.u_norms))
     means = None if measured.means is None else torch.stack(measured.means)
-    keep_(states, z, u, means, dtype, o)
+    store_rms_(states, z, u, means, dtype, o)
 
 
-def keep_(states: list[State], z: Tensor, u: Tensor, means: Tensor | None, dtype: torch.dtype, o: Options) -> None:
+def store_rms_(states: list[State], z: Tensor, u: Tensor, means: Tensor | None, dtype: torch.dtype, o: Options) -> None:
     """Store ρ, N and mean(h), from the RMS of z and u. Nothing is stored where ``found_inf`` is set."""
-    ratios, travels = (torch.stack(kept(column(states, key))) for key in ("ratio", "travel"))
-    steps = torch.stack(kept(column(states, "step"))).to(ratios)
-    begun = (ratios > 0) | (o.reach > 0)
-    next_ratios = torch.where(begun, reach.next_ratios(z.to(ratios), u.to(ratios), ratios), 0.0)
-    next_travels = reach.next_travels(travels, next_ratios, ratios, o.lr, o.lr_peak, steps)
-    new = {"ratio": next_ratios, "travel": next_travels}
+    ratios, lengths = (torch.stack(clone_for_autograd(column(states, key))) for key in ("rms_ratio", "path_length"))
+    steps = torch.stack(clone_for_autograd(column(states, "step"))).to(ratios)
+    begun = (ratios > 0) | (o.reach_factor > 0)
+    next_ratios = torch.where(begun, reach.next_rms_ratios(z.to(ratios), u.to(ratios), ratios), 0.0)
+    next_lengths = reach.next_path_lengths(lengths, next_ratios, ratios, o.lr, o.lr_peak, steps)
+    new = {"rms_ratio": next_ratios, "path_length": next_lengths}
     if means is not None:
-        last = torch.stack(kept(column(states, "denom_mean")))
+        last = torch.stack(clone_for_autograd(column(states, "denom_mean")))
         new["denom_mean"] = torch.where(begun, next_means(means.to(last), last, dtype, o), math.inf)
     for key, values in new.items():
         if o.found_inf is not None:
@@ -294,7 +302,7 @@ def keep_(states: list[State], z: Tensor, u: Tensor, means: Tensor | None, dtype
         copy_(column(states, key), list(values.unbind()))
 
 
-def leave_sums_(states: list[State], measured: Measured, params: Tensors) -> None:
+def store_shard_sums_(states: list[State], measured: Measured, params: Tensors) -> None:
     """Of parts of tensors: Σz², Σu² and Σh, for :mod:`hatam.sharded` to add up."""
     for i, (state, param) in enumerate(zip(states, params, strict=True)):
         for j, column_of in enumerate((measured.z_norms, measured.u_norms)):

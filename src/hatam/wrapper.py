@@ -21,7 +21,7 @@ from .options import CHECKS
 from .state import hidden_flags, scalar
 
 OPTIONS = ("gamma", "travel", "horizon", "fade", "hidden")
-SCALARS = ("reach", "ratio", "travel")
+SCALARS = ("reach", "rms_ratio", "path_length")
 
 
 class Straightened(Optimizer):
@@ -127,16 +127,18 @@ class Straightened(Optimizer):
             if not state:
                 state.update({key: scalar(0.0, p) for key in SCALARS}, step=0)
             state["step"] += 1
-        ratios, travels = (torch.stack([state[key] for state in states]) for key in ("ratio", "travel"))
-        factor = options["gamma"] * reach.turn(lr, peak, options["fade"])
-        reaches = (factor * ratios * reach.come(travels, options["travel"])).clamp(max=options["horizon"] * peak)
+        ratios, travels = (torch.stack([state[key] for state in states]) for key in ("rms_ratio", "path_length"))
+        factor = options["gamma"] * reach.lr_factor(lr, peak, options["fade"])
+        reaches = (factor * ratios * reach.travel_factor(travels, options["travel"])).clamp(
+            max=options["horizon"] * peak
+        )
         if lr > 0 and (factor > 0 or bool((ratios > 0).any())):
             sizes = [max(p.numel(), 1) ** 0.5 for p in params]
             z, u = (torch.stack(torch._foreach_norm(xs)).to(ratios) for xs in (params, before))
             z, u = z / ratios.new_tensor(sizes), u / (ratios.new_tensor(sizes) * lr)
-            new = reach.next_ratios(z, u, ratios)
+            new = reach.next_rms_ratios(z, u, ratios)
             steps = ratios.new_tensor([state["step"] for state in states])
-            travels = reach.next_travels(travels, new, ratios, lr, peak, steps)
+            travels = reach.next_path_lengths(travels, new, ratios, lr, peak, steps)
             ratios = new
         scales = -reaches / lr if lr > 0 else torch.zeros_like(reaches)
         torch._foreach_mul_(before, list(scales.unbind()))

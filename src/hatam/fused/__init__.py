@@ -17,14 +17,15 @@ from torch import Tensor
 
 from ..update import Options
 from . import cpu, gpu
-from .batches import PLAIN, Columns, Division, counts, divide, kinds
+from .batches import PLAIN, BatchPlan, Columns, kinds, numels, plan_batches
 
 KERNELS: dict[str, ModuleType] = {"cpu": cpu, "cuda": gpu}
-"""By the type of device. Each has ``missing()``, ``takes(dtypes, options)`` and ``step(...)``."""
+"""By the type of device. Each has ``unavailable_reason()``, ``supports(dtypes, options)`` and
+``step(batch, options)``."""
 NAMES = {"cpu": "CPU", "cuda": "GPU"}
 
 
-def chosen(group: Mapping[str, Any]) -> tuple[str, ...]:
+def enabled_devices(group: Mapping[str, Any]) -> tuple[str, ...]:
     """The types of device whose tensors go to a kernel: by ``fused``; for None, where nothing else was asked for.
 
     None allows every kernel, unless foreach, differentiable or capturable asks for less.
@@ -38,7 +39,7 @@ def chosen(group: Mapping[str, Any]) -> tuple[str, ...]:
     return ("cuda",) if group["capturable"] else tuple(KERNELS)
 
 
-def counts_on_device(group: Mapping[str, Any], param: Tensor) -> bool:
+def keeps_step_on_device(group: Mapping[str, Any], param: Tensor) -> bool:
     """Whether ``step`` lies on the parameter's device. Else it lies on the CPU, where the host reads it at once."""
     if group["capturable"] or group["fused"]:
         return True
@@ -48,13 +49,15 @@ def counts_on_device(group: Mapping[str, Any], param: Tensor) -> bool:
         and param.dtype in gpu.DTYPES
         and group["state_dtype"] != "8bit"
     )
-    return not param.is_cpu and taken and group["gamma"] != 0 and device in chosen(group) and at_hand(device)
+    return (
+        not param.is_cpu and taken and group["gamma"] != 0 and device in enabled_devices(group) and is_available(device)
+    )
 
 
 @cache
-def at_hand(device: str) -> bool:
+def is_available(device: str) -> bool:
     """Whether there is a kernel. Logs one warning where there is none, because steps are slower then."""
-    reason = KERNELS[device].missing()
+    reason = KERNELS[device].unavailable_reason()
     if reason:
         logging.getLogger("hatam").warning(
             "no fused %s kernel, falling back to what torch would choose: %s", NAMES[device], reason
@@ -68,7 +71,7 @@ def refusal(devices: set[str]) -> str | None:
         only = " and ".join(map(repr, KERNELS))
         return f"there is no fused kernel for parameters on {device!r}, only for {only}; leave fused at None"
     for device in sorted(devices):
-        reason = KERNELS[device].missing()
+        reason = KERNELS[device].unavailable_reason()
         if reason:
             return f"there is no fused {NAMES[device]} kernel: {reason}"
     return None
@@ -81,31 +84,36 @@ def skips_by_itself(groups: list[dict[str, Any]]) -> bool:
 
 
 def step(
+    plan: BatchPlan | None,
     devices: tuple[str, ...],
     params: list[Tensor],
     grads: list[Tensor],
     state: Columns,
-    numbers: list[int],
+    param_indices: list[int],
     o: Options,
-    memory: dict[int, Division],
-) -> list[int]:
-    """One step of the tensors that a kernel takes on these types of device; returns the places of the others.
+) -> BatchPlan:
+    """One step of the tensors that a kernel takes on these types of device; all others are ``rest`` of the result.
 
-    ``memory`` maps the number of a call's first parameter to its last division, which is used again while the caller
-    passes the same list objects and the tensors have not moved.
+    Args:
+        plan: of the last step of these lists, to be used again while no tensor has moved.
+        devices: of :func:`enabled_devices`.
+        params, grads, state, param_indices: of the step; the lists are those of the plan.
+        o: options of the step.
+
+    Raises:
+        RuntimeError: see :func:`hatam.fused.batches.plan_batches`.
     """
-
-    def takes(device: torch.device, dtypes: dict[str, torch.dtype]) -> bool:
-        return device.type in devices and at_hand(device.type) and KERNELS[device.type].takes(dtypes, o)
-
-    last = memory.get(numbers[0])
     strides = all(map(Tensor.is_contiguous, params)) or [*map(Tensor.stride, params)]
-    of_tensors = kinds(params), kinds(grads), counts(params), counts(grads), strides
-    asked = (devices, o.modulator, o.eps, o.round_param, o.round_state, *of_tensors)
-    if last is None or not last.holds(params, state, asked):
-        last = memory[numbers[0]] = divide(params, grads, state, numbers, asked, takes)
-    for batch in last.batches:
-        taken, batch.at["grad"] = batch.take(grads)
+    of_tensors = kinds(params), kinds(grads), numels(params), numels(grads), strides
+    key = (devices, o.modulator, o.eps, o.round_param, o.round_state, *of_tensors)
+    if plan is None or not plan.is_current(params, state, key):
+
+        def supports(device: torch.device, dtypes: dict[str, torch.dtype]) -> bool:
+            return device.type in devices and is_available(device.type) and KERNELS[device.type].supports(dtypes, o)
+
+        plan = plan_batches(params, grads, state, param_indices, key, supports)
+    for batch in plan.batches:
+        taken, batch.at["grad"] = batch.take_grads(grads)
         KERNELS[batch.device].step(batch, o)
         del taken  # copies must outlive the call, which got only their addresses
-    return last.others
+    return plan

@@ -15,51 +15,48 @@ from torch.nn import Parameter
 from ..storage import MOMENTS, SCALARS
 
 Columns = dict[str, list[Tensor]]
-Numbers: TypeAlias = "array[int]"
+Addresses: TypeAlias = "array[int]"
 PLAIN = {Tensor, Parameter}
 
 
 class Batch:
     """What a kernel takes in one call: tensors of one device, every column of one dtype, every row of one layout."""
 
-    def __init__(self, columns: Columns, numbers: list[int], places: list[int]) -> None:
-        some = {key: picked(column, places) for key, column in columns.items()}
-        self.places, self.params, self.numbers = places, some["param"], picked(numbers, places)
+    def __init__(self, columns: Columns, param_indices: list[int], places: list[int]) -> None:
+        some = {key: select(column, places) for key, column in columns.items()}
+        self.places, self.params, self.param_indices = places, some["param"], select(param_indices, places)
         self.device, self.contiguous = self.params[0].device.type, all(map(Tensor.is_contiguous, self.params))
         self.dtypes = {key: column[0].dtype for key, column in some.items()}  # by name in the state, "param" and "grad"
         self.at = {key: addresses(column) for key, column in some.items() if key != "grad"}
-        self.at["numel"] = counts(self.params)
-        self.kept: Any = None  # cache of the kernel
+        self.at["numel"] = numels(self.params)
+        self.kernel_cache: Any = None  # cache of the kernel
 
-    def take(self, grads: list[Tensor]) -> tuple[list[Tensor], Numbers]:
+    def take_grads(self, grads: list[Tensor]) -> tuple[list[Tensor], Addresses]:
         """The gradients of these parameters in their layouts, some of them copies, and where they lie."""
-        some = picked(grads, self.places)
+        some = select(grads, self.places)
         if self.contiguous and all(map(Tensor.is_contiguous, some)) and not any(map(Tensor.is_neg, some)):
             at = addresses(some)
             if 0 not in at:  # null: an empty gradient, or a ZeroTensor
                 return some, at
-        some = [like(g, p) for g, p in zip(some, self.params, strict=True)]
+        some = [in_layout_of(g, p) for g, p in zip(some, self.params, strict=True)]
         return some, addresses(some)
 
 
-class Division(NamedTuple):
+class BatchPlan(NamedTuple):
     """The tensors that kernels take, in batches, and the places of all others; and what that was found from."""
 
     batches: list[Batch]
-    others: list[int]
-    params: list[Tensor]
-    state: Columns
-    asked: Any
-    at: Numbers | None  # see :func:`located`; None with tensor subclasses, with which a division is never reused
+    rest: list[int]
+    key: Any
+    at: Addresses | None  # see :func:`plan_addresses`; None with tensor subclasses, for which a plan is never reused
     scalars: list[Tensor]  # aliases that keep the memory of the 0-dim state alive, whose addresses the kernel has
 
-    def holds(self, params: list[Tensor], state: Columns, asked: Any) -> bool:
-        """Whether lists, kinds and addresses are the same."""
-        same = self.params is params and self.state is state and self.asked == asked
-        return same and self.at is not None and self.at == located(params, state)
+    def is_current(self, params: list[Tensor], state: Columns, key: Any) -> bool:
+        """Whether kinds and addresses are the same. The lists must be those that the plan was made from."""
+        return self.key == key and self.at is not None and self.at == plan_addresses(params, state)
 
 
-def located(params: list[Tensor], state: Columns) -> Numbers:
+def plan_addresses(params: list[Tensor], state: Columns) -> Addresses:
     """Where tensors lie: all that have a parameter's size, and the 0-dim state of the first, to stand for all.
 
     Who moves state to other memory by ``.data`` moves all of it.
@@ -68,38 +65,38 @@ def located(params: list[Tensor], state: Columns) -> Numbers:
     return addresses(chain(params, *(state[key] for key in MOMENTS), scalars))
 
 
-def addresses(xs: Iterable[Tensor]) -> Numbers:
+def addresses(xs: Iterable[Tensor]) -> Addresses:
     """Where tensors lie, as a kernel takes it."""
     return array("Q", map(Tensor.data_ptr, xs))
 
 
-def counts(xs: list[Tensor]) -> Numbers:
+def numels(xs: list[Tensor]) -> Addresses:
     """How many elements tensors have."""
     return array("Q", map(Tensor.numel, xs))
 
 
-def picked(column: list[Any], places: list[int]) -> list[Any]:
+def select(column: list[Any], places: list[int]) -> list[Any]:
     """Some of the entries."""
     return column if len(places) == len(column) else [column[i] for i in places]
 
 
-def rows(state: Columns) -> list[dict[str, Tensor]]:
+def state_rows(state: Columns) -> list[dict[str, Tensor]]:
     """One state for every parameter."""
     return [dict(zip(state, row, strict=True)) for row in zip(*state.values(), strict=True)]
 
 
 def kinds(xs: list[Tensor]) -> Any:
     """Type, dtype and device of all tensors: one tuple where they are alike, else one for each."""
-    of, dtypes, devices = set(map(type, xs)), {x.dtype for x in xs}, set(map(on_device, xs))
+    of, dtypes, devices = set(map(type, xs)), {x.dtype for x in xs}, set(map(device_index, xs))
     return kind(xs[0]) if len(of) == len(dtypes) == len(devices) == 1 else list(map(kind, xs))
 
 
 def kind(x: Tensor) -> tuple[type, torch.dtype, int]:
     """What a kernel wants to know of a tensor."""
-    return type(x), x.dtype, on_device(x)
+    return type(x), x.dtype, device_index(x)
 
 
-on_device = Tensor.get_device
+device_index = Tensor.get_device
 shape = attrgetter("shape")
 
 
@@ -114,7 +111,7 @@ def by_kind(columns: Columns) -> dict[Any, list[int]]:
     return batches
 
 
-def alike(dtypes: dict[str, torch.dtype]) -> bool:
+def dtypes_match(dtypes: dict[str, torch.dtype]) -> bool:
     """Whether dtypes, by their names in the state, "param" and "grad", go together as every kernel needs it."""
     scalars = {dtypes[key] for key in SCALARS if key in dtypes}
     known = {dtypes["step"], *scalars} <= {torch.float32, torch.float64}
@@ -163,15 +160,15 @@ def check_shapes(columns: Columns) -> None:
                 )
 
 
-def divide(
+def plan_batches(
     params: list[Tensor],
     grads: list[Tensor],
     state: Columns,
-    numbers: list[int],
-    asked: Any,
-    takes: Callable[[torch.device, dict[str, torch.dtype]], bool],
-) -> Division:
-    """The batches for which ``takes(device, dtypes)``, and the places of all other tensors.
+    param_indices: list[int],
+    key: Any,
+    supports: Callable[[torch.device, dict[str, torch.dtype]], bool],
+) -> BatchPlan:
+    """The batches for which ``supports(device, dtypes)``, and the places of all other tensors.
 
     Raises:
         RuntimeError: a gradient or a moment has another shape than its parameter: the kernel would write out of bounds.
@@ -179,23 +176,23 @@ def divide(
     columns = {"param": params, "grad": grads, **state}
     check_shapes(columns)
     moments = [columns[key] for key in MOMENTS]
-    batches, others = [], []
+    batches, rest = [], []
     for (device, *found), places in by_kind(columns).items():
         plain = all(of in PLAIN and on == found[0][2] for of, _, on in found)
         dtypes = dict(zip(columns, (dtype for _, dtype, _ in found), strict=True))
-        fits = all_dense(places, params, moments) if plain and takes(device, dtypes) else []
-        batches += [Batch(columns, numbers, fits)] if fits else []
-        others += sorted(set(places) - set(fits))
-    left = [params[i] for i in others if batches and type(params[i]) in PLAIN]
+        fits = all_dense(places, params, moments) if plain and supports(device, dtypes) else []
+        batches += [Batch(columns, param_indices, fits)] if fits else []
+        rest += sorted(set(places) - set(fits))
+    left = [params[i] for i in rest if batches and type(params[i]) in PLAIN]
     if overlap([x for one in batches for i in one.places for x in (params[i], *(m[i] for m in moments))], left):
-        batches, others = [], list(range(len(params)))
+        batches, rest = [], list(range(len(params)))
     if not all(set(map(type, column)) <= PLAIN for column in (params, *state.values())):
-        return Division(batches, others, params, state, asked, None, [])
+        return BatchPlan(batches, rest, key, None, [])
     scalars = [x.detach() for key in state for x in state[key] if key not in MOMENTS]
-    return Division(batches, others, params, state, asked, located(params, state), scalars)
+    return BatchPlan(batches, rest, key, plan_addresses(params, state), scalars)
 
 
-def like(grad: Tensor, param: Tensor) -> Tensor:
+def in_layout_of(grad: Tensor, param: Tensor) -> Tensor:
     """The gradient in its parameter's layout, with its values in memory: not negated by a bit, nor zero by a key."""
     alike = grad.stride() == param.stride() or (grad.is_contiguous() and param.is_contiguous())
     if alike and not (grad.is_neg() or grad._is_zerotensor()):

@@ -33,7 +33,7 @@ typedef struct {
 
 /* Over a chunk, or over a tensor. */
 typedef struct {
-    double size, span, root;
+    double z_squares, u_squares, roots;
 } Sum;
 
 static int64_t size_of(int32_t dtype) { return dtype == FLOAT64 ? 8 : dtype == FLOAT32 ? 4 : 2; }
@@ -53,9 +53,9 @@ static double known_mean(double mean, const Options *o) { return mean > o->no_gr
 /* kappa of this step, from what was measured one step before; 0 for tensors without a reach. */
 static double reach_of(const Table *table, const Options *o, int64_t t) {
     if (table->reach == NULL) return 0;
-    const double rest = fmax(0, scalar(table->travel[t], o->scalar_dtype) - 1);
-    const double come = o->travel > 0 ? fmin(1, rest / o->travel) : 1;
-    return fmin(o->reach * scalar(table->ratio[t], o->scalar_dtype) * come * come, o->furthest);
+    const double rest = fmax(0, scalar(table->path_length[t], o->scalar_dtype) - 1);
+    const double travel_factor = o->travel > 0 ? fmin(1, rest / o->travel) : 1;
+    return fmin(o->reach_factor * scalar(table->rms_ratio[t], o->scalar_dtype) * travel_factor * travel_factor, o->max_reach);
 }
 
 /* The types of parameter and gradient, of m, of v; and whether state and parameter are rounded at random. */
@@ -124,12 +124,12 @@ static void finish(const Table *table, const Options *o, int64_t t, const Sum *s
     const double step = scalar(table->step[t], o->step_dtype) + 1, numel = (double)table->numel[t];
     set_scalar(table->step[t], o->step_dtype, step);
     if (table->reach == NULL) return;
-    const double n = numel > 0 ? numel : 1, last = scalar(table->ratio[t], o->scalar_dtype);
+    const double n = numel > 0 ? numel : 1, last = scalar(table->rms_ratio[t], o->scalar_dtype);
     set_scalar(table->reach[t], o->scalar_dtype, reach_of(table, o, t));
     Sum sum = {0, 0, 0};
     for (int64_t i = 0; i < chunks; i++)
-        sum.size += sums[i].size, sum.span += sums[i].span, sum.root += sums[i].root;
-    const double mean = sum.root / n / sqrt(1 - pow(o->beta2, step)) + o->eps;
+        sum.z_squares += sums[i].z_squares, sum.u_squares += sums[i].u_squares, sum.roots += sums[i].roots;
+    const double mean = sum.roots / n / sqrt(1 - pow(o->beta2, step)) + o->eps;
     double known = INFINITY;
     if (!o->uniform) {
         known = known_mean(scalar(table->denom_mean[t], o->scalar_dtype), o);
@@ -137,16 +137,16 @@ static void finish(const Table *table, const Options *o, int64_t t, const Sum *s
     }
     double *parts = table->shard_sums == NULL ? NULL : table->shard_sums[t];
     if (parts != NULL) {
-        parts[0] = sum.size, parts[1] = sum.span, parts[2] = numel * mean;
+        parts[0] = sum.z_squares, parts[1] = sum.u_squares, parts[2] = numel * mean;
         return;
     }
-    const double ratio = sqrt(sum.size / sum.span);
-    const int begun = last > 0 || o->reach > 0;
-    const int good = begun && sum.span > 0 && sum.span < INFINITY && ratio < INFINITY;
+    const double ratio = sqrt(sum.z_squares / sum.u_squares);
+    const int begun = last > 0 || o->reach_factor > 0;
+    const int good = begun && sum.u_squares > 0 && sum.u_squares < INFINITY && ratio < INFINITY;
     const double now = !good ? last : last > 0 ? fmin(ratio, o->growth * last) : ratio;
     const double way = last > 0 ? o->lr : step * o->lr_peak;
-    set_scalar(table->ratio[t], o->scalar_dtype, now);
-    if (now > 0) set_scalar(table->travel[t], o->scalar_dtype, scalar(table->travel[t], o->scalar_dtype) + way / now);
+    set_scalar(table->rms_ratio[t], o->scalar_dtype, now);
+    if (now > 0) set_scalar(table->path_length[t], o->scalar_dtype, scalar(table->path_length[t], o->scalar_dtype) + way / now);
     if (!o->uniform) set_scalar(table->denom_mean[t], o->scalar_dtype, !begun ? INFINITY : mean < INFINITY && numel > 0 ? mean : known);
 }
 

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#define HATAM_LAYOUT 11 /* counts the changes of this file and of what is rounded how, so that a binary of another version is noticed */
+#define HATAM_LAYOUT 12 /* counts the changes of this file and of what is rounded how, so that a binary of another version is noticed */
 
 enum dtype { FLOAT32, FLOAT64, BFLOAT16 };
 
@@ -12,18 +12,18 @@ enum dtype { FLOAT32, FLOAT64, BFLOAT16 };
 typedef struct {
     int64_t tensors;
     const int64_t *numel;
-    const uint32_t *number; /* place among the optimizer's parameters, for random numbers of its own */
+    const uint32_t *param_index; /* place among the optimizer's parameters, for random numbers of its own */
     void *const *param, *const *grad, *const *exp_avg, *const *exp_avg_sq;
-    void *const *step, *const *reach, *const *ratio, *const *travel, *const *denom_mean, *const *reach_mean;
+    void *const *step, *const *reach, *const *rms_ratio, *const *path_length, *const *denom_mean, *const *reach_mean;
     void *const *shard_sums; /* of a part of a tensor: three doubles for what is measured of the whole elsewhere */
 } Table;
 
 typedef struct {
     double lr, beta1, beta2, eps, weight_decay;
     double lr_peak;
-    double reach;              /* gamma times what lr leaves to the reach */
+    double reach_factor;            /* gamma times what lr leaves to the reach */
     double travel;             /* of z, over which the reach grows to the whole */
-    double furthest;           /* kappa at most */
+    double max_reach;           /* upper bound of kappa */
     double cap;                /* of S */
     double grad_factor;        /* 1 / loss scale, negative to maximize */
     double no_gradient_yet;    /* a mean of h up to this is that of v = 0 */

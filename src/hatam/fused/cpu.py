@@ -19,9 +19,9 @@ from ..modulators import CAP, RELATIVE, UNIFORM
 from ..reach import GROWTH
 from ..storage import MOMENTS, SCALARS
 from ..update import NO_GRADIENT_YET, Options
-from .batches import Batch, alike
+from .batches import Batch, dtypes_match
 
-LAYOUT = 11  # of cpu.h
+LAYOUT = 12  # of cpu.h
 LIBRARY = Path(__file__).with_name("_cpu.so")
 REMEDY = "install hatam where a C compiler is present (in its clone: pip install --force-reinstall --no-deps .)"
 DTYPE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
@@ -30,7 +30,7 @@ DTYPE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 class _Table(ctypes.Structure):
     _fields_ = [
         ("tensors", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("numel", "number", "param", "grad")),
+        *((name, ctypes.c_void_p) for name in ("numel", "param_index", "param", "grad")),
         *((name, ctypes.c_void_p) for name in (*MOMENTS, "step", *SCALARS, "shard_sums")),
     ]
 
@@ -39,7 +39,18 @@ class _Options(ctypes.Structure):
     _fields_ = [
         *(
             (name, ctypes.c_double)
-            for name in ("lr", "beta1", "beta2", "eps", "weight_decay", "lr_peak", "reach", "travel", "furthest", "cap")
+            for name in (
+                "lr",
+                "beta1",
+                "beta2",
+                "eps",
+                "weight_decay",
+                "lr_peak",
+                "reach_factor",
+                "travel",
+                "max_reach",
+                "cap",
+            )
         ),
         *((name, ctypes.c_double) for name in ("grad_factor", "no_gradient_yet", "growth")),
         *((name, ctypes.c_int32) for name in ("uniform", "param_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")),
@@ -62,7 +73,7 @@ def load() -> ctypes.CDLL | str:
     return library if layout == LAYOUT else f"the binary is of another version of hatam; {REMEDY}"
 
 
-def missing() -> str | None:
+def unavailable_reason() -> str | None:
     """In words why there is no kernel, or None where there is one."""
     library = load()
     return library if isinstance(library, str) else None
@@ -87,19 +98,19 @@ def torch_threads() -> ctypes.c_void_p:
         return ctypes.c_void_p()
 
 
-def takes(dtypes: dict[str, torch.dtype], o: Options) -> bool:
+def supports(dtypes: dict[str, torch.dtype], o: Options) -> bool:
     """Whether there is a loop for tensors of these dtypes, by their names in the state, "param" and "grad"."""
-    known = alike(dtypes) and set(dtypes.values()) <= DTYPE.keys() and o.modulator in (UNIFORM, RELATIVE)
+    known = dtypes_match(dtypes) and set(dtypes.values()) <= DTYPE.keys() and o.modulator in (UNIFORM, RELATIVE)
     return known and bool(library().hatam_takes(ctypes.byref(_options(dtypes, o))))
 
 
 def step(batch: Batch, o: Options) -> None:
-    """One step of tensors that :func:`takes` accepts."""
-    if batch.kept is None:
-        numbers = array("I", batch.numbers)
-        columns = {"number": numbers, **batch.at}
-        batch.kept = numbers, _Table(len(numbers), **{key: x.buffer_info()[0] for key, x in columns.items()})
-    _, table = batch.kept
+    """One step of tensors that :func:`supports` accepts."""
+    if batch.kernel_cache is None:
+        indices = array("I", batch.param_indices)
+        columns = {"param_index": indices, **batch.at}
+        batch.kernel_cache = indices, _Table(len(indices), **{key: x.buffer_info()[0] for key, x in columns.items()})
+    _, table = batch.kernel_cache
     table.grad = batch.at["grad"].buffer_info()[0]
     options = _options(batch.dtypes, o)
     if not library().hatam_step(ctypes.byref(table), ctypes.byref(options), torch_threads()):
@@ -117,9 +128,9 @@ def _options(dtypes: dict[str, torch.dtype], o: Options) -> _Options:
         o.eps,
         o.weight_decay,
         float(o.lr_peak),
-        float(o.reach),
+        float(o.reach_factor),
         o.travel,
-        float(o.furthest),
+        float(o.max_reach),
         CAP,
         float(o.grad_factor),
         NO_GRADIENT_YET * o.eps,

@@ -15,10 +15,10 @@ static inline uint32_t scatter(uint32_t x) {
     return x;
 }
 
-/* Element i of tensor `number` draws scatter(i ^ key) at this step: half of it for m, and the two halves of a second key's
+/* Element i of tensor `param_index` draws scatter(i ^ key) at this step: half of it for m, and the two halves of a second key's
  * for z and v, or for z and w. */
-static inline uint32_t key_of(uint32_t seed, uint32_t number, uint32_t step) {
-    return scatter(scatter(scatter(seed) + number) + step);
+static inline uint32_t key_of(uint32_t seed, uint32_t param_index, uint32_t step) {
+    return scatter(scatter(scatter(seed) + param_index) + step);
 }
 
 static inline uint32_t bits_of(float x) {
@@ -37,7 +37,7 @@ static inline float widened(uint16_t x) { return float_of((uint32_t)x << 16); }
 
 static inline uint16_t narrowed(float x) { return (uint16_t)(bits_of(x) >> 16); }
 
-/* The nearest number that bfloat16 has, or at random one of its two neighbours: up with the probability of the part that
+/* The nearest param_index that bfloat16 has, or at random one of its two neighbours: up with the probability of the part that
  * is cut off. Infinity and NaN stay what they are.
  */
 static inline float rounded(float x, uint32_t random, const int at_random) {

@@ -27,7 +27,7 @@ static FN(Loop) FN(choose)(const Options *o) {
 
 static FN(Constants) FN(constants)(const Table *table, const Options *o, int64_t t) {
     const double before = scalar(table->step[t], o->step_dtype), step = before + 1;
-    const uint32_t key = key_of(o->seed, table->number[t], (uint32_t)step);
+    const uint32_t key = key_of(o->seed, table->param_index[t], (uint32_t)step);
     FN(Constants) c = {
         .keep = (REAL)(1 - o->lr * o->weight_decay),
         .step_size = (REAL)(o->lr / (1 - pow(o->beta1, step))),
@@ -43,7 +43,7 @@ static FN(Constants) FN(constants)(const Table *table, const Options *o, int64_t
         .cap = (REAL)o->cap,
         .key = key,
         .key_of_param = ~key,
-        .key_of_param_before = ~key_of(o->seed, table->number[t], (uint32_t)before),
+        .key_of_param_before = ~key_of(o->seed, table->param_index[t], (uint32_t)before),
     };
     if (!o->uniform) {
         c.inv_mean = (REAL)(1 / known_mean(scalar(table->denom_mean[t], o->scalar_dtype), o));
@@ -68,5 +68,5 @@ static Sum FN(chunk)(const Table *table, const Options *o, int64_t t, int64_t be
                          (char *)table->exp_avg_sq[t] + begin * v, (char *)table->grad[t] + begin * p,
                          (uint32_t)begin,                          (int)(end - begin)};
     FN(choose)(o)(run, &sums, &c);
-    return (Sum){FN(added)(sums.size), FN(added)(sums.span), FN(added)(sums.root)};
+    return (Sum){FN(added)(sums.z_squares), FN(added)(sums.u_squares), FN(added)(sums.roots)};
 }

@@ -25,7 +25,7 @@ typedef struct {
 
 /* By lane: of z^2, (S m / h)^2 and, where S is not 1, sqrt(v). */
 typedef struct {
-    REAL size[LANES], span[LANES], root[LANES];
+    REAL z_squares[LANES], u_squares[LANES], roots[LANES];
 } FN(Sums);
 
 /* A NaN in x stays one. */
@@ -78,10 +78,10 @@ INLINE void FN(advance)(FN(Run) r, FN(Sums) *restrict sums, const FN(Constants) 
         z = FN(as_read)(t.param, z * k.keep - k.step_size * plain, for_param, t.random_param);
 
         /* w = z - kappa u */
-        REAL span = t.uniform ? plain : m * FN(at_most)(k.cap / h, k.inv_mean);
-        sums->size[i] += z * z, sums->span[i] += span * span;
-        if (!t.uniform) sums->root[i] += root;
-        FN(store)(r.param, t.param, i, z - k.reach * span, for_param >> 16, t.random_param);
+        REAL u = t.uniform ? plain : m * FN(at_most)(k.cap / h, k.inv_mean);
+        sums->z_squares[i] += z * z, sums->u_squares[i] += u * u;
+        if (!t.uniform) sums->roots[i] += root;
+        FN(store)(r.param, t.param, i, z - k.reach * u, for_param >> 16, t.random_param);
     }
 }
 

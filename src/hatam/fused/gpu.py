@@ -29,7 +29,7 @@ from ..modulators import CAP, RELATIVE, UNIFORM
 from ..reach import GROWTH, Scalar
 from ..storage import MOMENTS, SCALARS
 from ..update import NO_GRADIENT_YET, Options
-from .batches import Batch, alike
+from .batches import Batch, dtypes_match
 
 CHUNK = 2048  # elements per program: 8 for each of 256 threads
 WARPS = 8
@@ -60,7 +60,7 @@ def load() -> ModuleType | str:
 
 
 @cache
-def missing() -> str | None:
+def unavailable_reason() -> str | None:
     """In words why there is no kernel, or None where there is one. On a GPU, Triton has to compile something first."""
     kernels = load()
     if isinstance(kernels, str):
@@ -82,22 +82,22 @@ def kernels() -> Any:
     return loaded
 
 
-def takes(dtypes: dict[str, torch.dtype], o: Options) -> bool:
+def supports(dtypes: dict[str, torch.dtype], o: Options) -> bool:
     """Whether the kernel is for tensors of these dtypes, by their names in the state, "param" and "grad"."""
     return (
-        alike(dtypes)
+        dtypes_match(dtypes)
         and o.modulator in (UNIFORM, RELATIVE)
         and (dtypes["param"], dtypes["exp_avg"], dtypes["exp_avg_sq"]) in COMBINATIONS
     )
 
 
 def step(batch: Batch, o: Options) -> None:
-    """One step of tensors that :func:`takes` accepts; as of :func:`hatam.fused.cpu.step`."""
-    if batch.kept is None:
-        batch.kept = Layout.of(batch, o)
+    """One step of tensors that :func:`supports` accepts; as of :func:`hatam.fused.cpu.step`."""
+    if batch.kernel_cache is None:
+        batch.kernel_cache = Layout.of(batch, o)
     device = batch.params[0].device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        launch(tables(listed(batch), batch.kept.scratch, device), batch.kept, o)
+        launch(tables(table_key(batch), batch.kernel_cache.scratch, device), batch.kernel_cache, o)
     torch.autograd.graph.increment_version(batch.params)
 
 
@@ -121,7 +121,7 @@ class Layout(NamedTuple):
             "STEP_TYPE": triton_type(dtypes["step"]),
             "SCALAR_TYPE": triton_type(dtypes.get("reach", torch.float32)),
         }
-        return Layout([*columns, array("Q", batch.numbers)], scratch, scalars, loop(dtypes, o))
+        return Layout([*columns, array("Q", batch.param_indices)], scratch, scalars, loop(dtypes, o))
 
 
 class Scratch(NamedTuple):
@@ -137,8 +137,8 @@ class Scratch(NamedTuple):
         precision = torch.float64 if self.double else torch.float32
         constants = torch.empty(self.tensors, kernels().words.CONSTANTS.value, dtype=precision, device=device)
         keys = torch.empty(self.tensors, 2, dtype=torch.int32, device=device)  # of this step and of the one before
-        kept = (self.reaches, self.reaches, self.means)
-        sums = [torch.empty(chunks, dtype=torch.float64, device=device) if keep else None for keep in kept]
+        wanted = (self.reaches, self.reaches, self.means)
+        sums = [torch.empty(chunks, dtype=torch.float64, device=device) if want else None for want in wanted]
         return [constants, keys, *sums]
 
 
@@ -155,10 +155,10 @@ class Tables(NamedTuple):
     source: Tensor  # of rows, on the host: must outlive the copy, which may be part of a graph
 
 
-def listed(batch: Batch) -> bytes:
+def table_key(batch: Batch) -> bytes:
     """The table column by column, as a key to what is on the device already."""
-    batch.kept.columns[ADDRESSES.index("grad")] = batch.at["grad"]
-    return b"".join(batch.kept.columns)
+    batch.kernel_cache.columns[ADDRESSES.index("grad")] = batch.at["grad"]
+    return b"".join(batch.kernel_cache.columns)
 
 
 def tables(listing: bytes, scratch: Scratch, device: torch.device) -> Tables:
@@ -182,7 +182,7 @@ _in_graphs: list[Tables] = []
 
 
 def whose(listing: bytes, tensors: int) -> bytes:
-    """The addresses of the parameters, which stay while those of gradients come and go."""
+    """The addresses of the parameters, which stay while those of gradients path and go."""
     return listing[: 8 * tensors]
 
 
@@ -248,8 +248,8 @@ def launch(table: Tables, layout: Layout, o: Options) -> None:
         )  # fmt: skip
     if reaches:
         k.finish[(tensors,)](
-            table.rows, *sums, found_inf, **numbers(("reach", "lr", "lr_peak"), o, device), **shared, **layout.scalars,
-            growth=GROWTH, CHUNK=CHUNK, WIDTH=1024, enable_fp_fusion=False,
+            table.rows, *sums, found_inf, **option_values(("reach_factor", "lr", "lr_peak"), o, device), **shared,
+            **layout.scalars, growth=GROWTH, CHUNK=CHUNK, WIDTH=1024, enable_fp_fusion=False,
         )  # fmt: skip
 
 
@@ -275,12 +275,12 @@ def loop(dtypes: dict[str, torch.dtype], o: Options) -> dict[str, Any]:
 
 def options(o: Options, device: torch.device) -> dict[str, Any]:
     """The options as arguments of ``prepare``."""
-    given = numbers(("lr", "reach", "furthest", "grad_factor"), o, device)
+    given = option_values(("lr", "reach_factor", "max_reach", "grad_factor"), o, device)
     given |= {name: float(getattr(o, name)) for name in ("beta1", "beta2", "weight_decay", "travel")}
     return given | {"cap": CAP if o.modulator.needs_mean else 1.0, "log_beta1": log(o.beta1)}
 
 
-def numbers(names: Iterable[str], o: Options, device: torch.device) -> dict[str, Any]:
+def option_values(names: Iterable[str], o: Options, device: torch.device) -> dict[str, Any]:
     """Options as numbers, or by their tensors where these live on the device, for reading them would wait."""
     given: dict[str, Any] = {}
     for name in names:

@@ -23,8 +23,8 @@ __all__ = ["finish", "nothing", "prepare", "tl", "update", "words"]
 
 @triton.jit(do_not_specialize=["tensors", "seed"])
 def prepare(
-    table, constants, keys, tensors, seed, found_inf, lr_at, reach_at, furthest_at, grad_factor_at,
-    lr: tl.float64, reach: tl.float64, travel: tl.float64, furthest: tl.float64, grad_factor: tl.float64,
+    table, constants, keys, tensors, seed, found_inf, lr_at, reach_factor_at, max_reach_at, grad_factor_at,
+    lr: tl.float64, reach_factor: tl.float64, travel: tl.float64, max_reach: tl.float64, grad_factor: tl.float64,
     beta1: tl.float64, beta2: tl.float64, log_beta1: tl.float64, log_beta2: tl.float64, eps: tl.float64,
     weight_decay: tl.float64, cap: tl.float64,
     no_gradient_yet: tl.float64,
@@ -41,8 +41,8 @@ def prepare(
     before = tl.load(step_at, mask=inside, other=0).to(tl.float64)
     step = before + 1
     tl.store(step_at, step, mask=moves)
-    number = tl.load(row + words.NUMBER, mask=inside, other=0).to(tl.uint32)
-    start = scatter(scatter(tl.full((LANES,), seed, tl.int64).to(tl.uint32)) + number)
+    param_index = tl.load(row + words.PARAM_INDEX, mask=inside, other=0).to(tl.uint32)
+    start = scatter(scatter(tl.full((LANES,), seed, tl.int64).to(tl.uint32)) + param_index)
     key = scatter(start + step.to(tl.int64).to(tl.uint32))
     key_before = scatter(start + before.to(tl.int64).to(tl.uint32))
     tl.store(keys + 2 * t, key.to(tl.int32, bitcast=True), mask=inside)
@@ -61,8 +61,8 @@ def prepare(
     tl.store(k + words.CAP, wide(cap), mask=inside)
 
     if REACHES:
-        now, most = number_or_at(reach, reach_at), number_or_at(furthest, furthest_at)
-        prepare_reach(row, k, now, wide(travel), most, wide(no_gradient_yet), inside, moves, UNIFORM, SCALAR_TYPE)
+        factor, most = number_or_at(reach_factor, reach_factor_at), number_or_at(max_reach, max_reach_at)
+        prepare_reach(row, k, factor, wide(travel), most, wide(no_gradient_yet), inside, moves, UNIFORM, SCALAR_TYPE)
     else:
         tl.store(k + words.REACH_BEFORE, 0.0, mask=inside)
         tl.store(k + words.REACH_NOW, 0.0, mask=inside)
@@ -70,17 +70,19 @@ def prepare(
 
 @triton.jit
 def prepare_reach(
-    row, k, reach, travel, furthest, no_gradient_yet, inside, moves, UNIFORM: tl.constexpr, SCALAR_TYPE: tl.constexpr
-):
+    row, k, reach_factor, travel, max_reach, no_gradient_yet, inside, moves,
+    UNIFORM: tl.constexpr, SCALAR_TYPE: tl.constexpr,
+):  # fmt: skip
     """kappa, from what was measured one step before."""
-    ratio = tl.load(scalars(row, words.RATIO, SCALAR_TYPE, inside), mask=inside, other=0).to(tl.float64)
-    come = tl.load(scalars(row, words.TRAVEL, SCALAR_TYPE, inside), mask=inside, other=0).to(tl.float64)
-    come = tl.maximum(come - 1, 0.0) / tl.where(travel > 0, travel, 1.0)
-    come = tl.where(travel > 0, tl.minimum(come, 1.0), 1.0)
-    now, kept_at = tl.minimum(reach * ratio * come * come, furthest), scalars(row, words.REACH, SCALAR_TYPE, inside)
-    tl.store(k + words.REACH_BEFORE, tl.load(kept_at, mask=inside, other=0), mask=inside)
+    ratio = tl.load(scalars(row, words.RMS_RATIO, SCALAR_TYPE, inside), mask=inside, other=0).to(tl.float64)
+    path_length = tl.load(scalars(row, words.PATH_LENGTH, SCALAR_TYPE, inside), mask=inside, other=0).to(tl.float64)
+    share = tl.maximum(path_length - 1, 0.0) / tl.where(travel > 0, travel, 1.0)
+    share = tl.where(travel > 0, tl.minimum(share, 1.0), 1.0)
+    now = tl.minimum(reach_factor * ratio * share * share, max_reach)
+    reach_at = scalars(row, words.REACH, SCALAR_TYPE, inside)
+    tl.store(k + words.REACH_BEFORE, tl.load(reach_at, mask=inside, other=0), mask=inside)
     tl.store(k + words.REACH_NOW, now, mask=inside)
-    tl.store(kept_at, now, mask=moves)
+    tl.store(reach_at, now, mask=moves)
     if not UNIFORM:
         mean_before_at = scalars(row, words.REACH_MEAN, SCALAR_TYPE, inside)
         mean_before = tl.load(mean_before_at, mask=inside, other=1).to(tl.float64)
@@ -96,8 +98,9 @@ def prepare_reach(
 
 @triton.jit
 def finish(
-    table, sizes, spans, roots, found_inf, reach_at, lr_at, lr_peak_at, reach: tl.float64, lr: tl.float64,
-    lr_peak: tl.float64, log_beta2: tl.float64, eps: tl.float64, no_gradient_yet: tl.float64, growth: tl.float64,
+    table, z_squares, u_squares, roots, found_inf, reach_factor_at, lr_at, lr_peak_at,
+    reach_factor: tl.float64, lr: tl.float64, lr_peak: tl.float64,
+    log_beta2: tl.float64, eps: tl.float64, no_gradient_yet: tl.float64, growth: tl.float64,
     STEP_TYPE: tl.constexpr, SCALAR_TYPE: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Keep rho and N of one tensor and, where S needs it, mean(h)."""
@@ -109,22 +112,25 @@ def finish(
     is_part, is_whole = moves & (parts != 0), moves & (parts == 0)
     parts, n = parts.to(tl.pointer_type(tl.float64)), numel.to(tl.float64)
 
-    size, span = mean_of(sizes, first, chunks, numel, WIDTH), mean_of(spans, first, chunks, numel, WIDTH)
-    ratio_at = column(row, words.RATIO).to(tl.pointer_type(SCALAR_TYPE))
+    z_square, u_square = (
+        mean_of(z_squares, first, chunks, numel, WIDTH),
+        mean_of(u_squares, first, chunks, numel, WIDTH),
+    )
+    ratio_at = column(row, words.RMS_RATIO).to(tl.pointer_type(SCALAR_TYPE))
     last = tl.load(ratio_at).to(tl.float64)
-    ratio = tl.sqrt(size / tl.where(span > 0, span, 1.0))
-    begun = (last > 0) | (number_or_at(reach, reach_at) > 0)
-    good = begun & (span > 0) & (span < float("inf")) & (ratio < float("inf"))
+    ratio = tl.sqrt(z_square / tl.where(u_square > 0, u_square, 1.0))
+    begun = (last > 0) | (number_or_at(reach_factor, reach_factor_at) > 0)
+    good = begun & (u_square > 0) & (u_square < float("inf")) & (ratio < float("inf"))
     ratio = tl.minimum(ratio, tl.where(last > 0, last, float("inf")) * wide(growth))
     ratio = tl.where(good, ratio, last)
     tl.store(ratio_at, ratio, mask=is_whole)
     step = tl.load(column(row, words.STEP).to(tl.pointer_type(STEP_TYPE))).to(tl.float64)
     way = tl.where(last > 0, number_or_at(lr, lr_at), step * number_or_at(lr_peak, lr_peak_at))
-    travel_at = column(row, words.TRAVEL).to(tl.pointer_type(SCALAR_TYPE))
-    come = tl.load(travel_at).to(tl.float64) + way / tl.where(ratio > 0, ratio, 1.0)
-    tl.store(travel_at, come, mask=is_whole & (ratio > 0))
-    tl.store(parts, size * n, mask=is_part)
-    tl.store(parts + 1, span * n, mask=is_part)
+    path_length_at = column(row, words.PATH_LENGTH).to(tl.pointer_type(SCALAR_TYPE))
+    path_length = tl.load(path_length_at).to(tl.float64) + way / tl.where(ratio > 0, ratio, 1.0)
+    tl.store(path_length_at, path_length, mask=is_whole & (ratio > 0))
+    tl.store(parts, z_square * n, mask=is_part)
+    tl.store(parts + 1, u_square * n, mask=is_part)
     if roots is not None:
         step = tl.maximum(step, 1.0)  # a first step that is skipped has not been counted
         mean = mean_of(roots, first, chunks, numel, WIDTH)  # of sqrt(v)

@@ -9,7 +9,7 @@ from .gpu_words import address, as_read, at_most, column, draw, middle, ratio, r
 
 @triton.jit
 def update(
-    table, chunks, constants, keys, sizes, spans, roots, found_inf,
+    table, chunks, constants, keys, z_squares, u_squares, roots, found_inf,
     P: tl.constexpr, M: tl.constexpr, V: tl.constexpr, UNIFORM: tl.constexpr,
     ROUND_PARAM: tl.constexpr, ROUND_M: tl.constexpr, ROUND_V: tl.constexpr, ALIGNED: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
@@ -24,19 +24,19 @@ def update(
     place = begin + tl.arange(0, CHUNK)
     if skipped(found_inf) == 0:
         if begin + CHUNK <= numel:  # whole: without a mask, which would keep memory from being read 16 bytes at a time
-            z, span, r = advance(
+            z, u, r = advance(
                 row, k, key, key_before, place, None, P, M, V, UNIFORM, ROUND_PARAM, ROUND_M, ROUND_V, ALIGNED
             )  # fmt: skip
-            size, span2, total = added(z * z, None), added(span * span, None), added(r, None)
+            z_square, u_square, total = added(z * z, None), added(u * u, None), added(r, None)
         else:
             inside = place < numel
-            z, span, r = advance(
+            z, u, r = advance(
                 row, k, key, key_before, place, inside, P, M, V, UNIFORM, ROUND_PARAM, ROUND_M, ROUND_V, ALIGNED
             )  # fmt: skip
-            size, span2, total = added(z * z, inside), added(span * span, inside), added(r, inside)
-        if sizes is not None:
-            tl.store(sizes + chunk, size)
-            tl.store(spans + chunk, span2)
+            z_square, u_square, total = added(z * z, inside), added(u * u, inside), added(r, inside)
+        if z_squares is not None:
+            tl.store(z_squares + chunk, z_square)
+            tl.store(u_squares + chunk, u_square)
         if roots is not None:
             tl.store(roots + chunk, total)
 
@@ -80,9 +80,9 @@ def advance(
 
     # w = z - kappa u
     reach = tl.load(k + words.REACH_NOW)
-    span = plain if UNIFORM else m * at_most(ratio(cap, h), tl.load(k + words.INV_MEAN))
-    write(param, tl.where(reach != 0, z - reach * span, z), for_param >> 16, inside, ROUND_PARAM)
-    return z, span, r
+    u = plain if UNIFORM else m * at_most(ratio(cap, h), tl.load(k + words.INV_MEAN))
+    write(param, tl.where(reach != 0, z - reach * u, z), for_param >> 16, inside, ROUND_PARAM)
+    return z, u, r
 
 
 @triton.jit

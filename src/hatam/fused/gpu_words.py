@@ -10,13 +10,13 @@ EXP_AVG = tl.constexpr(2)
 EXP_AVG_SQ = tl.constexpr(3)
 STEP = tl.constexpr(4)
 REACH = tl.constexpr(5)
-RATIO = tl.constexpr(6)
-TRAVEL = tl.constexpr(7)
+RMS_RATIO = tl.constexpr(6)
+PATH_LENGTH = tl.constexpr(7)
 DENOM_MEAN = tl.constexpr(8)
 REACH_MEAN = tl.constexpr(9)
 SHARD_SUMS = tl.constexpr(10)  # of a part of a tensor, else 0
 NUMEL = tl.constexpr(11)
-NUMBER = tl.constexpr(12)  # of the parameter, for random numbers
+PARAM_INDEX = tl.constexpr(12)  # of the parameter, for random numbers
 FIRST = tl.constexpr(13)  # number of the tensor's first chunk
 COLUMNS = tl.constexpr(14)
 
