@@ -117,3 +117,16 @@ def test_an_optimizer_lets_its_tensors_go() -> None:
     optimizer.load_state_dict(optimizer.state_dict() | {"state": {}})
     gc.collect()
     assert state() is None
+
+
+def test_an_optimizer_lets_gradients_go() -> None:
+    """Their memory is free again after ``zero_grad()``, in a step that finds everything as it was, too."""
+    params = parameters(SHAPES)
+    optimizer = Reaching(params, 0.01)
+    for grads in gradients(params, 3):
+        step(optimizer, params, grads)
+        held = [weakref.ref(p.grad) for p in params if p.grad is not None]
+        optimizer.zero_grad()
+        del grads
+        gc.collect()
+        assert [one() for one in held] == [None] * len(params)

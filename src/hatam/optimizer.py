@@ -12,9 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
 
 from . import arguments, checkpoints, fused, narrow, options, paths, sharded, state, straightening
-from .modulators import MODULATORS
-from .storage import SCALARS
-from .subsets import Gathered, all_identical
+from .subsets import Gathered, all_identical, collect
 from .update import State
 
 
@@ -155,9 +153,7 @@ class HATAM(Optimizer):
         except Exception:
             del self.param_groups[-1]
             raise
-        for p in self.param_groups[-1]["params"]:  # one that was here before goes on from where it is
-            for key in SCALARS:
-                self.state.get(p, {}).pop(key, None)
+        state.drop_scalars(self.state, self.param_groups[-1]["params"])  # who was here before goes on from there
         self._is_sharded = self._is_sharded or sharded.any_sharded(self.param_groups[-1]["params"])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -260,6 +256,7 @@ class HATAM(Optimizer):
                 self._shards.run(run, subset, own_grads, o, group, o)
             else:
                 run(subset, own_grads, group, o)
+        gathered.grads.clear()  # whose memory zero_grad() may want to free
 
     def _gather(self, i: int, first: int, group: dict[str, Any], grads: list[Tensor | None]) -> Gathered:
         """The tensors of a group's step, those of the step before where nothing has changed."""
@@ -299,12 +296,8 @@ class HATAM(Optimizer):
         self._shards.wait()
         self._straightened += 1
         try:
-            training = [
-                (first, group)
-                for first, group in options.with_first_index(self.param_groups)
-                if not group["evaluating"]
-            ]
-            with straightening.straightened(training, self.state):
+            groups = options.with_first_index(self.param_groups)
+            with straightening.straightened([one for one in groups if not one[1]["evaluating"]], self.state):
                 yield
         finally:
             self._straightened -= 1
@@ -345,20 +338,8 @@ class HATAM(Optimizer):
         torch.compile runs a method of this name as it is and traces only the lists that it fills.
         """
         first = next(first for first, own in options.with_first_index(self.param_groups) if own is group)
-        flags, modulator = state.hidden_flags(group), MODULATORS[group["modulator"]]
-        straightening.remove_reaches(first, group, self.state, flags)
-        may = group["gamma"] != 0 or group["reach_started"]
-        for which in (True, False):
-            for index, (p, hidden) in enumerate(zip(group["params"], flags, strict=True), first):
-                if p.grad is not None and (may and hidden) is which:
-                    own = state.complete_state(self.state[p], p, group, modulator if which else None)
-                    params.append(p)
-                    grads.append(p.grad)
-                    param_indices.append(index)
-                    keys = state.STATE if which else state.ADAMW_STATE
-                    for key, column in zip(state.STATE, columns, strict=True):
-                        if key in keys and key in own:
-                            column.append(own[key])
+        straightening.remove_reaches(first, group, self.state)
+        collect(first, group, self.state, params, grads, param_indices, *columns)
 
     def _refuse_while_straightened(self, what: str) -> None:
         if self._straightened:

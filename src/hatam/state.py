@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain, repeat
 from typing import Any
 
@@ -74,6 +74,13 @@ def complete_state(state: State, param: Tensor, group: Mapping[str, Any], modula
         elif key not in state:
             state[key] = scalar(value, param)
     return state
+
+
+def drop_scalars(states: Mapping[Tensor, State], params: Iterable[Tensor]) -> None:
+    """Delete the scalars of a reach from the states of parameters."""
+    for p in params:
+        for key in SCALARS:
+            states.get(p, {}).pop(key, None)
 
 
 def scalar(value: float, param: Tensor) -> Tensor:

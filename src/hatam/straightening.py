@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from . import narrow, options, sharded
-from .state import has_offset, real, real_state
-from .storage import SCALARS
+from .state import drop_scalars, has_offset, hidden_flags, real, real_state
 from .update import Options, State
 
 States = Mapping[Tensor, dict[str, Any]]
@@ -48,15 +47,14 @@ def move(groups: Groups, states: States, how: Move, spared: Sequence[bool] = ())
             local.copy_(plain)
 
 
-def remove_reaches(first: int, group: dict[str, Any], states: States, flags: Sequence[bool]) -> None:
+def remove_reaches(first: int, group: dict[str, Any], states: States) -> None:
     """Undo the offset of parameters that have lost their right to a reach, and delete its state."""
+    flags = hidden_flags(group)
     stays = [hidden or "reach" not in states.get(p, {}) for p, hidden in zip(group["params"], flags, strict=True)]
     if not all(stays):
         with torch.no_grad():
             move([(first, group)], states, narrow.undo_offset_, spared=stays)
-        for p, stay in zip(group["params"], stays, strict=True):
-            for key in () if stay else SCALARS:
-                states[p].pop(key, None)
+        drop_scalars(states, [p for p, stay in zip(group["params"], stays, strict=True) if not stay])
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from itertools import chain
 from operator import is_
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from . import state
 from .fused.batches import BatchPlan, Columns
+from .modulators import MODULATORS
 from .update import State
 
 
@@ -83,6 +85,38 @@ class Gathered:
         if current:
             self.grads = [grads[i] for i in self._places]
         return current
+
+
+def collect(
+    first: int,
+    group: dict[str, Any],
+    states: defaultdict[Tensor, State],
+    params: list[Tensor],
+    grads: list[Tensor],
+    param_indices: list[int],
+    *columns: list[Tensor],
+) -> None:
+    """Append a group's parameters that have gradients, those with a reach first, with what belongs to them.
+
+    Args:
+        first: index of the group's first parameter.
+        group: the group.
+        states: of the optimizer; completed here.
+        params, grads, param_indices, columns: the lists to append to; ``columns`` are those of ``STATE``.
+    """
+    flags, modulator = state.hidden_flags(group), MODULATORS[group["modulator"]]
+    may_reach = group["gamma"] != 0 or group["reach_started"]
+    for has_reach in (True, False):
+        for index, (p, hidden) in enumerate(zip(group["params"], flags, strict=True), first):
+            if p.grad is not None and (may_reach and hidden) is has_reach:
+                own = state.complete_state(states[p], p, group, modulator if has_reach else None)
+                params.append(p)
+                grads.append(p.grad)
+                param_indices.append(index)
+                keys = state.STATE if has_reach else state.ADAMW_STATE
+                for key, column in zip(state.STATE, columns, strict=True):
+                    if key in keys and key in own:
+                        column.append(own[key])
 
 
 def cache_key(group: dict[str, Any], grads: list[Tensor | None], first: int) -> Any:

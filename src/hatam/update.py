@@ -14,8 +14,8 @@ h             ``hs``               Adam's denominator, sqrt(v̂) + ε
 S             never stored         modulator, see :mod:`hatam.modulators`
 mean(h)       ``denom_mean``       of the step before; relative modulator only
 κ             ``reach``            of the offset that w has now
-ρ, N          ``ratio``,           what κ of the next step is made of
-              ``travel``
+ρ, N          ``rms_ratio``,       what κ of the next step is made of
+              ``path_length``
 ============  ===================  ==========================================================
 
 Beyond the state it needs one temporary of the size of the parameters, so a denominator is computed again where it
@@ -50,7 +50,7 @@ class Options(NamedTuple):
     eps: float
     weight_decay: float
     lr_peak: Scalar
-    reach_factor: Scalar  # γ · turn(lr): κ before ρ, τ and the horizon
+    reach_factor: Scalar  # γ · lr_factor(lr): κ before ρ, τ and the horizon
     travel: float  # N − 1 at which τ is 1
     max_reach: Scalar  # upper bound of κ: horizon · peak
     modulator: Modulator
@@ -90,6 +90,11 @@ def column(states: list[State], key: str) -> Tensors:
 def clone_for_autograd(xs: list[Any]) -> list[Any]:
     """``xs``, safe from later in-place updates where autograd may need them again."""
     return [x.clone() if isinstance(x, Tensor) else x for x in xs] if torch.is_grad_enabled() else xs
+
+
+def stacked(states: list[State], key: str) -> Tensor:
+    """A 0-dim entry of every state as one tensor."""
+    return torch.stack(clone_for_autograd(column(states, key)))
 
 
 def copy_(xs: Tensors, ys: Tensors) -> None:
@@ -167,16 +172,15 @@ def reach_denominators(states: list[State], hs: Denominators, o: Options) -> Ten
     """(h / S) · factor, the denominator of u, with the mean in ``reach_mean``. May overwrite h."""
     if not o.modulator.needs_mean:
         return o.modulator.reach_denominators(hs.scaled, [])
-    means = [
-        mean * factor for mean, factor in zip(clone_for_autograd(column(states, "reach_mean")), hs.factors, strict=True)
-    ]
+    stored = clone_for_autograd(column(states, "reach_mean"))
+    means = [mean * factor for mean, factor in zip(stored, hs.factors, strict=True)]
     return o.modulator.reach_denominators(hs.scaled, means)
 
 
 def add_offsets_(
     params: Tensors, states: list[State], denoms: Tensors, factors: list[Scalar], o: Options, sign: int
 ) -> bool:
-    """x ← x ± κ m / denoms, of :func:`directions`. May overwrite ``denoms``; returns whether it is unchanged.
+    """x ← x ± κ m / denoms, of :func:`reach_denominators`. May overwrite ``denoms``; returns whether it is unchanged.
 
     Displacement and undo share this code: different rounding would make z drift.
     """
@@ -257,7 +261,7 @@ def norms(xs: Tensors) -> Tensors:
 
 def set_reaches_(states: list[State], o: Options) -> None:
     """κ of this step, which undoing it will need."""
-    ratios, lengths = (torch.stack(clone_for_autograd(column(states, key))) for key in ("rms_ratio", "path_length"))
+    ratios, lengths = (stacked(states, key) for key in ("rms_ratio", "path_length"))
     reaches = o.reach_factor * ratios * reach.travel_factor(lengths, o.travel)
     limited = isinstance(o.max_reach, Tensor)
     reaches = torch.minimum(reaches, o.max_reach.to(reaches)) if limited else reaches.clamp(max=o.max_reach)
@@ -270,10 +274,7 @@ def store_reach_means_(states: list[State], o: Options) -> None:
     A mean of ε is that of v = 0: nothing is known of sharpness, and with an infinite mean S is 0. (The choice must stay
     an operation: the inductor of torch.compile takes a plain copy for an alias of ``denom_mean``.)
     """
-    means, none = (
-        torch.stack(clone_for_autograd(column(states, "denom_mean"))),
-        no_gradient_yet(states[0]["exp_avg_sq"].dtype, o),
-    )
+    means, none = stacked(states, "denom_mean"), no_gradient_yet(states[0]["exp_avg_sq"].dtype, o)
     copy_(column(states, "reach_mean"), list(torch.where(means > none, means, math.inf).unbind()))
 
 
@@ -287,18 +288,18 @@ def store_norms_(states: list[State], measured: Measured, numels: list[int], dty
 
 def store_rms_(states: list[State], z: Tensor, u: Tensor, means: Tensor | None, dtype: torch.dtype, o: Options) -> None:
     """Store ρ, N and mean(h), from the RMS of z and u. Nothing is stored where ``found_inf`` is set."""
-    ratios, lengths = (torch.stack(clone_for_autograd(column(states, key))) for key in ("rms_ratio", "path_length"))
-    steps = torch.stack(clone_for_autograd(column(states, "step"))).to(ratios)
+    ratios, lengths = (stacked(states, key) for key in ("rms_ratio", "path_length"))
+    steps = stacked(states, "step").to(ratios)
     begun = (ratios > 0) | (o.reach_factor > 0)
     next_ratios = torch.where(begun, reach.next_rms_ratios(z.to(ratios), u.to(ratios), ratios), 0.0)
     next_lengths = reach.next_path_lengths(lengths, next_ratios, ratios, o.lr, o.lr_peak, steps)
     new = {"rms_ratio": next_ratios, "path_length": next_lengths}
     if means is not None:
-        last = torch.stack(clone_for_autograd(column(states, "denom_mean")))
+        last = stacked(states, "denom_mean")
         new["denom_mean"] = torch.where(begun, next_means(means.to(last), last, dtype, o), math.inf)
     for key, values in new.items():
         if o.found_inf is not None:
-            values = torch.where(o.found_inf.to(values.device) == 0, values, torch.stack(column(states, key)))
+            values = torch.where(o.found_inf.to(values.device) == 0, values, stacked(states, key))
         copy_(column(states, key), list(values.unbind()))
 
 
