@@ -1,4 +1,4 @@
-"""Checks of single arguments. Each message names the argument, its value, its range and a remedy."""
+"""Checks of single arguments. Each error message names the argument, its value, its range and a remedy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 
 def check_lr(lr: object) -> None:
-    """lr may be a float or a one-element tensor."""
+    """Raise unless lr is a number in [0, inf), or a tensor of one such element."""
     if isinstance(lr, Tensor):
         if lr.numel() != 1:
             raise ValueError(f"lr as a tensor must have one element, not shape {tuple(lr.shape)}")
@@ -23,9 +23,9 @@ def check_lr(lr: object) -> None:
 
 
 def check_betas(betas: object) -> None:
-    """A pair of rates."""
+    """Raise unless betas is a pair of numbers in [0, 1)."""
     if isinstance(betas, str) or not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise TypeError(f"betas must be a pair of floats such as (0.9, 0.95), not {betas!r}; make it a tuple")
+        raise TypeError(f"betas must be a pair of floats such as (0.9, 0.95), not {betas!r}; pass a tuple")
     check_number("betas[0]", betas[0], 0.0, 1.0, open_end=True, remedy="the default is 0.9")
     check_number("betas[1]", betas[1], 0.0, 1.0, open_end=True, remedy="the default is 0.95")
 
@@ -40,7 +40,7 @@ def check_number(
     open_start: bool = False,
     open_end: bool = False,
 ) -> None:
-    """A real number in a range; NaN is in none."""
+    """Raise unless ``value`` is a real number in a range. NaN is in no range."""
     interval = f"{'(' if open_start else '['}{low:g}, {high:g}{')' if open_end else ']'}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(
@@ -48,7 +48,7 @@ def check_number(
         )
     try:
         x = float(value)
-    except OverflowError:  # an integer beyond any float
+    except OverflowError:  # an integer too large for a float
         x = math.nan
     above = x > low if open_start else x >= low
     below = x < high if open_end else x <= high
@@ -57,7 +57,7 @@ def check_number(
 
 
 def check_integer(name: str, value: object, high: int) -> None:
-    """An integer of at least 0 and below ``high``."""
+    """Raise unless ``value`` is an integer in [0, ``high``)."""
     interval = f"[0, 2**{high.bit_length() - 1})"
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer in {interval}, not {value!r} of type {type(value).__name__}")
@@ -66,7 +66,7 @@ def check_integer(name: str, value: object, high: int) -> None:
 
 
 def check_choice(name: str, value: object, choices: Mapping[str, object]) -> None:
-    """One of a table's names."""
+    """Raise unless ``value`` is a key of ``choices``."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a string, not {value!r} of type {type(value).__name__}")
     if value not in choices:
@@ -74,14 +74,14 @@ def check_choice(name: str, value: object, choices: Mapping[str, object]) -> Non
 
 
 def check_flag(name: str, value: object, *, optional: bool = False) -> None:
-    """True, False or, where optional, None."""
+    """Raise unless ``value`` is True or False, or None if ``optional``."""
     if not (isinstance(value, bool) or (optional and value is None)):
         allowed = "True, False or None" if optional else "True or False"
         raise TypeError(f"{name} must be {allowed}, not {value!r} of type {type(value).__name__}")
 
 
 def as_list(params: ParamsT) -> ParamsT:
-    """The parameters as a list that is not empty; what torch refuses it shall refuse in its own words."""
+    """Return the parameters as a list. Raise if it is empty. torch raises its own errors for other wrong arguments."""
     if isinstance(params, (Tensor, dict)) or not isinstance(params, Iterable):
         return params
     listed: Any = list(params)
@@ -91,12 +91,12 @@ def as_list(params: ParamsT) -> ParamsT:
 
 
 def check_params(params: list[Any]) -> None:
-    """Each parameter once; torch only warns, but a second update in one step is never what was meant."""
+    """Raise if a parameter is listed twice. torch only warns, but nobody wants two updates of it in one step."""
     seen: dict[int, int] = {}
     for index, param in enumerate(params):
         first = seen.setdefault(id(param), index)
         if first != index:
             raise ValueError(
-                f"params: number {index} of a parameter group is the same tensor as number {first}; list every "
+                f"params: number {index} of a parameter group is the same tensor as number {first}; list each "
                 "parameter once, as module.parameters() does"
             )

@@ -1,4 +1,4 @@
-"""Running statistics of BatchNorm at the point to evaluate."""
+"""Running statistics of BatchNorm at z."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .optimizer import HATAM
 def update_bn(
     loader: Iterable[Any], model: nn.Module, optimizer: HATAM, device: torch.device | int | None = None
 ) -> None:
-    """Gather the running statistics of all BatchNorm layers at z, from one pass over a loader without gradients.
+    """Compute the running statistics of all BatchNorm layers at z, in one pass over a loader without gradients.
 
-    In training they follow the weights at which gradients are taken. This is :func:`torch.optim.swa_utils.update_bn` at
-    the point to evaluate; the weights are afterwards what they were.
+    In training, the statistics belong to w. This function calls :func:`torch.optim.swa_utils.update_bn` at z, the point
+    to evaluate, and restores the weights.
 
     Args:
-        loader: batches of inputs, or tuples whose first entry they are; about as many as a running mean covers.
-        model: with BatchNorm layers; without any this does nothing.
-        optimizer: of the model.
-        device: where inputs are moved to, None leaves them.
+        loader: yields batches of inputs, or tuples that begin with one; about as many as a running mean covers.
+        model: the model; if it has no BatchNorm layers, nothing happens.
+        optimizer: the model's optimizer.
+        device: device to move inputs to; None does not move them.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Going on with torch's AdamW where HATAM stopped."""
+"""Continuing a training with torch's AdamW in place of HATAM."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ from .optimizer import HATAM
 from .storage import MOMENTS, dequantized, is_quantized
 
 SHARED = ("lr", "betas", "eps", "weight_decay", "maximize", "foreach", "capturable", "differentiable", "fused")
-"""The options of a group that AdamW has too."""
+"""The options of a group that AdamW and HATAM share."""
 
 
 def to_adamw(optimizer: HATAM) -> torch.optim.AdamW:
-    """AdamW that goes on where a HATAM stopped: same groups, options and moments, and the parameters are at z.
+    """Return an AdamW that continues a HATAM's training from z, with its parameters, groups, options and moments.
 
-    The moments are handed over, not copied, where they have their parameter's dtype, so the HATAM should not step any
-    more; it is left as after :meth:`HATAM.eval`.
+    Moments of their parameter's dtype are shared, not copied, so do not call the HATAM's ``step()`` again.
 
     Args:
-        optimizer: whose parameters are taken to z.
+        optimizer: the HATAM; its parameters are set to z, as by :meth:`HATAM.eval`.
 
     Returns:
-        an optimizer of the same parameters. Its next step is AdamW's from here.
+        the AdamW. Its next step starts from z.
 
     Raises:
-        TypeError: not a HATAM.
+        TypeError: ``optimizer`` is not a HATAM.
 
     Example:
         >>> import torch
@@ -38,7 +37,7 @@ def to_adamw(optimizer: HATAM) -> torch.optim.AdamW:
         (0.01, 1)
     """
     if not isinstance(optimizer, HATAM):
-        raise TypeError(f"optimizer must be a HATAM, not {type(optimizer).__name__}; unwrap it where a host wrapped it")
+        raise TypeError(f"optimizer must be a HATAM, not {type(optimizer).__name__}; pass the wrapped HATAM, if any")
     optimizer.eval()
     groups = []
     for group in optimizer.param_groups:

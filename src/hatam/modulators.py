@@ -1,7 +1,7 @@
-"""The modulator S: how far each coordinate reaches, from how sharp it looks.
+"""The modulator S: a factor of each coordinate's reach, from an estimate of its sharpness.
 
-``h = sqrt(v̂) + ε`` is Adam's denominator and stands for sharpness; ``mean`` is its mean over the tensor, one step old.
-A modulator gives h / S, the denominator of the reach, for lists of tensors.
+``h = sqrt(v̂) + ε`` is Adam's denominator and estimates sharpness. ``mean`` is its mean over the tensor, one step old.
+A modulator computes h / S, the denominator of u, for lists of tensors.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CAP = 3.0  # of S
+CAP = 3.0  # largest S
 
 
 class Modulator(NamedTuple):
-    """One modulator.
+    """One modulator S.
 
     Attributes:
         needs_mean: whether the state keeps the mean of h.
-        reach_denominators: h / S from h, which it may overwrite and return, and the means, an empty list where they
-            are not kept.
+        reach_denominators: returns h / S from h and the means; may overwrite h. The list of means is empty unless
+            ``needs_mean``.
     """
 
     needs_mean: bool
@@ -29,12 +29,12 @@ class Modulator(NamedTuple):
 
 
 def _uniform(hs: list[Tensor], means: list[Tensor]) -> list[Tensor]:
-    """S = 1."""
+    """Return h / S for S = 1."""
     return hs
 
 
 def _relative(hs: list[Tensor], means: list[Tensor]) -> list[Tensor]:
-    """S = min(h / mean, 3), and so h / S = max(mean, h / 3)."""
+    """Return h / S = max(mean, h / 3), which is S = min(h / mean, 3)."""
     if torch.is_grad_enabled():  # autograd may need h
         return list(torch._foreach_maximum(torch._foreach_div(hs, CAP), means))
     torch._foreach_div_(hs, CAP)

@@ -1,8 +1,8 @@
-"""A step of one tensor with narrow storage: widen, update, round. A fused kernel does the same in registers.
+"""One step of one tensor with narrow storage: widen, update, round. The fused kernels do the same in registers.
 
-The offset is computed from the stored moments, because the undo reads those. z and w are rounded as AdamW's parameter
-would be. The undone z is rounded to nearest, which mostly gives the stored z; random rounding there would add a random
-walk. Where w was rounded at random, the undo draws the same bits again (subtractive dither).
+The offset is computed from the stored moments, because the undo reads them. z and w are rounded as a parameter of AdamW
+is. The undo rounds z to nearest, which mostly gives the z before the displacement; stochastic rounding would add a
+random walk. If w was rounded stochastically, the undo draws the same random bits again (subtractive dither).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from .update import Options, Stages, State
 
 
 def is_needed(param: Tensor, grad: Tensor, state: State, o: Options) -> bool:
-    """Whether anything is stored in another dtype than the parameter's, or rounded at random.
+    """Return whether gradient or moments lack the parameter's dtype, or the parameter is rounded stochastically.
 
-    bfloat16 also where torch.compile traces the step: it would round once at the end, which lets z walk.
+    bfloat16 parameters under torch.compile count too: compiled code would round only at the end, and z would drift.
     """
     if param.dtype == torch.bfloat16 and (o.round_param or torch.compiler.is_compiling()):
         return True
@@ -27,22 +27,22 @@ def is_needed(param: Tensor, grad: Tensor, state: State, o: Options) -> bool:
 
 
 def draws(param: Tensor, state: State, o: Options, param_index: int) -> dict[str, Tensor]:
-    """16 random bits per element for each tensor that is rounded at random; "param" is the parameter as z, "w" as w."""
+    """Return 16 random bits per element for each tensor to round stochastically. "param" is for z, "w" for w."""
     stored = {"param": param, **{key: state[key] for key in MOMENTS}}
     wanted = {key for key in stored if (o.round_param if key == "param" else o.round_state)}
     wanted = {key for key in wanted if stored[key].dtype == torch.bfloat16 and not is_quantized(stored[key])}
     bits: dict[str, Tensor] = {}
-    key = rounding.key_of(o.seed, param_index, update.host_scalar(state["step"], o))
+    random_key = rounding.key_of(o.seed, param_index, update.host_scalar(state["step"], o))
     if "exp_avg" in wanted:
-        bits["exp_avg"] = rounding.lower(rounding.draw(param, key))
+        bits["exp_avg"] = rounding.lower(rounding.draw(param, random_key))
     if wanted & {"param", "exp_avg_sq"}:
-        random = rounding.draw(param, ~key)
+        random = rounding.draw(param, ~random_key)
         bits |= {"param": rounding.lower(random), "exp_avg_sq": rounding.upper(random)}
     return {key: bits[key] for key in wanted} | ({"w": bits["exp_avg_sq"]} if "param" in wanted else {})
 
 
 def step_(stages: Stages, param: Tensor, grad: Tensor, state: State, o: Options, param_index: int) -> None:
-    """One step of one parameter, whatever its gradient and state are stored in."""
+    """Step one parameter. Its gradient and state may have any dtype."""
     wide_param, wide = widened_both(param, state)
     if stages.undo:
         undo_(param, wide_param, wide, o, param_index)
@@ -58,19 +58,19 @@ def step_(stages: Stages, param: Tensor, grad: Tensor, state: State, o: Options,
 
 
 def undo_offset_(param: Tensor, state: State, o: Options, param_index: int) -> None:
-    """z = w + κ u, whatever parameter and state are stored in."""
+    """Replace w by z = w + κ u in ``param``. Parameter and state may have any dtype."""
     undo_(param, *widened_both(param, state), o, param_index)
 
 
 def redo_offset_(param: Tensor, state: State, o: Options, param_index: int) -> None:
-    """w = z − κ u, with the κ that is there, rounded with the bits that it was rounded with before."""
+    """Replace z by w = z − κ u in ``param``, with the stored κ and the random bits of the last step."""
     wide_param, wide = widened_both(param, state)
     update.apply_offsets_([wide_param], [wide], o, -1)
     store_rounded_(param, wide_param, dither(param, wide, o, param_index))
 
 
 def undo_(param: Tensor, wide_param: Tensor, wide: State, o: Options, param_index: int) -> None:
-    """z = w + κ u in ``wide_param``, stored in ``param`` rounded to nearest."""
+    """Compute z = w + κ u in ``wide_param``, and store it in ``param`` rounded to nearest."""
     random = dither(param, wide, o, param_index)
     if random is not None:
         wide_param.copy_(torch.where(wide["reach"] != 0, rounding.middle(wide_param, random), wide_param))
@@ -79,14 +79,14 @@ def undo_(param: Tensor, wide_param: Tensor, wide: State, o: Options, param_inde
 
 
 def dither(param: Tensor, state: State, o: Options, param_index: int) -> Tensor | None:
-    """16 random bits per element for w as the last step displaced it; None where it is rounded to nearest."""
+    """Return the 16 random bits per element with which the last step rounded w, or None if it rounded to nearest."""
     if not o.round_param or param.dtype != torch.bfloat16:
         return None
-    key = rounding.key_of(o.seed, param_index, update.host_scalar(state["step"], o))
-    return rounding.upper(rounding.draw(param, ~key))
+    random_key = rounding.key_of(o.seed, param_index, update.host_scalar(state["step"], o))
+    return rounding.upper(rounding.draw(param, ~random_key))
 
 
 def widened_both(param: Tensor, state: State) -> tuple[Tensor, State]:
-    """A parameter and its state in the arithmetic's dtype."""
+    """Return a parameter and its state, with parameter and moments in the arithmetic's dtype."""
     dtype = arithmetic(param.dtype)
     return widened(param, dtype), {key: widened(x, dtype) if key in MOMENTS else x for key, x in state.items()}

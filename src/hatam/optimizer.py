@@ -1,4 +1,4 @@
-"""HATAM as a :class:`torch.optim.Optimizer`: groups, state and hosts. The math is in :mod:`hatam.reach`."""
+"""HATAM as a :class:`torch.optim.Optimizer`: groups, state and checkpoints. The math is in :mod:`hatam.reach`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .update import State
 
 
 class HATAM(Optimizer):
-    r"""AdamW whose gradient is taken ahead of its iterate once lr has begun to fall.
+    r"""AdamW whose gradient is taken ahead of its iterate once lr falls.
 
-    AdamW runs on z, the point to evaluate and to publish. The parameters w of the model are ahead of z in hidden
-    weights, along AdamW's own direction u, by up to γ times the root mean square of the weights, and by no more than
-    some steps at the peak lr:
+    AdamW updates z, the point to evaluate and to publish. The model holds w. In hidden weights, w is ahead of z along
+    AdamW's direction u. The distance is at most γ times the root mean square of the weights, and at most ``horizon``
+    steps at the peak lr:
 
     .. math::
         z \leftarrow z - \mathrm{lr}_t (\hat m / h + \mathrm{wd}\, z), \qquad
@@ -32,67 +32,65 @@ class HATAM(Optimizer):
         \min\left(1, \frac{\mathrm{lr}_t}{\mathrm{fade} \cdot \mathrm{peak}_t}\right)
         \frac{\mathrm{RMS}(z)}{\mathrm{RMS}(u)},\ \mathrm{horizon} \cdot \mathrm{peak}_t\right).
 
-    See :mod:`hatam.reach` for h, for τ, which is 0 at first and 1 once z has come far, and for when the sizes are
-    measured. A gradient ahead on the trajectory is one
-    corrected by the trajectory's smoothed bend; along sharp directions, where it bends, the correction damps. Until lr
-    falls from its peak w is z, and after a step at lr = 0 it is z again: nothing to switch at the end of a schedule.
-    Before that :meth:`straightened` or :meth:`eval` give z. γ = 0 is AdamW to the last bit, and so is the time until
-    lr falls where lr is a float. One gradient a step. State: AdamW's two buffers, and 0-dim scalars. A checkpoint of
-    AdamW loads.
+    :mod:`hatam.reach` defines h, τ and the step at which each RMS is measured. τ rises from 0 to 1 as z moves. A
+    gradient ahead is a gradient corrected by the smoothed bend of the trajectory. The correction damps sharp
+    directions, in which the trajectory bends. w = z until lr falls from its peak, and again after a step at lr = 0, so
+    that nothing is to be switched at the end of a schedule. Before that, :meth:`straightened` and :meth:`eval` give z.
+    γ = 0 is AdamW bit for bit. With a float lr, so is every step before lr falls. A step takes one gradient. The state
+    is AdamW's two buffers and 0-dim scalars. Checkpoints of AdamW can be loaded.
 
     Args:
         params: parameters, parameter groups or named parameters. Every option can be set per group.
-        lr: learning rate, a float or a one-element tensor, >= 0. Start from AdamW's. A schedule has to lower it in
-            training: at a constant lr there is no reach.
-        betas: rates of m and v, each in [0, 1).
+        lr: learning rate, a float or a one-element tensor, >= 0. Start from AdamW's. A schedule must lower it: at a
+            constant lr the reach is 0.
+        betas: decay rates of m and v, each in [0, 1).
         eps: added to the denominator, >= 0.
         weight_decay: decoupled weight decay, >= 0.
-        amsgrad: False; it is there for calls that were written for AdamW.
-        gamma: reach as a share of the root mean square of a tensor's weights, >= 0; 0 is AdamW.
-        travel: length of z's path, in sizes of the tensor, over which τ rises from 0 to 1, >= 0; 0 sets τ to 1.
+        amsgrad: must be False; accepted for compatibility with calls of AdamW.
+        gamma: reach as a fraction of the root mean square of a tensor's weights, >= 0; 0 is AdamW.
+        travel: length of z's path, in units of RMS(z), over which τ rises from 0 to 1, >= 0; 0 sets τ to 1.
         horizon: largest reach in steps at the peak lr, in [0, inf].
-        modulator: "uniform" for S = 1, or "relative" for S = min(h / mean(h), 3), further where a coordinate looks
-            sharp.
-        fade: share of the peak lr below which the reach runs out with lr, in (0, 1].
-        hidden: whether the group's tensors have a reach. None means those of two dimensions or more whose name, where
-            parameters have names, is not that of an embedding (see :func:`hatam.state.is_hidden`).
+        modulator: "uniform" for S = 1, or "relative" for S = min(h / mean(h), 3), a longer reach in sharp coordinates.
+        fade: fraction of the peak lr below which the reach shrinks to 0 with lr, in (0, 1].
+        hidden: whether the group's tensors have a reach. None means tensors of two dimensions or more whose name, if
+            they have one, is not that of an embedding (see :func:`hatam.state.is_hidden`).
         maximize: maximize the objective.
-        foreach: use the multi-tensor path. None chooses as torch does.
+        foreach: use the multi-tensor path. None uses torch's default.
         capturable: keep all state on the device, for CUDA graphs.
-        differentiable: let autograd through the step.
+        differentiable: let autograd differentiate through the step.
         fused: use the compiled kernels, one pass over memory: on the CPU the one built with the package, on CUDA the
-            Triton one. None uses them where they are at hand, and else ``foreach``; True refuses where they are not,
-            and the step then also undoes a GradScaler's loss scale.
-        state_dtype: in what m is kept: ``torch.bfloat16`` with stochastic rounding (v is float32 then),
-            ``torch.float32``, or "8bit" (m and v, but of small tensors; needs torchao). None means the parameter's own
-            dtype, as in torch.
-        bf16_stochastic_round: round bfloat16 parameters and their state at random, so that small updates are not lost.
-        seed: of the rounding at random, in [0, 2**32).
+            Triton one. None uses them if they are available, else ``foreach``. True raises if they are not available;
+            with True, the step also undoes a GradScaler's loss scale.
+        state_dtype: dtype of the moments: ``torch.bfloat16`` (m with stochastic rounding; v is float32 then),
+            ``torch.float32``, or "8bit" (small tensors stay float32; needs torchao). None means the parameter's dtype,
+            as in torch.
+        bf16_stochastic_round: round bfloat16 parameters and state stochastically, so that small updates are not lost.
+        seed: seed of the stochastic rounding, in [0, 2**32).
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it, its value, its range and a remedy.
-        RuntimeError: ``fused=True`` where there is no kernel for the parameters, or sharded parameters that are not
-            supported: FSDP1's, partial placements, and 8-bit state of sharded ones.
+        RuntimeError: ``fused=True`` without a kernel for the parameters, or sharded parameters that are not supported:
+            those of FSDP1, partial placements, and DTensors with 8-bit state.
 
     Example:
         >>> import torch
         >>> from hatam import HATAM
         >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Linear(4, 1)
-        >>> optimizer = HATAM(model.parameters(), lr=0.01)  # was: torch.optim.AdamW(model.parameters(), lr=0.01)
+        >>> optimizer = HATAM(model.parameters(), lr=0.01)  # before: torch.optim.AdamW(model.parameters(), lr=0.01)
         >>> schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3)
         >>> for _ in range(3):
         ...     optimizer.zero_grad()
         ...     model(torch.ones(8, 4)).square().mean().backward()
         ...     optimizer.step()
         ...     schedule.step()
-        >>> with optimizer.straightened():  # z, to validate in mid-training
+        >>> with optimizer.straightened():  # the weights are z, for validation in mid-training
         ...     loss = model(torch.ones(8, 4)).square().mean()
 
     Source: the HATAM source document; AdamW is https://arxiv.org/abs/1711.05101.
     """
 
-    _straightened = 0  # how many straightened() blocks are open; on the class, so that pickles need not hold it
+    _straightened = 0  # number of open straightened() blocks; a class attribute, because pickles do not hold it
 
     def __init__(
         self,
@@ -128,14 +126,14 @@ class HATAM(Optimizer):
         )
 
     def _forget(self) -> None:
-        """Empty what is known of the tensors of the last step."""
-        self._gathered: dict[int, Gathered] = {}  # by the index of the group
+        """Clear the caches of the last step's tensors."""
+        self._gathered: dict[int, Gathered] = {}  # by group index
         self._states: list[State] = []
-        self._checked: defaultdict[int, dict[str, Any]] = defaultdict(dict)  # options, by the index of the group
+        self._checked: defaultdict[int, dict[str, Any]] = defaultdict(dict)  # option values, by group index
         self._shards, self._is_sharded = sharded.Shards(), False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group in mid-training; its options are checked first, so a refused group leaves nothing behind."""
+        """Add a parameter group. A refused group changes nothing, because all checks come first or are rolled back."""
         if not isinstance(param_group, dict):
             raise TypeError(f"a parameter group must be a dict with 'params', not {type(param_group).__name__}")
         options.check({**self.defaults, **param_group})
@@ -144,7 +142,7 @@ class HATAM(Optimizer):
         if not isinstance(params, (Tensor, set)):
             param_group["params"] = list(params)
             arguments.check_params([p[1] if isinstance(p, tuple) else p for p in param_group["params"]])
-        param_group.pop("amsgrad", None)  # which would mark its checkpoints as AdamW's
+        param_group.pop("amsgrad", None)  # this key would mark the group's checkpoints as AdamW's
         super().add_param_group(param_group)
         try:
             options.check_devices(self.param_groups[-1])
@@ -153,11 +151,11 @@ class HATAM(Optimizer):
         except Exception:
             del self.param_groups[-1]
             raise
-        state.drop_scalars(self.state, self.param_groups[-1]["params"])  # who was here before goes on from there
+        state.drop_scalars(self.state, self.param_groups[-1]["params"])  # a parameter added again starts with z = w
         self._is_sharded = self._is_sharded or sharded.any_sharded(self.param_groups[-1]["params"])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Fill in what an AdamW checkpoint lacks; its state gets HATAM's entries at the next step."""
+        """Set the state, with defaults for options that a checkpoint of AdamW lacks. A step adds HATAM's entries."""
         checkpoints.check(state["state"], state["param_groups"], state.get("defaults", getattr(self, "defaults", {})))
         super().__setstate__(state)
         self._forget()
@@ -167,7 +165,7 @@ class HATAM(Optimizer):
                 group.setdefault(key, value)
             group.pop("amsgrad", None)
             if isinstance(group["lr_peak"], Tensor) and not isinstance(group["lr"], Tensor):
-                group["lr_peak"] = float(group["lr_peak"])  # of a device, perhaps another one
+                group["lr_peak"] = float(group["lr_peak"])  # may be on another device
 
     def __getstate__(self) -> dict[str, Any]:
         self._shards.wait()
@@ -175,18 +173,18 @@ class HATAM(Optimizer):
         return checkpoints.without_graph({**state, "param_groups": [{**group} for group in state["param_groups"]]})
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's; sums of sharded parameters that are still on their way are awaited."""
+        """Return torch's state dict, once the pending all-reduces of sharded parameters are done."""
         self._shards.wait()
         return checkpoints.without_graph(super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the optimizer's state, as torch does, but keep state in the dtype that it was saved in where that was
-        chosen (``state_dtype``) or is wider than the parameter's.
+        """Load the optimizer's state as torch does, but keep some moments in the dtype of the checkpoint.
 
-        A checkpoint of AdamW fits too. One that does not fit is refused before anything has changed.
+        These are moments whose dtype is set by ``state_dtype`` or is wider than the parameter's. Checkpoints of AdamW
+        can be loaded. A checkpoint that does not fit is refused before anything changes.
 
         Raises:
-            RuntimeError: inside :meth:`straightened`.
+            RuntimeError: the call is inside :meth:`straightened`.
             TypeError, ValueError: groups, shapes or options do not fit, or the state is AMSGrad's.
         """
         self._refuse_while_straightened("load_state_dict()")
@@ -208,10 +206,9 @@ class HATAM(Optimizer):
             closure: reevaluates the model and returns the loss (optional).
 
         Raises:
-            TypeError, ValueError: an option that a group was given since is out of range.
-            RuntimeError: a gradient is sparse, or the step is inside :meth:`straightened` or after :meth:`eval`.
-                Nothing has moved then. Also where a parameter was given data of another shape; groups before its own
-                have moved then.
+            TypeError, ValueError: a changed option is invalid. No parameter changes then.
+            RuntimeError: a gradient is sparse, or the call is inside :meth:`straightened` or after :meth:`eval`; no
+                parameter changes then. Or a parameter's data has a new shape; earlier groups have changed then.
         """
         self._refuse_while_straightened("step()")
         if any(group["evaluating"] for group in self.param_groups):
@@ -225,10 +222,10 @@ class HATAM(Optimizer):
                 loss = closure()
         grads = [[p.grad for p in group["params"]] for group in self.param_groups]
         options.check_step(self.param_groups, grads, self._checked)
-        found_inf = getattr(self, "found_inf", None)  # of a GradScaler
+        found_inf = getattr(self, "found_inf", None)  # set by a GradScaler
         if found_inf is not None and not fused.skips_by_itself(self.param_groups):
             if found_inf.item():
-                return loss  # nothing moves
+                return loss  # the GradScaler skips this step
             found_inf = None
         if not torch.compiler.is_compiling() and not all_identical(self.state.values(), self._states):
             self._gathered.clear()
@@ -243,7 +240,7 @@ class HATAM(Optimizer):
     def _step_group(
         self, i: int, first: int, group: dict[str, Any], grads: list[Tensor | None], found_inf: Tensor | None
     ) -> None:
-        """A step of a group's parameters that have gradients: of those with a reach, then of the others."""
+        """Step a group's parameters that have gradients: first those with a reach, then the others."""
         lr_peak, grad_scale = options.raise_peak(group, found_inf), getattr(self, "grad_scale", None)
         o = options.resolve(group, lr_peak, grad_scale, found_inf)
         gathered = self._gather(i, first, group, grads)
@@ -256,10 +253,10 @@ class HATAM(Optimizer):
                 self._shards.run(run, subset, own_grads, o, group, o)
             else:
                 run(subset, own_grads, group, o)
-        gathered.grads.clear()  # whose memory zero_grad() may want to free
+        gathered.grads.clear()  # so that zero_grad() can free their memory
 
     def _gather(self, i: int, first: int, group: dict[str, Any], grads: list[Tensor | None]) -> Gathered:
-        """The tensors of a group's step, those of the step before where nothing has changed."""
+        """Return the tensors of a group's step, from the cache if nothing has changed."""
         compiling = torch.compiler.is_compiling()
         gathered = self._gathered.get(i)
         if compiling or gathered is None or not gathered.is_current(group, grads, first):
@@ -272,18 +269,18 @@ class HATAM(Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Where True, a GradScaler leaves loss scale and skipped steps to :meth:`step`, and Lightning does not clip."""
+        """Whether :meth:`step` handles a GradScaler's loss scale and skipped steps. If so, Lightning does not clip."""
         return all(group["fused"] for group in self.param_groups)
 
     @contextmanager
     def straightened(self) -> Iterator[None]:
-        """Inside, the parameters are z, the straightened point; on leaving, exactly what they were.
+        """Set the parameters to z, the straightened point, for the block; at its end restore them bit for bit.
 
-        For validation or for saving a model in mid-training. Before lr falls, and after a step at lr = 0, it changes
-        nothing. Holds one copy of the parameters that may have an offset meanwhile.
+        Use it to validate or to save a model in mid-training. Before lr falls, and after a step at lr = 0, nothing
+        changes. The block keeps a copy of all parameters that may have an offset.
 
         Raises:
-            RuntimeError: ``step()`` or ``load_state_dict()`` is called inside.
+            RuntimeError: from ``step()``, ``load_state_dict()``, ``eval()`` and ``train()`` inside the block.
 
         Example:
             >>> import torch
@@ -303,13 +300,13 @@ class HATAM(Optimizer):
             self._straightened -= 1
 
     def eval(self) -> None:
-        """Bring the parameters to z, to evaluate or to save the model. A step is refused until :meth:`train`."""
+        """Set the parameters to z, to evaluate or save the model. :meth:`step` raises until :meth:`train` is called."""
         self._switch(evaluating=True)
 
     def train(self, mode: bool = True) -> None:
-        """Bring the parameters back to w, up to rounding; ``train(False)`` is :meth:`eval`.
+        """Set the parameters to w again, up to rounding. ``train(False)`` is :meth:`eval`.
 
-        Parameters that do not require a gradient any more stay at z.
+        Parameters that no longer require a gradient stay at z.
         """
         self._switch(evaluating=not mode)
 
@@ -332,10 +329,10 @@ class HATAM(Optimizer):
         param_indices: list[int],
         *columns: list[Tensor],
     ) -> None:
-        """Append the group's parameters that have gradients, those with a reach first, their gradients, their indices
-        among all parameters, and their completed states by ``STATE``.
+        """Append to the lists the group's parameters that have gradients, and their gradients, indices and state.
 
-        torch.compile runs a method of this name as it is and traces only the lists that it fills.
+        Parameters with a reach come first. Indices count all parameters of the optimizer. Each of ``columns`` is for
+        one key of ``STATE``. torch.compile runs a method of this name untraced, and traces only the lists it fills.
         """
         first = next(first for first, own in options.with_first_index(self.param_groups) if own is group)
         straightening.remove_reaches(first, group, self.state)
@@ -343,4 +340,4 @@ class HATAM(Optimizer):
 
     def _refuse_while_straightened(self, what: str) -> None:
         if self._straightened:
-            raise RuntimeError(f"{what} inside straightened() would be undone on leaving it: leave the block first")
+            raise RuntimeError(f"{what} inside straightened() would be undone when the block ends; end the block first")

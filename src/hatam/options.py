@@ -1,4 +1,4 @@
-"""HATAM's options: the table of checks, the exclusions, and the options of one step."""
+"""HATAM's options: their checks, the pairs that exclude each other, and their values for one step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _check_state_dtype(name: str, value: object) -> None:
     if value == "8bit":
         if importlib.util.find_spec("torchao") is None:
             raise ValueError(f"{name}='8bit' needs torchao, which is not installed: pip install 'hatam[8bit]'")
-        quantized_type()  # now, so that torch.load(…, weights_only=True) knows it in a process that resumes
+        quantized_type()  # imports the class, which torch.load(…, weights_only=True) needs when a training resumes
 
 
 CHECKS: dict[str, Callable[[str, Any], None]] = {
@@ -38,10 +38,10 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "eps": partial(_rate, remedy="AdamW's default is 1e-8"),
     "weight_decay": partial(_rate, remedy="0 turns it off"),
     "gamma": partial(_rate, remedy="0 is AdamW"),
-    "travel": partial(_rate, remedy="0 gives the whole reach at once"),
+    "travel": partial(_rate, remedy="0 gives the full reach from the start"),
     "horizon": partial(check_number, low=0.0, high=math.inf, remedy="math.inf sets no limit"),
     "modulator": partial(check_choice, choices=MODULATORS),
-    "fade": partial(check_number, low=0.0, high=1.0, open_start=True, remedy="1 lets the reach follow lr"),
+    "fade": partial(check_number, low=0.0, high=1.0, open_start=True, remedy="1 scales the reach with lr"),
     "hidden": _choice_of_path,
     "maximize": _flag,
     "foreach": _choice_of_path,
@@ -52,7 +52,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "bf16_stochastic_round": _flag,
     "seed": partial(check_integer, high=2**32),
 }
-"""Every option of a group, in the order of the constructor."""
+"""The check of each option of a group, in the order of the constructor's arguments."""
 
 EXCLUDED = (
     ("foreach", "differentiable"),
@@ -61,13 +61,13 @@ EXCLUDED = (
     ("state_dtype", "differentiable"),
     ("bf16_stochastic_round", "differentiable"),
 )
-"""Options of which at most one may be set."""
+"""Pairs of options of which at most one may be set."""
 
 
 def check(group: Mapping[str, Any], *, loaded: bool = False) -> None:
-    """Refuse a parameter group whose options are wrong or contradict each other.
+    """Raise if an option of a parameter group is invalid or excludes another one.
 
-    Exclusions are not checked of a loaded group: its options may have changed in mid-training.
+    Pairs are not checked in a ``loaded`` group, because its options may have changed in mid-training.
 
     Raises:
         TypeError, ValueError: an option has the wrong type, is out of range, or excludes another.
@@ -79,18 +79,18 @@ def check(group: Mapping[str, Any], *, loaded: bool = False) -> None:
             default = "None" if one in ("foreach", "fused", "state_dtype") else "False"
             raise ValueError(f"{one}={group[one]!r} and {other}=True exclude each other; leave {one} at {default}")
     if not loaded and isinstance(group["lr"], Tensor) and group["foreach"] and not group["capturable"]:
-        raise ValueError("lr as a tensor needs capturable=True where foreach=True; leave foreach at None")
+        raise ValueError("lr as a tensor needs capturable=True if foreach=True; leave foreach at None")
 
 
 def check_amsgrad(amsgrad: object) -> None:
-    """AdamW's argument is taken, so that a call that spells it out goes on working, but not its variant."""
+    """Raise unless ``amsgrad`` is False. HATAM has this argument so that calls written for AdamW keep working."""
     check_flag("amsgrad", amsgrad)
     if amsgrad:
-        raise ValueError("amsgrad=True is not supported: it must be False, as HATAM has no AMSGrad; leave it out")
+        raise ValueError("amsgrad=True is not supported: it must be False, because HATAM has no AMSGrad; omit it")
 
 
 def check_devices(group: Mapping[str, Any]) -> None:
-    """Whether the parameters of a group with fused=True are where there is a fused kernel."""
+    """Raise if a group has fused=True and a parameter on a device without a fused kernel."""
     if group["fused"]:
         reason = fused.refusal({p.device.type for p in group["params"]})
         if reason:
@@ -98,22 +98,22 @@ def check_devices(group: Mapping[str, Any]) -> None:
 
 
 def check_changed(group: Mapping[str, Any], checked: dict[str, Any]) -> None:
-    """Check the options that are not the same objects as at the last call, and note them in ``checked``.
+    """Check the options that are not the same objects as in the last call, and record them in ``checked``.
 
-    Not where torch.compile traces the step: it would read lr, and it compiles anew for each value of another option.
+    Do not call this under torch.compile: it would read lr, and recompile for each new value of another option.
     """
     for name, check_one in CHECKS.items():
         value = group[name]
         if checked.get(name, CHECKS) is not value:
             check_one(name, value)
-            if not isinstance(value, list):  # of betas, whose entries may change
+            if not isinstance(value, list):  # entries of a list, as in betas, may change in place
                 checked[name] = value
 
 
 def check_step(
     groups: list[dict[str, Any]], grads: list[list[Tensor | None]], checked: defaultdict[int, dict[str, Any]]
 ) -> None:
-    """Refuse changed options out of range and sparse gradients, before anything has moved."""
+    """Raise for invalid changed options and sparse gradients, before any parameter changes."""
     for i, group in enumerate(groups):
         if not torch.compiler.is_compiling():
             check_changed(group, checked[i])
@@ -121,26 +121,26 @@ def check_step(
             if grad is not None and grad.is_sparse:
                 raise RuntimeError(
                     f"the gradient of parameter {name_of(group, i, j)} is sparse, which HATAM does not support: use "
-                    "sparse=False in its embedding, or give it a torch.optim.SparseAdam of its own"
+                    "sparse=False in its embedding, or optimize it with a separate torch.optim.SparseAdam"
                 )
 
 
 def peak_of_kind(group: Mapping[str, Any]) -> Scalar:
-    """``lr_peak`` as a tensor where lr is one, so that torch.compile sees no constant that changes."""
+    """Return ``lr_peak`` as a tensor if lr is one, so that torch.compile sees no changing constant; else as a float."""
     lr, peak = group["lr"], group["lr_peak"]
     if isinstance(lr, Tensor):
         dtype = lr.dtype if lr.is_floating_point() else torch.float32
         return peak if isinstance(peak, Tensor) else torch.full_like(lr, peak, dtype=dtype, requires_grad=False)
-    return peak if isinstance(peak, Tensor) and not peak.is_cpu else float(peak)  # without waiting for a device
+    return peak if isinstance(peak, Tensor) and not peak.is_cpu else float(peak)  # float() would wait for a device
 
 
 def raise_peak(group: dict[str, Any], found_inf: Tensor | None = None) -> Scalar:
-    """Raise the group's peak lr by this step's, unless a GradScaler skips it. It lives in the group and checkpoints.
+    """Raise the group's peak lr to this step's lr, unless a GradScaler skips the step, and return it.
 
-    Steps in which no parameter of the group has a gradient do not count.
+    The group and its checkpoints hold the peak. Steps in which no parameter of the group has a gradient do not count.
 
-    ``found_inf`` is given where only the device knows whether the step is skipped. The peak is a tensor there from then
-    on, for a float lr in float64.
+    ``found_inf`` is given if only the device knows whether the step is skipped. From then on the peak is a tensor on
+    that device, in float64 for a float lr.
     """
     peak = group["lr_peak"] = peak_of_kind(group)
     lr = group["lr"]
@@ -150,9 +150,9 @@ def raise_peak(group: dict[str, Any], found_inf: Tensor | None = None) -> Scalar
     if found_inf is not None and not (isinstance(peak, Tensor) and peak.device == found_inf.device):
         dtype = peak.dtype if isinstance(peak, Tensor) else torch.float64
         peak = group["lr_peak"] = torch.full((), float(peak), dtype=dtype, device=found_inf.device)
-    beside = isinstance(lr, Tensor) and (found_inf is None or lr.device == peak.device)
+    lr_on_device = isinstance(lr, Tensor) and (found_inf is None or lr.device == peak.device)
     last = clone_for_autograd([peak])[0]
-    raised = torch.maximum(last, lr.reshape(peak.shape)) if beside else last.clamp(min=float(lr))
+    raised = torch.maximum(last, lr.reshape(peak.shape)) if lr_on_device else last.clamp(min=float(lr))
     peak.copy_(raised if found_inf is None else torch.where(found_inf.reshape(peak.shape) != 0, peak, raised))
     return clone_for_autograd([peak])[0]
 
@@ -160,7 +160,7 @@ def raise_peak(group: dict[str, Any], found_inf: Tensor | None = None) -> Scalar
 def resolve(
     group: Mapping[str, Any], lr_peak: Scalar, grad_scale: Tensor | None = None, found_inf: Tensor | None = None
 ) -> Options:
-    """The options of a group for one step. lr and its peak become 0-dim, which broadcasts to every parameter."""
+    """Return the options of a group for one step. A tensor lr and its peak become 0-dim, which always broadcasts."""
     lr, lr_peak = (x.squeeze() if isinstance(x, Tensor) else x for x in (group["lr"], lr_peak))
     beta1, beta2 = group["betas"]
     return Options(
@@ -185,7 +185,7 @@ def resolve(
 
 
 def with_first_index(groups: Iterable[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Groups with the number of their first parameter among those of all, which random numbers depend on."""
+    """Yield each group with the index of its first parameter among all. Random numbers depend on these indices."""
     first = 0
     for group in groups:
         yield first, group
@@ -193,5 +193,5 @@ def with_first_index(groups: Iterable[dict[str, Any]]) -> Iterator[tuple[int, di
 
 
 def name_of(group: Mapping[str, Any], i: int, j: int) -> str:
-    """What messages call the j-th parameter of the i-th group."""
+    """Return the name of the j-th parameter of the i-th group, for error messages."""
     return group["param_names"][j] if "param_names" in group else f"number {j} of group {i}"

@@ -1,4 +1,4 @@
-"""Which code path does a group's step: torch's AdamW, or HATAM's in a fused kernel, foreach or tensor by tensor."""
+"""The code paths of a group's step: torch's AdamW, a fused kernel, multi-tensor operations, or tensor by tensor."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .state import real, real_grads
 from .subsets import Subset
 from .update import ADAMW_STAGES, HATAM_STAGES, Options, Stages, State
 
-PORTION = 2**20  # elements that a multi-tensor operation walks at once on a CPU
+PORTION = 2**20  # elements per multi-tensor operation on a CPU
 
 
 def run_adamw(subset: Subset, grads: list[Tensor], group: dict[str, Any], o: Options) -> None:
-    """torch's AdamW, bit for bit; dtypes that it refuses go to :func:`run_hatam`."""
+    """Step with torch's AdamW. If it does not support a dtype of the subset, call :func:`run_hatam` instead."""
     params, state = subset.params, subset.state
     states = state_rows(state)
     if any_narrow(params, grads, states, o):
@@ -29,7 +29,7 @@ def run_adamw(subset: Subset, grads: list[Tensor], group: dict[str, Any], o: Opt
     amp: dict[str, Any] = {}
     if use_fused and not torch.compiler.is_compiling():
         if walks_memory(params, states):
-            grads = [in_layout_of(g, p) for g, p in zip(grads, params, strict=True)]  # torch's kernel walks raw memory
+            grads = [in_layout_of(g, p) for g, p in zip(grads, params, strict=True)]  # the kernel reads raw memory
             amp = {"grad_scale": o.grad_scale, "found_inf": o.found_inf}
         elif is_skipped(o):
             return
@@ -60,33 +60,33 @@ def run_adamw(subset: Subset, grads: list[Tensor], group: dict[str, Any], o: Opt
 
 
 def counts_on_device(group: dict[str, Any], state: Columns) -> bool:
-    """Whether ``step`` lies on a GPU only because a kernel will want it there: other paths would wait for it."""
+    """Return whether ``step`` is on a GPU only for HATAM's kernel. torch's unfused AdamW would wait for it there."""
     return group["fused"] is None and not group["capturable"] and any(not step.is_cpu for step in state["step"])
 
 
 def only_single(group: dict[str, Any]) -> bool:
-    """Whether lr is a tensor that torch's multi-tensor AdamW does not take."""
+    """Return whether lr is a tensor that torch's multi-tensor AdamW does not support."""
     return isinstance(group["lr"], Tensor) and not group["capturable"]
 
 
 def any_narrow(params: list[Tensor], grads: list[Tensor], states: list[State], o: Options) -> bool:
-    """Whether a tensor is stored in a dtype that torch's AdamW does not take."""
+    """Return whether a parameter needs :mod:`hatam.narrow`, so that torch's AdamW cannot step it."""
     return any(narrow.is_needed(*row, o) for row in zip(params, grads, states, strict=True))
 
 
 def walks_memory(params: list[Tensor], states: list[State]) -> bool:
-    """Whether all tensors are such as torch's fused AdamW can walk as raw memory."""
+    """Return whether torch's fused AdamW can read all tensors as raw memory."""
     pairs = zip(params, states, strict=True)
     return all(p.is_floating_point() and dense(p, [s["exp_avg"], s["exp_avg_sq"]]) for p, s in pairs)
 
 
 def is_skipped(o: Options) -> bool:
-    """Whether a GradScaler skips this step. Waits for the device; for paths without a kernel alone."""
+    """Return whether a GradScaler skips this step. Waits for the device, so that only unfused paths call it."""
     return o.found_inf is not None and bool(o.found_inf.item())
 
 
 def run_hatam(subset: Subset, grads: list[Tensor], group: dict[str, Any], o: Options) -> None:
-    """Step what a fused kernel takes, then the rest unfused."""
+    """Step the tensors that a fused kernel supports, then the others unfused."""
     params, state, param_indices = subset.params, subset.state, subset.param_indices
     if any(map(torch.is_complex, params)):
         params, grads = [real(p) for p in params], real_grads(grads)
@@ -101,12 +101,12 @@ def run_hatam(subset: Subset, grads: list[Tensor], group: dict[str, Any], o: Opt
         state = {key: select(column, rest) for key, column in state.items()}
     if is_skipped(o):
         return
-    plain = [p.resolve_neg() for p in params]  # torch's _foreach operations cannot write to tensors with the neg bit
+    resolved = [p.resolve_neg() for p in params]  # torch's _foreach operations cannot write to tensors with the neg bit
     stages = HATAM_STAGES if subset.has_reach else ADAMW_STAGES
-    run_unfused(stages, plain, unscale_and_sign(grads, o), state_rows(state), param_indices, group, o)
-    for param, resolved in zip(params, plain, strict=True):
-        if resolved is not param:
-            param.copy_(resolved)
+    run_unfused(stages, resolved, unscale_and_sign(grads, o), state_rows(state), param_indices, group, o)
+    for param, result in zip(params, resolved, strict=True):
+        if result is not param:
+            param.copy_(result)
 
 
 def run_unfused(
@@ -118,13 +118,13 @@ def run_unfused(
     group: dict[str, Any],
     o: Options,
 ) -> None:
-    """One tensor at a time, or all tensors of a device and dtype together; one by one what needs wider arithmetic.
+    """Step the tensors of each device and dtype together, or one by one.
 
-    Where torch.compile traces this it is one at a time: the compiler fuses by itself.
+    Tensors that need :mod:`hatam.narrow` are stepped one by one, and under torch.compile all are: the compiler fuses.
     """
     foreach = group["foreach"]
     if torch.compiler.is_compiling():
-        foreach = False  # for a GPU, torch 2.11's inductor writes in a multi-tensor kernel what others have yet to read
+        foreach = False  # a multi-tensor GPU kernel of torch 2.11's inductor overwrites values that others still read
     elif foreach is None:
         _, foreach = _default_to_fused_or_foreach(params, group["differentiable"], use_fused=False)
     foreach = foreach and not only_single(group)
@@ -141,25 +141,25 @@ def run_unfused(
     columns: list[list[Tensor | None]] = [[params[i] for i in together]]
     for _, batch in Optimizer._group_tensors_by_device_and_dtype(columns, with_indices=True).values():
         for places in portions([together[i] for i in batch], params):
-            some, theirs = [params[i] for i in places], [grads[i] for i in places]
-            update.step_(stages, some, theirs, [states[i] for i in places], o)
+            portion, portion_grads = [params[i] for i in places], [grads[i] for i in places]
+            update.step_(stages, portion, portion_grads, [states[i] for i in places], o)
 
 
 def portions(places: list[int], params: list[Tensor]) -> list[list[int]]:
-    """Tensors that are updated together: all on a GPU, and on a CPU so few that its cache holds them for all stages."""
-    found: list[list[int]] = [[]]
+    """Split places of tensors into portions to step together. CPU portions are so small that the cache holds them."""
+    split: list[list[int]] = [[]]
     elements = 0
     for i in places:
         elements += params[i].numel()
-        if elements > PORTION and found[-1] and params[i].is_cpu:
-            found.append([])
+        if elements > PORTION and split[-1] and params[i].is_cpu:
+            split.append([])
             elements = params[i].numel()
-        found[-1].append(i)
-    return found
+        split[-1].append(i)
+    return split
 
 
 def unscale_and_sign(grads: list[Tensor], o: Options) -> list[Tensor]:
-    """The gradients without the loss scale, negated to maximize; of float16, which the scale keeps in range, wider."""
+    """Return gradients without the loss scale, negated to maximize. Unscaled float16 becomes float32, for its range."""
     if not isinstance(o.grad_factor, Tensor) and o.grad_factor == 1:
         return grads
     if isinstance(o.grad_factor, Tensor):

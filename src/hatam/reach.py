@@ -1,6 +1,6 @@
-r"""The late reach: the gradient is taken ahead of AdamW's iterate, along its momentum, once lr falls.
+r"""The late reach: once lr falls, the gradient is taken ahead of AdamW's iterate, along its momentum.
 
-AdamW runs on z. The parameters w of the model are ahead of z, in hidden weights alone:
+AdamW updates z. The model holds w. w differs from z in hidden weights only:
 
 .. math::
     w = z - \kappa_t\, u_t, \qquad u_t = S_t\, m_t / h_t, \qquad h_t = \sqrt{v_t / (1 - \beta_2^t)} + \varepsilon
@@ -14,15 +14,15 @@ AdamW runs on z. The parameters w of the model are ahead of z, in hidden weights
     \tau_t = \min\left(1, \frac{\max(0, N_t - 1)}{\mathrm{travel}}\right)^2, \qquad
     N_t = \sum_{s < t} \frac{\mathrm{lr}_s}{\rho_s}.
 
-As lr falls, AdamW becomes stable at sharper points. The reach keeps them unstable. Below fade · peak it shrinks with
-lr, so that w = z at lr = 0. Until lr falls, w = z and a step is AdamW's.
+As lr falls, AdamW becomes stable at sharper points. The reach keeps these points unstable. Until lr falls, w = z and a
+step is AdamW's. Below fade · peak the reach shrinks with lr, so that w = z at lr = 0.
 
-N estimates the length of z's path in units of the tensor's RMS. There is no reach up to N = 1, because a reach early in
-training only slows it. The horizon limits the reach to a number of steps at the peak lr.
+N estimates the length of z's path in units of RMS(z). The reach is 0 up to N = 1, because a reach early in training
+only slows the training. The horizon bounds the reach by a number of steps at the peak lr.
 
-κ uses ρ of the step before. ρ is first measured at the first step with γ > 0 and lr below its peak; before that κ = 0.
-ρ may fall by any factor in a step and grows by at most 0.3%. The steps before the first measurement count in N with
-that ρ, at the peak lr. S is 1, or min(h / mean(h), 3); see :mod:`hatam.modulators`.
+κ uses ρ of the previous step. ρ is first measured at the first step with γ > 0 and 0 < lr < peak; κ = 0 until after
+that step. ρ may fall by any factor per step and grows by at most 0.3%. All steps up to the first measurement count in N
+with that ρ and with the peak lr. S is 1, or min(h / mean(h), 3); see :mod:`hatam.modulators`.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-Scalar: TypeAlias = Any  # a float, or a 0-dim tensor where a host demands it (capturable, tensor lr, torch.compile)
+Scalar: TypeAlias = Any  # a float, or a 0-dim tensor (with capturable, a tensor lr or torch.compile)
 
-GROWTH = 1.003  # of ρ in a step, at most
-POWER = 2  # of 1 − lr / peak, and of the share of travel
+GROWTH = 1.003  # largest factor by which ρ grows in one step
+POWER = 2  # exponent of 1 − lr / peak and of (N − 1) / travel
 
 
 def lr_factor(lr: Scalar, lr_peak: Scalar, fade: float) -> Scalar:
-    """(1 − lr / peak)² min(1, lr / (fade · peak)): 0 at the peak, at lr = 0, and while the peak is 0."""
+    """Return (1 − lr / peak)² min(1, lr / (fade · peak)), which is 0 at lr = peak and at lr = 0. 0 if the peak is 0."""
     if isinstance(lr_peak, Tensor):
         lr = lr if isinstance(lr, Tensor) and lr.device == lr_peak.device else float(lr)
         share = torch.where(lr_peak > 0, lr / lr_peak, 0.0)
@@ -50,7 +50,7 @@ def lr_factor(lr: Scalar, lr_peak: Scalar, fade: float) -> Scalar:
 
 
 def travel_factor(lengths: Scalar, whole: float) -> Scalar:
-    """τ = min(1, max(0, N − 1) / travel)²; 1 where travel is 0."""
+    """Return τ = min(1, max(0, N − 1) / travel)², from N and travel. τ is 1 if travel is 0."""
     if whole == 0:
         return 1.0
     return ((lengths - 1) / whole).clamp(0.0, 1.0) ** POWER
@@ -59,13 +59,13 @@ def travel_factor(lengths: Scalar, whole: float) -> Scalar:
 def next_path_lengths(
     lengths: Tensor, ratios: Tensor, last: Tensor, lr: Scalar, lr_peak: Scalar, steps: Tensor
 ) -> Tensor:
-    """N + lr / ρ; at the first measured ρ, N + steps · peak / ρ. N stays where ρ is 0."""
-    way = torch.where(last > 0, lr, steps * lr_peak) / torch.where(ratios > 0, ratios, 1.0)
-    return torch.where(ratios > 0, lengths + way, lengths)
+    """Return N + lr / ρ, or N + steps · peak / ρ at the first measured ρ. N is unchanged where ρ is 0."""
+    increments = torch.where(last > 0, lr, steps * lr_peak) / torch.where(ratios > 0, ratios, 1.0)
+    return torch.where(ratios > 0, lengths + increments, lengths)
 
 
 def next_rms_ratios(z_sizes: Tensor, u_sizes: Tensor, last: Tensor) -> Tensor:
-    """ρ from RMS(z) and RMS(u) of several tensors; the last one where there is no u, or a size is not finite."""
+    """Return ρ of several tensors from RMS(z) and RMS(u); the last ρ where RMS(u) is 0 or a value is not finite."""
     new = z_sizes / torch.where(u_sizes > 0, u_sizes, 1.0)
-    grown = torch.where(last > 0, torch.minimum(new, GROWTH * last), new)
-    return torch.where((u_sizes > 0) & (u_sizes < math.inf) & (new < math.inf), grown, last)
+    limited = torch.where(last > 0, torch.minimum(new, GROWTH * last), new)
+    return torch.where((u_sizes > 0) & (u_sizes < math.inf) & (new < math.inf), limited, last)

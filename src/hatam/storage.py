@@ -1,12 +1,12 @@
-"""In which dtype each state tensor is kept: the parameter's own, or by ``state_dtype`` one of fewer or more bits.
+"""The dtype of each state tensor: the parameter's own, or another one by ``state_dtype``.
 
 * None: every state tensor has its parameter's dtype, as in torch.
-* ``torch.bfloat16``: m in bfloat16, rounded at random (:mod:`hatam.rounding`); v in float32. That is 6 bytes of state
-  per parameter, where AdamW needs 8.
-* ``torch.float32``: everything in float32, for parameters of any dtype.
-* ``"8bit"``: m and v as torchao's block-wise quantized tensors; small tensors stay in float32, as there.
+* ``torch.bfloat16``: m in bfloat16 with stochastic rounding (:mod:`hatam.rounding`), v in float32. The state takes
+  6 bytes per parameter; AdamW's takes 8.
+* ``torch.float32``: m and v in float32, for parameters of any dtype.
+* ``"8bit"``: m and v as torchao's block-wise quantized tensors. Small tensors stay in float32, as in torchao.
 
-float64 parameters keep float64 where this says float32.
+For float64 parameters, read float64 for float32.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from . import rounding
 
 STATE_DTYPES = {"None": None, "torch.float32": torch.float32, "torch.bfloat16": torch.bfloat16, "8bit": "8bit"}
 MOMENTS = ("exp_avg", "exp_avg_sq")
-SCALARS = ("reach", "rms_ratio", "path_length", "denom_mean", "reach_mean")  # what AdamW's state has not
+SCALARS = ("reach", "rms_ratio", "path_length", "denom_mean", "reach_mean")  # entries that AdamW's state does not have
 BLOCK = 256  # elements that share one scale in torchao's 8-bit state
-LEAST_SCALE = 2e-12  # of a block; where all is smaller, torchao's is 1e-12, and v may well be 0
-LEAST_8BIT = 4096  # elements; what is smaller stays in float32
+LEAST_SCALE = 2e-12  # torchao's scale is at least 1e-12; in a block of a lower scale than this, v may be 0
+LEAST_8BIT = 4096  # elements; smaller tensors stay in float32
 
 
 def arithmetic(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the arithmetic for narrow storage: float32 at least."""
+    """Return the dtype of the arithmetic for narrow storage: at least float32."""
     wide: torch.dtype = torch.promote_types(dtype, torch.float32)
     return wide
 
 
 def new_moment(param: Tensor, key: str, state_dtype: Any) -> Tensor:
-    """Zeros for one of the state tensors of a parameter."""
+    """Return zeros for one moment of a parameter, in its storage dtype."""
     dtype = param.dtype if state_dtype is None else arithmetic(param.dtype)
     if not param.is_complex():
         if state_dtype == "8bit" and param.numel() >= LEAST_8BIT and param.numel() % BLOCK == 0:
@@ -45,14 +45,14 @@ def new_moment(param: Tensor, key: str, state_dtype: Any) -> Tensor:
 
 
 def quantized_zeros(param: Tensor, *, signed: bool) -> Tensor:
-    """Zeros as one of torchao's 8-bit tensors."""
+    """Return zeros as one of torchao's 8-bit tensors."""
     zeros: Tensor = quantized_type().zeros(param.shape, signed=signed, block_size=BLOCK, device=param.device)
     return zeros
 
 
 @cache
 def quantized_type() -> Any:
-    """torchao's 8-bit tensor. Registers ``clone`` where torchao lacks it, for loading and deep copies."""
+    """Return torchao's class of 8-bit tensors, with ``clone`` registered, which loading and deep copies need."""
     from torchao.optim.subclass_8bit import OptimState8bit
 
     clone = torch.ops.aten.clone.default
@@ -67,21 +67,21 @@ def quantized_type() -> Any:
 
 
 def is_quantized(x: Tensor) -> bool:
-    """Whether a state tensor is one of torchao's, which report the dtype that they dequantize to."""
-    return hasattr(x, "qmap")  # which torch.compile can trace, unlike a look at the module of its type
+    """Return whether a tensor is one of torchao's. Its ``dtype`` cannot tell: it is that of the dequantized tensor."""
+    return hasattr(x, "qmap")  # torch.compile can trace this, but not a look at the module of the type
 
 
 def copied(x: Tensor) -> Tensor:
-    """A copy, of torchao's tensors too."""
+    """Return a copy of a tensor, which may be one of torchao's."""
     if is_quantized(x):
-        quantized_type()  # which teaches them to be copied
+        quantized_type()  # registers clone
     return x.clone()
 
 
 def dequantized(x: Any) -> Tensor:
-    """The numbers of one of torchao's tensors. A v of 0 in a block that is not 0 reads as the least code above 0.
+    """Return the values of one of torchao's tensors. In a nonzero block, a v of 0 reads as the least positive code.
 
-    A v below 2e-7 of the largest in its block is stored as 0, while m is not: m / ε would explode.
+    torchao stores v as 0 if it is below 2e-7 of the largest v in its block. Its m is not 0 then: m / ε would explode.
     """
     wide: Tensor = x.dequantize()
     if not x.signed:
@@ -91,14 +91,14 @@ def dequantized(x: Any) -> Tensor:
 
 
 def widened(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor in the arithmetic's dtype: itself, or a copy that :func:`store_rounded_` writes back."""
+    """Return a tensor in the arithmetic's dtype: itself, or a copy for :func:`store_rounded_` to write back."""
     if is_quantized(x):
         return dequantized(x).to(dtype)
     return x if x.dtype == dtype else x.to(dtype)
 
 
 def store_rounded_(stored: Tensor, wide: Tensor, random: Tensor | None) -> None:
-    """Store what was widened, at random where bits are given, and leave in ``wide`` what a later step will read."""
+    """Round ``wide`` into ``stored``, stochastically if ``random`` is given, and set ``wide`` to the stored values."""
     if wide is stored:
         return
     if stored.dtype == torch.bfloat16 and not is_quantized(stored):
@@ -110,9 +110,11 @@ def store_rounded_(stored: Tensor, wide: Tensor, random: Tensor | None) -> None:
 
 
 def restore_dtypes(state: dict[str, Any], saved: dict[str, Any], param: Tensor, state_dtype: Any) -> None:
-    """Put back what loading has cast to the parameter's dtype; a cast to more digits stays, unless fewer were asked."""
+    """Undo the casts of state to the parameter's dtype that torch's loading has made.
+
+    A plain moment stays cast if its saved dtype is narrower than the parameter's and ``state_dtype`` is None.
+    """
     for key in saved.keys() & {*MOMENTS, *SCALARS}:
-        # torch has cast it to the parameter's dtype; where that has more digits than what was saved, the cast stays
         narrower = torch.promote_types(saved[key].dtype, param.dtype) != saved[key].dtype
         if key in SCALARS or is_quantized(saved[key]) or not narrower or state_dtype is not None:
             state[key] = copied(saved[key].detach()).to(param.device)

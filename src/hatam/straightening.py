@@ -1,4 +1,4 @@
-"""Taking parameters to z, the straightened point, and back."""
+"""Moving parameters to z, the straightened point, and back to w."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .update import Options, State
 States = Mapping[Tensor, dict[str, Any]]
 Move = Callable[[Tensor, State, Options, int], None]
 
-Groups = Iterable[tuple[int, dict[str, Any]]]  # with the index of the first parameter of each
+Groups = Iterable[tuple[int, dict[str, Any]]]  # each with the index of its first parameter
 
 
 def offsets(groups: Groups, states: States) -> Iterator[tuple[Tensor, dict[str, Any], Options, int]]:
-    """The parameters that have an offset, with their states, options and indices."""
+    """Yield the parameters that have an offset, with their states, options and indices."""
     for first, group in groups:
         o = options.resolve(group, group["lr_peak"])
         for index, p in enumerate(group["params"], first):
@@ -29,9 +29,9 @@ def offsets(groups: Groups, states: States) -> Iterator[tuple[Tensor, dict[str, 
 
 
 def move(groups: Groups, states: States, how: Move, spared: Sequence[bool] = ()) -> None:
-    """Take every parameter that has an offset to z, by ``narrow.undo_offset_``, or back, by ``narrow.redo_offset_``.
+    """Move every parameter that has an offset: to z with ``narrow.undo_offset_``, to w with ``narrow.redo_offset_``.
 
-    ``spared`` marks places of the only group. These parameters are not moved; on the way back their κ becomes 0.
+    ``spared`` marks parameters of the only group. They do not move; with ``redo_offset_`` their κ becomes 0.
     """
     groups = list(groups)
     for p, state, o, index in offsets(groups, states):
@@ -39,16 +39,16 @@ def move(groups: Groups, states: States, how: Move, spared: Sequence[bool] = ())
             if how is narrow.redo_offset_:
                 state["reach"].zero_()
             continue
-        parts = {key: sharded.local_tensor(x) for key, x in state.items()}
+        local_state = {key: sharded.local_tensor(x) for key, x in state.items()}
         local = real(sharded.local_tensor(p.detach()))
-        plain = local.resolve_neg()
-        how(plain, real_state(parts), o, index)
-        if plain is not local:
-            local.copy_(plain)
+        resolved = local.resolve_neg()
+        how(resolved, real_state(local_state), o, index)
+        if resolved is not local:
+            local.copy_(resolved)
 
 
 def remove_reaches(first: int, group: dict[str, Any], states: States) -> None:
-    """Undo the offset of parameters that have lost their right to a reach, and delete its state."""
+    """Undo the offset of parameters that may no longer have a reach, and delete the scalars of the reach."""
     flags = hidden_flags(group)
     stays = [hidden or "reach" not in states.get(p, {}) for p, hidden in zip(group["params"], flags, strict=True)]
     if not all(stays):
@@ -59,9 +59,9 @@ def remove_reaches(first: int, group: dict[str, Any], states: States) -> None:
 
 @contextmanager
 def straightened(groups: list[tuple[int, dict[str, Any]]], states: States) -> Iterator[None]:
-    """Inside, the parameters of these groups have no offset; afterwards they are what they were, to the last bit.
+    """Set the parameters of these groups to z for the block, and restore them bit for bit at its end.
 
-    A checkpoint from inside is one of z without an offset.
+    κ is 0 inside, so that a checkpoint made there has z and no offset to undo.
     """
     saved: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     try:
@@ -74,6 +74,6 @@ def straightened(groups: list[tuple[int, dict[str, Any]]], states: States) -> It
         yield
     finally:
         with torch.no_grad():
-            for p, w, reach, before in reversed(saved):  # the first of those that share memory was saved undisturbed
+            for p, w, reach, before in reversed(saved):
                 p.copy_(w)
                 reach.copy_(before)

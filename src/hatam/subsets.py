@@ -1,4 +1,4 @@
-"""Tensors of a group's step as columns, cached until something changes."""
+"""The tensors of a group's step as columns, cached until one of them or an option changes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .update import State
 
 
 class Subset:
-    """Parameters that take the same step, with their state in columns.
+    """Parameters whose steps have the same stages, with their state in columns.
 
     Attributes:
-        grad_places: of their gradients among those of :class:`Gathered`.
+        grad_places: slice of their gradients in ``Gathered.grads``.
         params: the parameters.
-        state: one list for each key of the state.
-        param_indices: their places among the parameters of all groups.
-        plan: what the fused kernels know of these tensors.
-        shards: the local tensors, where a parameter is a DTensor.
+        state: one list of tensors for each key of the state.
+        param_indices: their indices among the parameters of all groups.
+        plan: the fused kernels' cache for these tensors.
+        shards: the cached local tensors, if a parameter is a DTensor.
     """
 
     def __init__(self, grad_places: slice, params: list[Tensor], state: Columns, param_indices: list[int]) -> None:
@@ -35,25 +35,25 @@ class Subset:
 
     @property
     def has_reach(self) -> bool:
-        """Whether these parameters have an offset."""
+        """Whether these parameters have a reach."""
         return "reach" in self.state
 
 
 class Gathered:
-    """Of a group: the parameters that have gradients, those with a reach first, with their state."""
+    """The parameters of a group that have gradients, with their state. Parameters with a reach come first."""
 
     def __init__(self) -> None:
         self.params: list[Tensor] = []
-        self.grads: list[Tensor] = []  # of this step
+        self.grads: list[Tensor] = []  # only during a step
         self.param_indices: list[int] = []
         self.state: Columns = {key: [] for key in state.STATE}
         self._subsets: dict[bool, list[Subset]] = {}
 
     def subsets(self, reach_started: bool) -> list[Subset]:
-        """The parameters that have a reach now, and all others."""
+        """Return a subset of the parameters that have a reach in this step and one of all others, unless empty."""
         if reach_started not in self._subsets:
             count = len(self.state["reach"]) if reach_started else 0
-            both = ((slice(0, count), state.STATE), (slice(count, len(self.params)), state.ADAMW_STATE))
+            slices = ((slice(0, count), state.STATE), (slice(count, len(self.params)), state.ADAMW_STATE))
             self._subsets[reach_started] = [
                 Subset(
                     places,
@@ -61,21 +61,22 @@ class Gathered:
                     {key: self.state[key][places] for key in keys if self.state[key]},
                     self.param_indices[places],
                 )
-                for places, keys in both
+                for places, keys in slices
                 if places.start < places.stop
             ]
         return self._subsets[reach_started]
 
     def remember(self, group: dict[str, Any], grads: list[Tensor | None], first: int, states: list[State]) -> None:
-        """Note what this was gathered from, for :meth:`is_current`."""
+        """Record the sources of these tensors, for :meth:`is_current`."""
         self._key, self._members = cache_key(group, grads, first), list(group["params"])
         self._states, self._values = states, values_of(states)
         self._places = [index - first for index in self.param_indices]
 
     def is_current(self, group: dict[str, Any], grads: list[Any], first: int) -> bool:
-        """Whether parameters, presence of gradients, options and state tensors are unchanged; then takes the gradients.
+        """Return whether this cache still holds, and if so set ``grads`` to the gradients of this step.
 
-        The caller has checked that the state dicts are the same objects.
+        It holds if parameters, presence of gradients, options and state tensors are unchanged. The caller checks that
+        the state dicts are the same objects.
         """
         current = (
             self._key == cache_key(group, grads, first)
@@ -96,13 +97,15 @@ def collect(
     param_indices: list[int],
     *columns: list[Tensor],
 ) -> None:
-    """Append a group's parameters that have gradients, those with a reach first, with what belongs to them.
+    """Append to the lists a group's parameters that have gradients, with gradients, indices and state.
+
+    Parameters with a reach come first.
 
     Args:
         first: index of the group's first parameter.
         group: the group.
-        states: of the optimizer; completed here.
-        params, grads, param_indices, columns: the lists to append to; ``columns`` are those of ``STATE``.
+        states: the optimizer's state; missing entries are added.
+        params, grads, param_indices, columns: the lists to append to; one of ``columns`` for each key of ``STATE``.
     """
     flags, modulator = state.hidden_flags(group), MODULATORS[group["modulator"]]
     may_reach = group["gamma"] != 0 or group["reach_started"]
@@ -120,16 +123,16 @@ def collect(
 
 
 def cache_key(group: dict[str, Any], grads: list[Tensor | None], first: int) -> Any:
-    """Options and presence of gradients on which the columns depend."""
+    """Return the index, options and presence of gradients on which the columns depend."""
     may_reach = group["gamma"] != 0 or group["reach_started"]
     return first, group["hidden"], may_reach, group["modulator"], [g is None for g in grads]
 
 
 def values_of(states: Iterable[State]) -> list[Any]:
-    """The values of all states, in order."""
+    """Return the values of all states, in order."""
     return list(chain.from_iterable(map(dict.values, states)))
 
 
 def all_identical(some: Any, others: Any) -> bool:
-    """Whether two collections hold the same objects."""
+    """Return whether two collections hold the same objects in the same order."""
     return len(some) == len(others) and all(map(is_, some, others))

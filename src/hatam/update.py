@@ -1,25 +1,25 @@
-"""One HATAM step of several tensors: the equations of :mod:`hatam.reach`, in place, in the order they are written in.
+"""One HATAM step of several tensors, in place. The equations are those of :mod:`hatam.reach`.
 
-A step has four stages: undo, moments, descent, displace. Narrow storage is rounded between the stages
-(:mod:`hatam.narrow`), so that each stage computes with the values that later steps read.
+A step has four stages: undo, moments, descent, displace. With narrow storage, :mod:`hatam.narrow` rounds between the
+stages, so that each stage computes with the values that later steps read.
 
 ============  ===================  ==========================================================
 symbol        name                 meaning
 ============  ===================  ==========================================================
-w, z          ``param``            the parameter, with its reach and without it
-g             ``grad``             its gradient, taken at w
+w, z          ``param``            the parameter, with and without its offset
+g             ``grad``             gradient, taken at w
 m, v          ``exp_avg``,         Adam's moments
               ``exp_avg_sq``
 h             ``hs``               Adam's denominator, sqrt(v̂) + ε
-S             never stored         modulator, see :mod:`hatam.modulators`
-mean(h)       ``denom_mean``       of the step before; relative modulator only
-κ             ``reach``            of the offset that w has now
-ρ, N          ``rms_ratio``,       what κ of the next step is made of
+S             not stored           modulator, see :mod:`hatam.modulators`
+mean(h)       ``denom_mean``       mean of h at the last step; relative modulator only
+κ             ``reach``            factor of the current offset κ u = z − w
+ρ, N          ``rms_ratio``,       inputs of κ at the next step
               ``path_length``
 ============  ===================  ==========================================================
 
-Beyond the state it needs one temporary of the size of the parameters, so a denominator is computed again where it
-would have to be kept. Where autograd goes through the step (``differentiable``), nothing that it needs is overwritten.
+The step needs one temporary of the size of the parameters. It recomputes a denominator instead of keeping a second
+temporary. With ``differentiable``, it overwrites no tensor that autograd needs.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from . import reach
 from .modulators import Modulator
 from .reach import Scalar
 
-NO_GRADIENT_YET = 1 + 1e-6  # times ε: the mean of h = ε, with room for rounding; see :func:`next_means`
+NO_GRADIENT_YET = 1 + 1e-6  # times ε: largest mean of h without a gradient, with a margin for rounding
 
 State: TypeAlias = dict[str, Any]
 Tensors: TypeAlias = list[Tensor]
 
 
 class Options(NamedTuple):
-    """The options of one parameter group at one step, with every default resolved."""
+    """The options of one parameter group at one step, with all defaults resolved."""
 
     lr: Scalar
     beta1: float
@@ -50,64 +50,64 @@ class Options(NamedTuple):
     eps: float
     weight_decay: float
     lr_peak: Scalar
-    reach_factor: Scalar  # γ · lr_factor(lr): κ before ρ, τ and the horizon
-    travel: float  # N − 1 at which τ is 1
+    reach_factor: Scalar  # γ · lr_factor(lr): κ without ρ, τ and the horizon
+    travel: float  # N − 1 at which τ reaches 1
     max_reach: Scalar  # upper bound of κ: horizon · peak
     modulator: Modulator
-    grad_factor: Scalar  # 1, or −1 to maximize; divided by the loss scale
+    grad_factor: Scalar  # 1, or −1 to maximize, divided by the loss scale
     grad_scale: Tensor | None  # a GradScaler's loss scale
     capturable: bool
-    round_param: bool  # bfloat16 parameters at random; else to nearest
-    round_state: bool
+    round_param: bool  # round bfloat16 parameters stochastically, else to nearest
+    round_state: bool  # the same of bfloat16 state
     seed: int
-    found_inf: Tensor | None = None  # a GradScaler's flag that only the device reads; where not 0, nothing moves
+    found_inf: Tensor | None = None  # a GradScaler's flag that only the device reads; if it is not 0, nothing moves
 
 
 class Stages(NamedTuple):
-    """One step of several tensors."""
+    """The functions that make up one step of several tensors."""
 
-    descent: Callable[[Tensors, list[State], Options], Denominators]  # AdamW's, of z; returns h
-    undo: Callable[[Tensors, list[State], Options], None] | None = None  # comes first: z = w + κ u
-    displace: Callable[[Tensors, Denominators, list[State], Options], None] | None = None  # comes last, of z and h
+    descent: Callable[[Tensors, list[State], Options], Denominators]  # AdamW's update of z; returns h
+    undo: Callable[[Tensors, list[State], Options], None] | None = None  # runs first: z = w + κ u
+    displace: Callable[[Tensors, Denominators, list[State], Options], None] | None = None  # runs last: w = z − κ u
 
 
 def host_scalar(x: Tensor, o: Options) -> Scalar:
-    """A 0-dim state tensor as a float, unless that would wait for a device or break a graph."""
-    stays = o.capturable or not x.is_cpu or torch.is_grad_enabled() or torch.compiler.is_compiling()
-    return x if stays else x.item()
+    """Return a 0-dim state tensor as a float, or as it is where ``item()`` would wait for a device or break a graph."""
+    stays_tensor = o.capturable or not x.is_cpu or torch.is_grad_enabled() or torch.compiler.is_compiling()
+    return x if stays_tensor else x.item()
 
 
 def host_scalars(states: list[State], key: str, o: Options) -> list[Scalar]:
-    """A 0-dim entry of every state, see :func:`host_scalar`."""
+    """Return :func:`host_scalar` of one 0-dim entry of every state."""
     return clone_for_autograd([host_scalar(state[key], o) for state in states])
 
 
 def column(states: list[State], key: str) -> Tensors:
-    """One entry of every state."""
+    """Return one entry of every state."""
     return [state[key] for state in states]
 
 
 def clone_for_autograd(xs: list[Any]) -> list[Any]:
-    """``xs``, safe from later in-place updates where autograd may need them again."""
+    """Return clones of the tensors in ``xs`` if autograd may need them after an in-place update, else ``xs``."""
     return [x.clone() if isinstance(x, Tensor) else x for x in xs] if torch.is_grad_enabled() else xs
 
 
 def stacked(states: list[State], key: str) -> Tensor:
-    """A 0-dim entry of every state as one tensor."""
+    """Return one 0-dim entry of every state as one tensor."""
     return torch.stack(clone_for_autograd(column(states, key)))
 
 
 def copy_(xs: Tensors, ys: Tensors) -> None:
-    """x ← y; torch's own has no derivative."""
+    """Copy every y to its x."""
     if not torch.is_grad_enabled():
-        torch._foreach_copy_(xs, ys)
+        torch._foreach_copy_(xs, ys)  # has no derivative
         return
     for x, y in zip(xs, ys, strict=True):
         x.copy_(y)
 
 
 def add_(xs: Tensors, ys: Any) -> Tensors:
-    """x + y, in place of x unless autograd may need x again."""
+    """Return x + y. Overwrites x unless autograd may need it."""
     if torch.is_grad_enabled():
         return list(torch._foreach_add(xs, ys))
     torch._foreach_add_(xs, ys)
@@ -115,7 +115,7 @@ def add_(xs: Tensors, ys: Any) -> Tensors:
 
 
 def div_(xs: Tensors, ys: Any) -> Tensors:
-    """x / y, in place of x unless autograd may need x again."""
+    """Return x / y. Overwrites x unless autograd may need it."""
     if torch.is_grad_enabled():
         return list(torch._foreach_div(xs, ys))
     torch._foreach_div_(xs, ys)
@@ -123,7 +123,7 @@ def div_(xs: Tensors, ys: Any) -> Tensors:
 
 
 def quotients(xs: Tensors, ys: Tensors) -> Tensors:
-    """x / y, in place of y unless autograd may need y again, or 1 / y leaves the range of float16."""
+    """Return x / y. Overwrites y unless autograd may need it or it is float16, whose range 1 / y may leave."""
     if torch.is_grad_enabled() or any(y.dtype == torch.float16 for y in ys):
         return list(torch._foreach_div(clone_for_autograd(xs), ys))
     torch._foreach_reciprocal_(ys)
@@ -132,7 +132,7 @@ def quotients(xs: Tensors, ys: Tensors) -> Tensors:
 
 
 def add_scaled_(xs: Tensors, ys: Tensors, scales: list[Scalar]) -> None:
-    """x ← x + scale · y. May overwrite y."""
+    """Add scale · y to every x. May overwrite y."""
     if torch.is_grad_enabled():
         ys = list(torch._foreach_mul(ys, scales))
     else:
@@ -141,7 +141,7 @@ def add_scaled_(xs: Tensors, ys: Tensors, scales: list[Scalar]) -> None:
 
 
 def add_quotients_(xs: Tensors, ys: Tensors, zs: Tensors, scales: list[Scalar]) -> bool:
-    """x ← x + scale · y / z. May overwrite z; returns whether z is what it was."""
+    """Add scale · y / z to every x. May overwrite z; returns True if every z is unchanged."""
     if any(isinstance(scale, Tensor) for scale in scales):
         add_scaled_(xs, quotients(ys, zs), scales)
         return torch.is_grad_enabled()
@@ -150,26 +150,26 @@ def add_quotients_(xs: Tensors, ys: Tensors, zs: Tensors, scales: list[Scalar]) 
 
 
 class Denominators(NamedTuple):
-    """h · factor of several tensors, and the factors. Callers fold a factor into a scalar, which saves a pass."""
+    """h · factor of several tensors, and the factors. Callers fold each factor into a scalar, which saves a pass."""
 
-    scaled: Tensors  # sqrt(v) + ε factor
+    scaled: Tensors  # h · factor = sqrt(v) + ε · factor
     factors: list[Scalar]  # sqrt(1 − β2^t)
 
 
 def denominators(states: list[State], o: Options) -> Denominators:
-    """h = sqrt(v̂) + ε. At step 0, 1 − β2^0 is 0: the correction of step 1 is used, since v = 0."""
+    """Return h = sqrt(v̂) + ε. Step 0 uses the bias correction of step 1, because 1 − β2^0 = 0; v is 0 there."""
     steps = host_scalars(states, "step", o)
-    first = [step.clamp(min=1) if isinstance(step, Tensor) else max(step, 1) for step in steps]
-    factors = [(1 - o.beta2**step) ** 0.5 for step in first]
+    counts = [step.clamp(min=1) if isinstance(step, Tensor) else max(step, 1) for step in steps]
+    factors = [(1 - o.beta2**step) ** 0.5 for step in counts]
     hs = list(torch._foreach_sqrt(column(states, "exp_avg_sq")))
     hs = add_(hs, [o.eps * factor for factor in factors])
     if o.eps < 1000 * torch.finfo(hs[0].dtype).tiny:  # ε · factor may underflow
-        torch._foreach_clamp_min_(hs, least(hs[0].dtype))  # where v is 0, m is 0, and any positive bound will do
+        torch._foreach_clamp_min_(hs, least(hs[0].dtype))  # v = 0 implies m = 0, so that any positive bound gives 0
     return Denominators(hs, factors)
 
 
 def reach_denominators(states: list[State], hs: Denominators, o: Options) -> Tensors:
-    """(h / S) · factor, the denominator of u, with the mean in ``reach_mean``. May overwrite h."""
+    """Return the denominator of u, (h / S) · factor, with the mean in ``reach_mean``. May overwrite h."""
     if not o.modulator.needs_mean:
         return o.modulator.reach_denominators(hs.scaled, [])
     stored = clone_for_autograd(column(states, "reach_mean"))
@@ -180,9 +180,9 @@ def reach_denominators(states: list[State], hs: Denominators, o: Options) -> Ten
 def add_offsets_(
     params: Tensors, states: list[State], denoms: Tensors, factors: list[Scalar], o: Options, sign: int
 ) -> bool:
-    """x ← x ± κ m / denoms, of :func:`reach_denominators`. May overwrite ``denoms``; returns whether it is unchanged.
+    """Add ± κ u to every x. May overwrite ``denoms``, from :func:`reach_denominators`; returns True if unchanged.
 
-    Displacement and undo share this code: different rounding would make z drift.
+    Displacement and undo share this code, because different rounding would make z drift.
     """
     reaches = host_scalars(states, "reach", o)
     scales = [sign * reach * factor for reach, factor in zip(reaches, factors, strict=True)]
@@ -190,24 +190,24 @@ def add_offsets_(
 
 
 def apply_offsets_(params: Tensors, states: list[State], o: Options, sign: int) -> None:
-    """x ← x ± κ u, with the κ and the mean of h that are in the state."""
+    """Add ± κ u to every x, with κ and the mean of h from the state."""
     hs = denominators(states, o)
     add_offsets_(params, states, reach_denominators(states, hs, o), hs.factors, o, sign)
 
 
 def undo_(params: Tensors, states: list[State], o: Options) -> None:
-    """z = w + κ u, with u from the state that displaced w."""
+    """Compute z = w + κ u in place, with u from the state that displaced w."""
     apply_offsets_(params, states, o, 1)
 
 
 def least(dtype: torch.dtype) -> float:
-    """The least denominator: the least normal number; in float16 the least subnormal, for common ε lie below."""
+    """Return the least denominator: the least normal number; the least subnormal in float16, where ε is often less."""
     info = torch.finfo(dtype)
     return info.tiny * info.eps if dtype == torch.float16 else info.tiny
 
 
 def moments_(grads: Tensors, states: list[State], o: Options) -> None:
-    """Counts the step. m ← β1 m + (1 − β1) g and v ← β2 v + (1 − β2) g²."""
+    """Count the step and update m ← β1 m + (1 − β1) g, v ← β2 v + (1 − β2) g²."""
     torch._foreach_add_(column(states, "step"), 1)
     torch._foreach_lerp_(column(states, "exp_avg"), grads, 1 - o.beta1)
     vs = column(states, "exp_avg_sq")
@@ -216,18 +216,18 @@ def moments_(grads: Tensors, states: list[State], o: Options) -> None:
 
 
 def descent_(params: Tensors, states: list[State], o: Options) -> Denominators:
-    """z ← z − lr (m̂ / h + wd z); returns h."""
+    """Update z ← z − lr (m̂ / h + wd z) and return h."""
     hs = denominators(states, o)
     if o.weight_decay != 0:
         torch._foreach_mul_(params, 1 - o.lr * o.weight_decay)
     steps = zip(host_scalars(states, "step", o), hs.factors, strict=True)
     scales = [-o.lr / (1 - o.beta1**step) * factor for step, factor in steps]
-    whole = add_quotients_(params, column(states, "exp_avg"), hs.scaled, scales)
-    return hs if whole else denominators(states, o)
+    unchanged = add_quotients_(params, column(states, "exp_avg"), hs.scaled, scales)
+    return hs if unchanged else denominators(states, o)
 
 
 def displace_(params: Tensors, hs: Denominators, states: list[State], o: Options) -> None:
-    """w = z − κ u. Then measure ρ, N and mean(h) for the next step. May overwrite h."""
+    """Compute w = z − κ u in place, and store ρ, N and mean(h) for the next step. May overwrite h."""
     set_reaches_(states, o)
     means = None
     if o.modulator.needs_mean:
@@ -246,40 +246,40 @@ def displace_(params: Tensors, hs: Denominators, states: list[State], o: Options
 
 
 class Measured(NamedTuple):
-    """What a step measures of each tensor, or of this process' part of it."""
+    """The quantities that a step measures of each tensor, or of this process' part of it."""
 
     z_norms: Tensors
     u_norms: Tensors
-    means: Tensors | None  # of h, where the modulator needs it
+    means: Tensors | None  # means of h, if the modulator needs them
 
 
 def norms(xs: Tensors) -> Tensors:
-    """Euclidean norms, of narrow numbers in float32: their squares would leave the range of float16."""
+    """Return Euclidean norms, at least in float32, because squares would leave the range of float16."""
     wide = torch.promote_types(xs[0].dtype, torch.float32)
     return list(torch._foreach_norm(clone_for_autograd(xs), 2, wide))
 
 
 def set_reaches_(states: list[State], o: Options) -> None:
-    """κ of this step, which undoing it will need."""
+    """Store κ of this step. The next undo reads it."""
     ratios, lengths = (stacked(states, key) for key in ("rms_ratio", "path_length"))
     reaches = o.reach_factor * ratios * reach.travel_factor(lengths, o.travel)
-    limited = isinstance(o.max_reach, Tensor)
-    reaches = torch.minimum(reaches, o.max_reach.to(reaches)) if limited else reaches.clamp(max=o.max_reach)
+    as_tensor = isinstance(o.max_reach, Tensor)
+    reaches = torch.minimum(reaches, o.max_reach.to(reaches)) if as_tensor else reaches.clamp(max=o.max_reach)
     copy_(column(states, "reach"), list(reaches.unbind()))
 
 
 def store_reach_means_(states: list[State], o: Options) -> None:
-    """The mean known before this step is the one that the new offset uses, and that undoing it will need.
+    """Store the last step's mean of h as the mean of the new offset. The next undo reads it.
 
-    A mean of ε is that of v = 0: nothing is known of sharpness, and with an infinite mean S is 0. (The choice must stay
-    an operation: the inductor of torch.compile takes a plain copy for an alias of ``denom_mean``.)
+    A mean of ε means that v = 0, so that nothing is known of sharpness. Infinity replaces it, because S is 0 then. (The
+    ``where`` must stay: without it, torch.compile's inductor takes the copy for an alias of ``denom_mean``.)
     """
-    means, none = stacked(states, "denom_mean"), no_gradient_yet(states[0]["exp_avg_sq"].dtype, o)
-    copy_(column(states, "reach_mean"), list(torch.where(means > none, means, math.inf).unbind()))
+    means, threshold = stacked(states, "denom_mean"), no_gradient_yet(states[0]["exp_avg_sq"].dtype, o)
+    copy_(column(states, "reach_mean"), list(torch.where(means > threshold, means, math.inf).unbind()))
 
 
 def store_norms_(states: list[State], measured: Measured, numels: list[int], dtype: torch.dtype, o: Options) -> None:
-    """Keep ρ and the mean of h for the next step, from norms over whole tensors."""
+    """Store ρ, N and the mean of h for the next step, from norms of whole tensors."""
     counts = [max(n, 1) ** 0.5 for n in numels]
     z, u = (torch.stack(div_(x, counts)) for x in (measured.z_norms, measured.u_norms))
     means = None if measured.means is None else torch.stack(measured.means)
@@ -287,7 +287,7 @@ def store_norms_(states: list[State], measured: Measured, numels: list[int], dty
 
 
 def store_rms_(states: list[State], z: Tensor, u: Tensor, means: Tensor | None, dtype: torch.dtype, o: Options) -> None:
-    """Store ρ, N and mean(h), from the RMS of z and u. Nothing is stored where ``found_inf`` is set."""
+    """Store ρ, N and mean(h), from RMS(z) and RMS(u). If ``found_inf`` is not 0, nothing changes."""
     ratios, lengths = (stacked(states, key) for key in ("rms_ratio", "path_length"))
     steps = stacked(states, "step").to(ratios)
     begun = (ratios > 0) | (o.reach_factor > 0)
@@ -304,7 +304,7 @@ def store_rms_(states: list[State], z: Tensor, u: Tensor, means: Tensor | None, 
 
 
 def store_shard_sums_(states: list[State], measured: Measured, params: Tensors) -> None:
-    """Of parts of tensors: Σz², Σu² and Σh, for :mod:`hatam.sharded` to add up."""
+    """Store Σz², Σu² and Σh of parts of tensors. :mod:`hatam.sharded` adds them up."""
     for i, (state, param) in enumerate(zip(states, params, strict=True)):
         for j, column_of in enumerate((measured.z_norms, measured.u_norms)):
             state["shard_sums"][j] = column_of[i].double().square()
@@ -313,18 +313,18 @@ def store_shard_sums_(states: list[State], measured: Measured, params: Tensors) 
 
 
 def no_gradient_yet(dtype: torch.dtype, o: Options) -> float:
-    """The largest mean of h that is that of v = 0: ε as ``dtype`` has it, in float16 perhaps a subnormal number."""
+    """Return the largest mean of h that v = 0 gives: ε rounded to ``dtype``, in float16 perhaps a subnormal number."""
     info = torch.finfo(dtype)
-    smallest = info.smallest_normal * info.eps / math.sqrt(1 - o.beta2)  # of h times its factor, which is the least
+    smallest = info.smallest_normal * info.eps / math.sqrt(1 - o.beta2)  # least h · factor over the least factor
     return NO_GRADIENT_YET * (o.eps * (1 + info.eps) + smallest)
 
 
 def next_means(means: Tensor, last: Tensor, dtype: torch.dtype, o: Options) -> Tensor:
-    """The means to go on with.
+    """Return the means of h for the next step, each the last finite one where the new one is not finite.
 
-    One coordinate with a NaN or infinite gradient makes the mean useless; the tensor then lives on with its last good
-    one, so that the coordinate harms itself alone, as in AdamW. A last mean of ε is that of v = 0 and no measure of
-    what has come since: S would be sqrt(v̂) / ε. Infinity, S = 0, is safe.
+    A NaN or infinite gradient of one coordinate makes the mean NaN or infinite. With the last mean, that coordinate
+    harms itself alone, as in AdamW. A last mean of ε means that v was 0: S would be at its cap everywhere. Infinity
+    replaces it, because S is 0 then.
     """
     return torch.where(means < math.inf, means, torch.where(last > no_gradient_yet(dtype, o), last, math.inf))
 
@@ -334,7 +334,7 @@ ADAMW_STAGES = Stages(descent_)
 
 
 def step_(stages: Stages, params: Tensors, grads: Tensors, states: list[State], o: Options) -> None:
-    """One step of tensors of one device and dtype whose gradients and state have that dtype too."""
+    """Step tensors of one device and dtype, with gradients and state of the same dtype."""
     if stages.undo:
         stages.undo(params, states, o)
     moments_(grads, states, o)
