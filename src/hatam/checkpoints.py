@@ -1,4 +1,4 @@
-"""What a loaded checkpoint must be like, looked at before anything has changed, and what loading must not change."""
+"""Checks of a checkpoint before it is loaded, and repair of the dtypes and devices that torch's loading changes."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from .storage import MOMENTS, SCALARS, restore_dtypes
 
 AMSGRAD = "max_exp_avg_sq"
 REQUIRED = {"step", "exp_avg", "exp_avg_sq"}
-MEASURED = ("lr_peak", "reach_started", "evaluating")  # of a group
-OLD = ("form", "radius", "beta_c", "exp_avg_grad", "displacement_radius")  # what HATAM had before its first release
+MEASURED = ("lr_peak", "reach_started", "evaluating")  # entries of a group that are not options
+OLD = ("form", "radius", "beta_c", "exp_avg_grad", "displacement_radius")  # keys of versions before 0.1
 
 
 def check(
     state: Mapping[Tensor, Mapping[str, Any]], groups: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]
 ) -> None:
-    """Refuse state and parameter groups that do not fit, of HATAM or of AdamW.
+    """Refuse state of HATAM or AdamW that does not fit its parameters, and groups with wrong options.
 
     Args:
-        state: of each parameter.
-        groups: with their parameters and options; what they lack is filled in.
-        defaults: what with.
+        state: the state of each parameter.
+        groups: parameter groups with their options.
+        defaults: the values of options that a group lacks.
 
     Raises:
-        TypeError, ValueError: a moment has another shape than its parameter, the state is AMSGrad's, or an option is
-            not one of this version's.
+        TypeError, ValueError: an option is wrong, an entry of a state is missing or wrong, a moment has another shape
+            than its parameter, or the state is AMSGrad's.
     """
     for i, group in enumerate(groups):
         options.check({**defaults, **group}, loaded=True)
@@ -41,26 +41,26 @@ def check(
 
 
 def check_parts(state_dict: object, defaults: Mapping[str, Any]) -> None:
-    """Refuse what is no state dict, or has options that cannot be, before torch trips over it.
+    """Refuse a state dict that lacks parts or has wrong ones, with a clearer message than torch's.
 
     Raises:
         TypeError, ValueError: a part is missing or of another type, or an option is wrong.
     """
-    remedy = "pass what optimizer.state_dict() gave"
+    remedy = "pass a result of optimizer.state_dict()"
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
         raise TypeError(f"state_dict must have 'state' and 'param_groups', unlike {state_dict!r:.60}; {remedy}")
     state, groups = state_dict["state"], state_dict["param_groups"]
     if not isinstance(state, Mapping) or any(
         isinstance(key, int) and not isinstance(own, Mapping) for key, own in state.items()
     ):
-        raise TypeError(f"state_dict['state'] must map numbers of parameters to their states; {remedy}")
+        raise TypeError(f"state_dict['state'] must map parameter indices to states; {remedy}")
     if not isinstance(groups, list) or not all(
         isinstance(g, Mapping) and isinstance(g.get("params"), list) for g in groups
     ):
         raise TypeError(f"state_dict['param_groups'] must be a list of groups, each with a list 'params'; {remedy}")
     for found in (*groups, *(own for own in state.values() if isinstance(own, Mapping))):
         if old := [key for key in OLD if key in found]:
-            raise ValueError(f"the checkpoint has {old[0]!r}: it is of a HATAM before 0.1; start anew from its weights")
+            raise ValueError(f"the checkpoint has {old[0]!r}: it is of a HATAM before 0.1; load its weights only")
     for group in groups:
         options.check({**defaults, **group}, loaded=True)
         _check_number("lr_peak", group.get("lr_peak", 0.0), "a parameter group")
@@ -69,7 +69,7 @@ def check_parts(state_dict: object, defaults: Mapping[str, Any]) -> None:
 
 
 def without_graph(saved: dict[str, Any]) -> dict[str, Any]:
-    """The same with a peak of lr that can be copied: of an lr that requires a gradient autograd has made it."""
+    """Detach every ``lr_peak``, in place. If lr requires a gradient, its peak has a graph and cannot be copied."""
     for group in saved["param_groups"]:
         if isinstance(group.get("lr_peak"), Tensor):
             group["lr_peak"] = group["lr_peak"].detach()
@@ -77,9 +77,9 @@ def without_graph(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_leftovers(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint of AdamW without HATAM's state of an earlier part of the training, which AdamW carries on as it was.
+    """A checkpoint without outdated scalars of HATAM. AdamW saves those that it was given, but does not update them.
 
-    AdamW's groups have ``amsgrad``, and HATAM's have not.
+    AdamW's groups have ``amsgrad``, and HATAM's do not.
     """
     adamws = {i for group in saved["param_groups"] if "amsgrad" in group for i in group["params"]}
     state = {
@@ -90,28 +90,28 @@ def without_leftovers(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_counts(saved: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse a checkpoint that divides the parameters otherwise.
+    """Refuse a checkpoint whose groups have other sizes than the optimizer's.
 
     Raises:
-        ValueError: it has another number of groups, or of parameters in one of them.
+        ValueError: the number of groups differs, or the number of parameters in one of them.
     """
     theirs, own = ([len(group["params"]) for group in each] for each in (saved, groups))
     if theirs != own:
         raise ValueError(
             f"the checkpoint has parameter groups of {theirs} tensors, the optimizer of {own}: a different number of "
-            "parameter groups, or of parameters in them; make the optimizer's groups as those of the checkpoint"
+            "parameter groups, or of parameters in them; divide the parameters as in the checkpoint"
         )
 
 
 def _check_state(found: Mapping[str, Any], p: Tensor, name: str) -> None:
     if AMSGRAD in found:
         raise ValueError(
-            f"the checkpoint is that of an AdamW with amsgrad=True, which HATAM does not have: parameter {name} has "
-            f"{AMSGRAD!r}; remove it from every parameter's state to go on without"
+            f"the checkpoint is of an AdamW with amsgrad=True, which HATAM does not support: parameter {name} has "
+            f"{AMSGRAD!r}; delete it from every parameter's state to continue without AMSGrad"
         )
     if found and not found.keys() >= REQUIRED:
         raise ValueError(
-            f"the checkpoint's state of parameter {name} has {', '.join(map(repr, found))} and must have "
+            f"the checkpoint's state of parameter {name} has {', '.join(map(repr, found))} but must have "
             f"{', '.join(map(repr, sorted(REQUIRED)))}; load a checkpoint of HATAM or AdamW"
         )
     if "step" in found:
@@ -124,13 +124,13 @@ def _check_state(found: Mapping[str, Any], p: Tensor, name: str) -> None:
             raise TypeError(f"{key!r} of parameter {name} must be a tensor like the parameter, not {found[key]!r:.60}")
         if found[key].shape != p.shape:
             raise ValueError(
-                f"{key!r} of parameter {name} has shape {tuple(found[key].shape)} in the checkpoint and must have the "
+                f"{key!r} of parameter {name} has shape {tuple(found[key].shape)} in the checkpoint but must have the "
                 f"parameter's, {tuple(p.shape)}; load the checkpoint of the same model"
             )
 
 
 def _check_number(key: str, value: Any, owner: str) -> None:
-    """A number that is not negative, or a tensor of one."""
+    """Refuse what is not a finite number >= 0, or a tensor of one."""
     if isinstance(value, Tensor) and value.numel() == 1:
         value = 0.0 if value.is_meta else value.item()
     remedy = "load a checkpoint of HATAM or AdamW"
@@ -138,17 +138,17 @@ def _check_number(key: str, value: Any, owner: str) -> None:
 
 
 def merged_group(group: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved group, and what it lacks of the options that the group was given; measured numbers begin anew."""
+    """A saved group, with options that it lacks from the present group. Entries of ``MEASURED`` are not filled in."""
     kept = group.keys() - {"params", "param_names", *MEASURED}
     return {**{key: group[key] for key in kept}, **saved}
 
 
 @contextmanager
 def loading(optimizer: Any) -> Iterator[None]:
-    """Inside, torch's ``load_state_dict`` is given only what fits, and its user's hooks find every dtype as it was."""
+    """Inside, ``load_state_dict`` refuses what does not fit, and restores saved dtypes before the user's post-hooks."""
     loaded: list[dict[str, Any]] = []
 
-    def look(_: object, changed: dict[str, Any]) -> dict[str, Any]:  # at what the user's hooks made of it
+    def look(_: object, changed: dict[str, Any]) -> dict[str, Any]:  # runs after the user's pre-hooks
         check_parts(changed, optimizer.defaults)
         check_counts(changed["param_groups"], optimizer.param_groups)
         changed = without_leftovers(changed)
@@ -171,7 +171,7 @@ def loading(optimizer: Any) -> Iterator[None]:
 
 
 def restore(state: Mapping[Tensor, dict[str, Any]], groups: Sequence[dict[str, Any]], saved: Mapping[str, Any]) -> None:
-    """Put back what torch's loading has cast and moved: the dtypes of the checkpoint, and the device of the count."""
+    """Restore the dtypes of the checkpoint and the device of ``step``, which torch's loading has changed."""
     params = [(group, p) for group in groups for p in group["params"]]
     saved_ids = [i for group in saved["param_groups"] for i in group["params"]]
     for (group, p), saved_id in zip(params, saved_ids, strict=True):
@@ -179,7 +179,7 @@ def restore(state: Mapping[Tensor, dict[str, Any]], groups: Sequence[dict[str, A
         if not own:
             continue
         if "step" in own:
-            if not isinstance(own["step"], Tensor):  # of a torch that kept it as a number
+            if not isinstance(own["step"], Tensor):  # saved by an early version of torch as a number
                 own["step"] = torch.tensor(float(own["step"]), dtype=_get_scalar_dtype())
             own["step"] = own["step"].to(p.device if fused.keeps_step_on_device(group, p) else "cpu", copy=True)
         restore_dtypes(own, saved["state"].get(saved_id, {}), p, group["state_dtype"])

@@ -1,4 +1,4 @@
-"""Optimizers that go where their model goes: ``model.eval()`` takes the weights to z, ``model.train()`` back."""
+"""Optimizers that follow their model: ``model.eval()`` moves the weights to z, ``model.train()`` moves them back."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class Switching(Protocol):
-    """An optimizer with a point to evaluate, or what a host has wrapped around one."""
+    """An optimizer with ``train()`` and ``eval()``, or a wrapper around one."""
 
     def train(self) -> None: ...
     def eval(self) -> None: ...
 
 
 class Handle:
-    """The link from a model to its optimizers, as :func:`follow` makes it."""
+    """The link from a model to its optimizers, which :func:`follow` makes."""
 
     def __init__(self, model: nn.Module, optimizers: tuple[Switching, ...]) -> None:
         self._model, self.optimizers = ref(model), optimizers
 
     def switch(self, training: bool) -> None:
-        """``eval()`` or ``train()`` of all optimizers.
+        """Call ``train()`` or ``eval()`` of every optimizer, except inside its ``straightened()``.
 
-        ``train()`` waits until every followed model of an optimizer trains. Inside ``straightened()`` nothing moves.
+        ``train()`` of an optimizer is called only if all its followed models are in training mode.
         """
         for optimizer in self.optimizers:
             if getattr(getattr(optimizer, "optimizer", optimizer), "_straightened", 0):
@@ -38,12 +38,12 @@ class Handle:
                 optimizer.train()
 
     def remove(self) -> None:
-        """The model's ``train()`` and ``eval()`` are its own again; the optimizers stay where they are."""
+        """Stop calling the optimizers from the model's ``train()`` and ``eval()``. The weights do not move."""
         model = self._model()
         if model is None or self not in _handles.get(model, []):
             return
         _handles[model].remove(self)
-        if not _handles[model] and "_followed_class" in vars(type(model)):  # else others have changed the class since
+        if not _handles[model] and "_followed_class" in vars(type(model)):  # otherwise other code has changed it since
             model.__class__ = vars(type(model))["_followed_class"]
 
 
@@ -51,46 +51,46 @@ _handles: WeakKeyDictionary[nn.Module, list[Handle]] = WeakKeyDictionary()
 
 
 class Followed(nn.Module):
-    """What :func:`follow` puts in front of a model's class."""
+    """The mixin that :func:`follow` adds to a model's class."""
 
     def train(self: Module, mode: bool = True) -> Module:
-        """The model's own, and then that of the optimizers."""
+        """Call ``train()`` of the model's own class, and then switch the optimizers."""
         super().train(mode)
         for handle in _handles.get(self, []):
             handle.switch(mode)
         return self
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copies and pickles are of the model's own class, and nobody follows them."""
+        """Reduce to the model's own class, so that copies and pickles are not followed."""
         made: Any = super().__reduce_ex__(protocol)
         own = vars(type(self)).get("_followed_class")
         return made if own is None else (copyreg._reconstructor, (own, object, None), *made[2:])  # type: ignore[attr-defined]
 
 
 def waits(optimizer: Switching) -> bool:
-    """Whether another model of an optimizer is being evaluated."""
+    """Whether a followed model of an optimizer is in evaluation mode."""
     return any(
         optimizer in handle.optimizers and not model.training for model, found in _handles.items() for handle in found
     )
 
 
 def follow(model: nn.Module, *optimizers: Switching) -> Handle:
-    """Have ``model.eval()`` and ``model.train()`` call the same of its optimizers.
+    """Make ``model.eval()`` and ``model.train()`` also call ``eval()`` and ``train()`` of its optimizers.
 
-    So the model is evaluated, exported and saved at the straightened point wherever a loop calls ``model.eval()``
-    first. It works through whatever holds the model: a larger model, ``torch.compile``, DistributedDataParallel, and
-    for a model that ``fully_shard`` has cut. Copies of the model (``copy.deepcopy``, an average of its weights) and
-    pickles of it follow nobody. Where an optimizer has several models, it goes back when all of them train.
+    Training loops that first call ``model.eval()`` then evaluate, export and save the model at the straightened point.
+    This works inside a larger model, ``torch.compile`` and DistributedDataParallel, and for a model under
+    ``fully_shard``. Copies of the model (``copy.deepcopy``, an average of its weights) and pickles are not followed.
+    An optimizer that follows several models returns to w when all of them are in training mode.
 
     Args:
-        model: whose calls are followed. Those of its submodules are not: a part may stay in ``eval()``.
-        optimizers: :class:`hatam.HATAM`, or whatever has ``train()`` and ``eval()``, such as accelerate's wrapper.
+        model: the model to follow. Calls on its submodules alone have no effect: a part may stay in ``eval()``.
+        optimizers: :class:`hatam.HATAM`, or objects with ``train()`` and ``eval()`` such as accelerate's wrapper.
 
     Returns:
-        a handle; ``handle.remove()`` ends it.
+        a handle; ``handle.remove()`` ends the following.
 
     Raises:
-        TypeError: not a module, or an optimizer without ``train()`` and ``eval()``.
+        TypeError: ``model`` is not a module, or an optimizer has no ``train()`` or ``eval()``.
 
     Example:
         >>> import torch
@@ -98,7 +98,7 @@ def follow(model: nn.Module, *optimizers: Switching) -> Handle:
         >>> model = torch.nn.Linear(2, 1)
         >>> optimizer = HATAM(model.parameters())
         >>> handle = follow(model, optimizer)
-        >>> _ = model.eval()  # the weights are at the point to evaluate now
+        >>> _ = model.eval()  # the weights are at z now
         >>> _ = model.train()
         >>> handle.remove()
     """
@@ -108,8 +108,8 @@ def follow(model: nn.Module, *optimizers: Switching) -> Handle:
         for name in ("train", "eval"):
             if not callable(getattr(optimizer, name, None)):
                 raise TypeError(
-                    f"optimizers: {type(optimizer).__name__} has no {name}(); follow a hatam.HATAM: only "
-                    "such an optimizer has a point to evaluate"
+                    f"optimizers: {type(optimizer).__name__} has no {name}(); pass a hatam.HATAM or another "
+                    "optimizer with train() and eval()"
                 )
     handle = Handle(model, optimizers)
     handle.switch(model.training)
@@ -120,6 +120,6 @@ def follow(model: nn.Module, *optimizers: Switching) -> Handle:
 
 
 def _followed(own: type[nn.Module]) -> type[nn.Module]:
-    """The class with what :class:`Followed` adds, under the same name."""
+    """A subclass of :class:`Followed` and a model's class, under the name of the latter."""
     names: dict[str, Any] = {"_followed_class": own, "__module__": own.__module__, "__qualname__": own.__qualname__}
     return type(own.__name__, (Followed, own), names)

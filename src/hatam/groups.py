@@ -1,4 +1,4 @@
-"""Which parameters get weight decay: groups by module type and by name, and in words who got what."""
+"""Parameter groups with and without weight decay, by module type and parameter name."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ NO_DECAY_TYPES: tuple[type[nn.Module], ...] = (
 """Modules whose parameters are usually not decayed."""
 
 NO_DECAY_NAMES = ("bias", "*.bias", "*_bias", "bias_*", "*.bias_*")
-"""Patterns, as of a shell, of the names of parameters that are usually not decayed; those of attention and recurrent
-modules are ``in_proj_bias``, ``bias_k`` or ``bias_ih_l0``."""
+"""Shell-style patterns for names of parameters that are usually not decayed. They cover the biases of attention and
+recurrent modules, such as ``in_proj_bias``, ``bias_k`` and ``bias_ih_l0``."""
 
 
 def param_groups(
@@ -39,19 +39,19 @@ def param_groups(
     """Two parameter groups of a model: with weight decay, and without it for norms, biases and embeddings.
 
     Args:
-        model: whose parameters that require gradients are divided, each once; one that is shared by several modules is
-            not decayed where one of them says so, and has the name that it has in the first.
-        weight_decay: of the first group, >= 0.
-        types: modules whose own parameters are not decayed; of subclasses too. Unless given, also those of a class
-            whose name has "norm" in it, as a library's own have.
-        names: patterns of full names that are not decayed, in place of the usual ones, which are biases'. To add one:
+        model: a module. Each of its parameters that require gradients is in one group. A parameter shared by several
+            modules is not decayed if one of these modules excludes it, and has its name in the first one.
+        weight_decay: weight decay of the first group, >= 0.
+        types: module types whose own parameters are not decayed, with their subclasses. The default also excludes
+            modules whose class name contains "norm", such as norms that a library defines itself.
+        names: patterns of full names that are not decayed. They replace the default, which matches biases. To add some:
             ``names=(*hatam.groups.NO_DECAY_NAMES, "*.scale", "pos_embed")``.
 
     Returns:
-        groups for any optimizer of torch, the parameters with their names; a group without parameters is left out.
+        groups of named parameters for any torch optimizer, without empty groups.
 
     Raises:
-        TypeError: ``model`` is no module.
+        TypeError: ``model`` is not a module.
         ValueError: the model has no parameter that requires a gradient, a pattern matches none of its parameters, or
             the weight decay is negative.
 
@@ -74,44 +74,44 @@ def param_groups(
     check_number("weight_decay", weight_decay, 0.0, math.inf, open_end=True, remedy="0 turns it off")
     held = list(_held(model))
     if not any(p.requires_grad for _, _, p in held):
-        raise ValueError("model has no parameter that requires a gradient; unfreeze some before making groups")
+        raise ValueError("model has no parameter that requires a gradient; unfreeze some first")
     for pattern in names:
         if pattern not in NO_DECAY_NAMES and not any(fnmatchcase(name, pattern) for name, _, _ in held):
             raise ValueError(
-                f"names: {pattern!r} matches no parameter of the model; its names are those of "
+                f"names: {pattern!r} matches no parameter of the model; use names from "
                 f"model.named_parameters(), such as {held[0][0]!r}"
             )
-    spared = {
+    excluded = {
         p
         for name, module, p in held
         if isinstance(module, tuple(types))
         or (types is NO_DECAY_TYPES and "norm" in type(module).__name__.lower())
         or any(fnmatchcase(name, pattern) for pattern in names)
     }
-    decayed: dict[bool, list[tuple[str, Tensor]]] = {True: [], False: []}
+    by_decay: dict[bool, list[tuple[str, Tensor]]] = {True: [], False: []}
     for name, p in model.named_parameters():
         if p.requires_grad:
-            decayed[p not in spared].append((name, p))
+            by_decay[p not in excluded].append((name, p))
     return [
         {"params": params, "weight_decay": weight_decay if decays else 0.0}
-        for decays, params in decayed.items()
+        for decays, params in by_decay.items()
         if params
     ]
 
 
 def _held(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
-    """Every parameter with its full name and the module that holds it, once for each that does."""
+    """Every parameter with its full name and module, once for each module that has it."""
     for prefix, module in model.named_modules():
         for name, p in module.named_parameters(recurse=False):
             yield (f"{prefix}.{name}" if prefix else name), module, p
 
 
 def describe(groups: Sequence[Mapping[str, Any]] | Optimizer) -> str:
-    """Who is in which group, for a log: of :func:`param_groups`, or of an optimizer."""
+    """A text for logs that lists the parameters of each group, from :func:`param_groups` or an optimizer."""
     lines = []
     for group in groups.param_groups if isinstance(groups, Optimizer) else groups:
         named = [p if isinstance(p, tuple) else (f"number {i}", p) for i, p in enumerate(group["params"])]
-        if "param_names" in group:  # an optimizer has taken them
+        if "param_names" in group:  # where an optimizer keeps the names
             named = list(zip(group["param_names"], group["params"], strict=True))
         count = sum(p.numel() for _, p in named if not is_lazy(p))
         tensors = "tensor" if len(named) == 1 else "tensors"

@@ -1,4 +1,4 @@
-r"""The source document's pseudocode, exactly: the gradient is corrected by the smoothed bend of its trajectory.
+r"""HATAM exactly as in its source document's pseudocode: the gradient is corrected by its smoothed differences.
 
 .. math::
     y_t = g_t - g_{t-1}, \qquad c_t = \beta_c c_{t-1} + (1 - \beta_c) y_t, \qquad
@@ -8,8 +8,8 @@ r"""The source document's pseudocode, exactly: the gradient is corrected by the 
     \hat g_t = g_t + \gamma\, S_t \circ c_t, \qquad
     w \leftarrow w - \mathrm{lr}\,\bigl(\hat m_t / (\sqrt{\hat v_t} + \varepsilon) + \mathrm{wd}\, w\bigr),
 
-with m and v the moments of ĝ, and h_1 = ε. In place of c and g_{t−1} one buffer is kept, e = EMA(g) at rate βc:
-c_t = (1 − βc)(g_t − e_{t−1}).
+with m and v the moments of ĝ, and h_1 = ε. One buffer replaces c and g_{t−1}: e, the exponential moving average of g
+with rate βc. Then c_t = (1 − βc)(g_t − e_{t−1}).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ MODULATORS = ("relative", "uniform")
 
 
 class PublishedHATAM(Optimizer):
-    """HATAM as its source document has it, with ATAM as ``modulator="uniform"``.
+    """HATAM as in its source document, or ATAM with ``modulator="uniform"``.
 
-    It is here to be compared with: v is built from ĝ, so that S feeds on its own correction, and it has not been better
-    than AdamW in any comparison of this project. For training use :class:`hatam.HATAM`. One gradient a step; three
-    buffers of state.
+    This is a baseline for comparisons; use :class:`hatam.HATAM` for training. Since v is computed from ĝ, S depends on
+    its own corrections. This optimizer was not better than AdamW in any comparison of this project. It takes one
+    gradient per step and keeps three buffers.
 
     Args:
         params: parameters or parameter groups. Every option can be set per group.
@@ -41,8 +41,8 @@ class PublishedHATAM(Optimizer):
         betas: rates of m and v, each in [0, 1).
         eps: added to the denominator, > 0.
         weight_decay: decoupled weight decay, >= 0.
-        gamma: strength of the correction, >= 0; 0 is AdamW. The document gives it no number.
-        beta_c: rate of e, in [0, 1). The document gives it no number.
+        gamma: strength of the correction, >= 0; 0 is AdamW. The document gives no value.
+        beta_c: rate of e, in [0, 1). The document gives no value.
         modulator: "relative" for S as above, or "uniform" for S = 1, which is ATAM.
 
     Raises:
@@ -114,7 +114,7 @@ class PublishedHATAM(Optimizer):
     def _init_group(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *columns: list[Tensor]
     ) -> None:
-        """Append the parameters that have gradients, these, and their states; torch.compile runs it as it is."""
+        """Append parameters with gradients, the gradients and the states. torch.compile does not trace this method."""
         for p in group["params"]:
             if p.grad is None:
                 continue
@@ -129,11 +129,11 @@ class PublishedHATAM(Optimizer):
 
 
 def step_(params: list[Tensor], grads: list[Tensor], columns: dict[str, list[Tensor]], group: dict[str, Any]) -> None:
-    """One step of all tensors; their state is in columns by ``KEYS`` and "step"."""
+    """Take one step of all tensors. The keys of ``columns`` are ``KEYS`` and "step", in this order."""
     ms, vs, es, steps = columns.values()
     (beta1, beta2), eps, lr, beta_c = group["betas"], group["eps"], group["lr"], group["beta_c"]
 
-    # ĝ = g + γ S c, S from v_{t−1}
+    # ĝ = g + γ S c, with S from v_{t−1}
     corrected = list(torch._foreach_sub(grads, es))
     torch._foreach_mul_(corrected, group["gamma"] * (1 - beta_c))
     if group["modulator"] == "relative":
@@ -148,14 +148,14 @@ def step_(params: list[Tensor], grads: list[Tensor], columns: dict[str, list[Ten
     torch._foreach_lerp_(ms, corrected, 1 - beta1)
     torch._foreach_mul_(vs, beta2)
     torch._foreach_addcmul_(vs, corrected, corrected, 1 - beta2)
-    pushes = list(torch._foreach_div(ms, _denominators(vs, steps, beta2, eps)))
+    updates = list(torch._foreach_div(ms, _denominators(vs, steps, beta2, eps)))
     torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-    torch._foreach_mul_(pushes, [-lr / (1 - beta1**t) for t in _numbers(steps)])
-    torch._foreach_add_(params, pushes)
+    torch._foreach_mul_(updates, [-lr / (1 - beta1**t) for t in _numbers(steps)])
+    torch._foreach_add_(params, updates)
 
 
 def _denominators(vs: list[Tensor], steps: list[Tensor], beta2: float, eps: float) -> list[Tensor]:
-    """sqrt(v̂) + ε; before the first step v is 0, whatever it is divided by."""
+    """sqrt(v̂) + ε. At step 0, the bias correction of step 1 is used, since v = 0."""
     hs = list(torch._foreach_sqrt(vs))
     torch._foreach_div_(hs, [(1 - beta2**t) ** 0.5 for t in _numbers([t.clamp(min=1) for t in steps])])
     torch._foreach_add_(hs, eps)
@@ -167,7 +167,7 @@ def _numbers(steps: list[Tensor]) -> list[Any]:
 
 
 def _check(group: dict[str, Any]) -> None:
-    """Refuse options that are wrong."""
+    """Refuse wrong options."""
     check_lr(group["lr"])
     check_betas(group["betas"])
     check_number("eps", group["eps"], 0.0, math.inf, open_start=True, open_end=True, remedy="AdamW's is 1e-8")

@@ -1,4 +1,4 @@
-"""What becomes of an observation of :mod:`hatam.telemetry`: sums over groups, ratios, and where it is written."""
+"""Reports from the observations of :mod:`hatam.telemetry`: numbers of whole groups, ratios, and writers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MEANS = ("modulator_mean", "capped", "effective_step")
 
 
 def of_group(params: list[dict[str, float]]) -> dict[str, float]:
-    """The parameters of a group as if they were one tensor; what only a tensor has is left out."""
+    """The numbers of a group as if its parameters were one tensor, without the reach and the quantiles."""
     made: dict[str, float] = {}
     for key in (*NORMS, *MEANS, "modulator_max", "bend_update"):
         values = [(found[key], found["numel"]) for found in params if key in found]
@@ -30,7 +30,7 @@ def of_group(params: list[dict[str, float]]) -> dict[str, float]:
 
 
 def finished(found: Mapping[str, float]) -> dict[str, float]:
-    """With its ratios, and without what only they needed."""
+    """An observation with its ratios, without ``bend_update`` and ``numel``."""
     made = {key: x for key, x in found.items() if key not in ("bend_update", "numel")}
     ratios = (
         ("bend_ratio", "bend_norm", "grad_norm"),
@@ -64,7 +64,7 @@ def flat(report: Report, prefix: str = "hatam") -> dict[str, float]:
 
 
 def to_json_lines(path: Path | str) -> Callable[[Report], None]:
-    """A writer for :class:`Telemetry` that appends reports to a file, a line of JSON each, NaN and infinity as null."""
+    """A writer for :class:`Telemetry` that appends reports to a file as lines of JSON. NaN and infinity become null."""
 
     def write(report: Report) -> None:
         text = json.dumps(_plain(report), allow_nan=False)
@@ -83,13 +83,13 @@ def _plain(x: Any) -> Any:
 
 
 class SummaryWriter(Protocol):
-    """What of TensorBoard's writer is used; that of ``torch.utils.tensorboard`` is one."""
+    """The method that :func:`to_tensorboard` needs; ``torch.utils.tensorboard.SummaryWriter`` has it."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any: ...
 
 
 def to_tensorboard(writer: SummaryWriter) -> Callable[[Report], None]:
-    """A writer for :class:`Telemetry` that hands each number to TensorBoard's ``SummaryWriter``."""
+    """A writer for :class:`Telemetry` that passes each number to TensorBoard's ``SummaryWriter``."""
 
     def write(report: Report) -> None:
         for name, x in flat(report).items():

@@ -1,9 +1,8 @@
-"""Parameters of which each process holds a part: DTensors, as FSDP2, HSDP and tensor parallelism make them.
+"""Sharded parameters: DTensors, as FSDP2, HSDP and tensor parallelism make them.
 
-The element-wise work is done on the local parts, on whatever path takes them. What a step needs of a whole tensor, the
-sizes of z and u and for the relative modulator the mean of h, are sums over all parts. They are not needed before the
-next step. So one all-reduce for each device mesh and dtype is begun at the end of a step and awaited when the next one
-begins: 4 bytes for each sum of a float32 tensor, and there are two or three of them.
+Each process updates its local parts, on any code path. A step also needs sums over whole tensors: Σz² and Σu² for ρ,
+and Σh for the relative modulator. They are needed only in the next step. So a step ends by starting one all-reduce for
+each device mesh and dtype, and the next step waits for it. Each tensor has two or three sums, of 4 bytes for float32.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from .storage import arithmetic
 from .subsets import Subset, all_identical
 from .update import Options
 
-FLATTENED = "_fsdp_flattened"  # set by FSDP1 on its flat parameters, and on what it made of the original ones
+FLATTENED = "_fsdp_flattened"  # set by FSDP1 on its flat parameters, and on their views
 SUMS = "shard_sums"
-_groups: dict[Any, Any] = {}
+_groups: dict[Any, Any] = {}  # process groups by world and ranks
 
 
 def is_sharded(x: Tensor) -> bool:
@@ -34,13 +33,13 @@ def is_sharded(x: Tensor) -> bool:
 
 
 def local_tensor(x: Tensor) -> Tensor:
-    """This process' part, or all of a tensor that is not sharded; the same object at each call, for caches."""
+    """The local tensor of a DTensor, or the tensor itself. Every call returns the same object, which caches rely on."""
     part: Tensor = getattr(x, "_local_tensor", x)
     return part
 
 
 def local_grad(grad: Tensor, param: Tensor) -> Tensor:
-    """This process' part of a gradient, sharded as its parameter is."""
+    """The local tensor of a gradient, with the placements of its parameter."""
     if not is_sharded(grad):
         return grad
     placed: Any = grad
@@ -51,37 +50,37 @@ def local_grad(grad: Tensor, param: Tensor) -> Tensor:
 
 
 def check(group: dict[str, Any]) -> None:
-    """Refuse parameters whose tensors are not known any more, where a size of each tensor is needed.
+    """Refuse sharded parameters that are not supported.
 
     Raises:
-        RuntimeError: FSDP1 has made flat parameters of them, or 8-bit state is wanted for a DTensor.
+        RuntimeError: parameters of FSDP1 with γ > 0, a partial placement, or 8-bit state of a DTensor.
     """
     for p in group["params"]:
         if getattr(p, FLATTENED, False) and group["gamma"] != 0:
             raise RuntimeError(
-                "FullyShardedDataParallel (FSDP1) has merged and cut the parameters, so that no tensor can be "
-                "measured: use torch.distributed.fsdp.fully_shard (FSDP2), or gamma=0, which is AdamW"
+                "FullyShardedDataParallel (FSDP1) has flattened the parameters, and HATAM cannot measure the original "
+                "tensors: use torch.distributed.fsdp.fully_shard (FSDP2), or gamma=0, which is AdamW"
             )
         if is_sharded(p) and any(at.is_partial() for at in p.placements):
             raise RuntimeError(
-                f"a parameter is a DTensor with placements {p.placements}, a sum that is not made yet: redistribute it "
-                "to Shard or Replicate"
+                f"a parameter is a DTensor with a partial placement, {p.placements}, which is not supported: "
+                "redistribute it to Shard or Replicate"
             )
         if is_sharded(p) and group["state_dtype"] == "8bit":
             raise RuntimeError("state_dtype='8bit' is not supported for DTensors; use torch.bfloat16 or None")
 
 
 class Sums(NamedTuple):
-    """Of some parameters of one mesh: where their sums are written, and what they need to be added up."""
+    """Buffers for the local sums of parameters on one mesh, and the counts needed to add them over processes."""
 
-    all: Tensor  # (tensors, 3)
-    each: list[Tensor]  # its rows
-    copies: Tensor  # how many processes hold the same part
+    all: Tensor  # (tensors, 3): Σz², Σu², Σh
+    each: list[Tensor]  # the rows of ``all``
+    copies: Tensor  # numbers of processes that hold the same part
     numel: Tensor  # of the whole tensors
 
     @staticmethod
     def of(params: list[Tensor], mesh: Any) -> Sums:
-        """With room for what is to be written."""
+        """Buffers for these parameters, filled with zeros."""
         device = local_tensor(params[0]).device
         sums = torch.zeros(len(params), 3, dtype=torch.float64, device=device)
         counts = [[copies(p, mesh) for p in params], [p.numel() * (2 if p.is_complex() else 1) for p in params]]
@@ -90,7 +89,7 @@ class Sums(NamedTuple):
 
 @dataclass
 class Pending:
-    """Sums of some parameters on one mesh, of this process and, once they have been sent and are awaited, of all."""
+    """Sums for parameters on one mesh: those of this process, and after the all-reduce those of all processes."""
 
     key: Any  # mesh and dtype
     wire: Tensor  # (tensors, sums)
@@ -100,26 +99,26 @@ class Pending:
 
 
 class LocalSubset(NamedTuple):
-    """Local tensors of a subset's parameters on one mesh, or of those that are not sharded."""
+    """The local tensors of those parameters of a subset that share a mesh, or are not sharded."""
 
-    wanted: list[int]
-    key: Any  # mesh and dtype of the sums, None where nothing is sharded
-    places: list[int]
+    wanted: list[int]  # of :func:`wanted_sums`
+    key: Any  # mesh and dtype of the sums; None for parameters that are not sharded
+    places: list[int]  # in the subset
     local: Subset
     states: list[dict[str, Tensor]]  # of the whole tensors
     sums: Sums | None
 
     @staticmethod
     def of(subset: Subset, key: Any, places: list[int], wanted: list[int]) -> LocalSubset:
-        """Of some parameters of a subset."""
-        whole = select(subset.params, places)
+        """The local tensors of the parameters at these places of a subset."""
+        params = select(subset.params, places)
         state = {name: select(column, places) for name, column in subset.state.items()}
         columns = {name: list(map(local_tensor, column)) for name, column in state.items()}
-        sums = Sums.of(whole, key[0]) if wanted and key is not None else None
+        sums = Sums.of(params, key[0]) if wanted and key is not None else None
         if sums is not None:
             columns[SUMS] = sums.each
         indices = select(subset.param_indices, places)
-        local = Subset(subset.grad_places, list(map(local_tensor, whole)), columns, indices)
+        local = Subset(subset.grad_places, list(map(local_tensor, params)), columns, indices)
         return LocalSubset(wanted, key, places, local, state_rows(state), sums)
 
     def is_current(self, subset: Subset, wanted: list[int]) -> bool:
@@ -132,15 +131,15 @@ class LocalSubset(NamedTuple):
 
 
 class Shards:
-    """The sums of an optimizer's sharded parameters."""
+    """Steps of an optimizer's sharded parameters, with the all-reduces of their sums."""
 
     def __init__(self) -> None:
         self.made: list[Pending] = []  # in this step
         self.sent: list[Pending] = []
-        self.works: list[Any] = []  # all-reduces on their way
+        self.works: list[Any] = []  # all-reduces in progress
 
     def run(self, step: Callable[..., None], subset: Subset, grads: list[Tensor], o: Options, *args: Any) -> None:
-        """One step of a subset of which some parameters are sharded, on one mesh or several.
+        """Take one step of a subset in which parameters are sharded, on one mesh or several.
 
         Args:
             step: called with local tensors as a subset, their gradients, and ``args``.
@@ -159,7 +158,7 @@ class Shards:
                 self.made.append(Pending(one.key, wire_of(one.key, one.sums, wanted), one.states, one.sums.numel, o))
 
     def send(self) -> None:
-        """Begin the all-reduces of a step: one for each mesh and dtype, whatever the number of groups."""
+        """Start the all-reduces of a step: one for each mesh and dtype, for all groups together."""
         by_key: dict[Any, list[Pending]] = {}
         for one in self.made:
             by_key.setdefault(one.key, []).append(one)
@@ -172,9 +171,9 @@ class Shards:
         self.sent, self.made = self.made, []
 
     def wait(self) -> None:
-        """Wait for the sums of the last step, and keep what they say of the whole tensors.
+        """Wait for the all-reduces of the last step, and store ρ, N and mean(h) of whole tensors.
 
-        Those of a step that raised have not been sent, and are forgotten.
+        A step that raised an exception sent no sums. They are dropped.
         """
         for work in self.works:
             work.wait()
@@ -184,7 +183,7 @@ class Shards:
 
 
 def by_mesh(params: list[Tensor]) -> dict[Any, list[int]]:
-    """The places of parameters by device mesh and dtype of their sums; of those that are not sharded under None."""
+    """The places of parameters by device mesh and dtype of their sums, or by None if they are not sharded."""
     found: dict[Any, list[int]] = {}
     for i, p in enumerate(params):
         key = (p.device_mesh, arithmetic(p.dtype.to_real())) if is_sharded(p) else None  # type: ignore[attr-defined]
@@ -193,36 +192,36 @@ def by_mesh(params: list[Tensor]) -> dict[Any, list[int]]:
 
 
 def wanted_sums(o: Options) -> list[int]:
-    """Which of Σz², Σu² and Σh a step needs of a whole tensor."""
+    """The indices of those of Σz², Σu² and Σh that a step needs of whole tensors."""
     return [0, 1, 2] if o.modulator.needs_mean else [0, 1]
 
 
 def wire_of(key: Any, sums: Sums, wanted: list[int]) -> Tensor:
-    """What is to be summed over the processes. What several of them hold alike counts once."""
+    """The sums to add over processes, divided by their numbers of copies: a replicated part counts once."""
     wire = sums.all[:, wanted] / sums.copies[:, None]
     return wire.to(torch.float32 if key[1] == torch.float32 else torch.float64)
 
 
 def copies(param: Any, mesh: Any) -> int:
-    """How many processes hold the same part. What is strided, as FSDP2 over tensor parallel is, is sharded too."""
+    """The number of processes that hold the same part. Only Replicate counts: strided sharding is sharding too."""
     return math.prod(n for n, at in zip(mesh.shape, param.placements, strict=True) if at.is_replicate())
 
 
 def group_of(mesh: Any) -> Any:
-    """The processes of a mesh, of several dimensions too: where these are all there are, no new group is made."""
+    """The process group of a whole mesh. A new one is made only for a mesh of several dimensions in a larger world."""
     if mesh.ndim == 1:
         return mesh.get_group()
     if mesh.size() == dist.get_world_size():
         return dist.group.WORLD
     ranks = tuple(mesh.mesh.flatten().tolist())
-    key = (dist.group.WORLD, ranks)  # another world after destroy_process_group()
+    key = (dist.group.WORLD, ranks)  # the world is another one after destroy_process_group()
     if key not in _groups:
         _groups[key] = dist.new_group(list(ranks), use_local_synchronization=True)
     return _groups[key]
 
 
 def all_reduced(wires: dict[str, Tensor], mesh: Any) -> None:
-    """Replace tensors by their sum, or their maximum, over the processes of a mesh."""
+    """All-reduce tensors in place over the processes of a mesh. The key, "sum" or "max", is the operation."""
     operations = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
     for name, wire in wires.items():
         if mesh.size() > 1:
@@ -230,12 +229,12 @@ def all_reduced(wires: dict[str, Tensor], mesh: Any) -> None:
 
 
 def payload(tensors: int, *, mean: bool = False, itemsize: int = 4) -> int:
-    """Bytes that each process hands to the one all-reduce of a step, of a mesh.
+    """The bytes that each process sends in one all-reduce.
 
     Args:
-        tensors: that are sharded over the mesh and have a reach.
+        tensors: number of tensors that are sharded over the mesh and have a reach.
         mean: whether the modulator is relative.
-        itemsize: 4 of float32 and narrower parameters, 8 of float64.
+        itemsize: 4 for float32 and narrower parameters, 8 for float64.
 
     Example:
         >>> payload(291), payload(291, mean=True)
@@ -245,12 +244,12 @@ def payload(tensors: int, *, mean: bool = False, itemsize: int = 4) -> int:
 
 
 def store_sums(one: Pending) -> None:
-    """What a step measures of whole tensors, by the rules of :mod:`hatam.update`."""
+    """Store ρ, N and mean(h) of whole tensors from their sums."""
     z2, u2, *means = (x / one.numel for x in one.wire.to(torch.float64).unbind(1))
     dtype = local_tensor(one.states[0]["exp_avg_sq"]).dtype
     update.store_rms_(one.states, z2.sqrt(), u2.sqrt(), means[0] if means else None, dtype, one.o)
 
 
 def any_sharded(params: Iterable[Tensor]) -> bool:
-    """Whether any of them is a DTensor."""
+    """Whether any tensor is a DTensor."""
     return any(map(is_sharded, params))

@@ -1,7 +1,7 @@
-"""Telemetry by a hook after the step; an optimizer without it does no extra work.
+"""Telemetry of gradients and state, computed by a post-step hook every few steps.
 
-Every so many steps a hook after the step looks at gradients and state. What it finds stays on the device until it is
-read. ``docs/telemetry.md`` says what healthy and unhealthy look like.
+Results stay on the device until they are read. An optimizer without telemetry does no extra work. ``docs/telemetry.md``
+shows healthy and unhealthy values.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from .update import Options, State
 __all__ = ["Report", "Telemetry", "flat", "observe", "to_json_lines", "to_tensorboard"]
 
 SAMPLED = 1024
-"""Coordinates of a tensor, evenly spread over it, of which the quantiles of S are taken."""
+"""The largest number of coordinates of a tensor, evenly spaced, from which quantiles of S are computed."""
 QUANTILES = {"modulator_q05": 0.05, "modulator_q50": 0.5, "modulator_q95": 0.95}
 
 
 class Telemetry:
-    """Observes a HATAM optimizer every so many steps.
+    """Observes a HATAM optimizer every few steps.
 
-    Of each parameter, and of each group as if it were one tensor:
+    A report has these numbers for each parameter, and for each group as if it were one tensor:
 
     - ``grad_norm``, ``bend_norm``, ``bend_ratio``: ‖g‖, ‖c‖ and ‖c‖ / ‖g‖, with c = (1 − β1)(g − m) the bend.
-    - ``modulator_mean``, ``…_max``, ``…_q05``, ``…_q50``, ``…_q95``, ``capped``: of S, and the share of coordinates at
-      its cap; the quantiles are those of at most 1,024 coordinates, and of parameters alone.
-    - ``reach`` (of parameters alone), ``offset_norm``, ``offset_ratio``: κ, ‖κ u‖, ‖κ u‖ / ‖w‖.
+    - ``modulator_mean``, ``…_max``, ``…_q05``, ``…_q50``, ``…_q95``, ``capped``: mean, maximum and quantiles of S, and
+      the share of coordinates at its cap. Quantiles are of at most 1,024 coordinates, and only for parameters.
+    - ``reach`` (only for parameters), ``offset_norm``, ``offset_ratio``: κ, ‖κ u‖, ‖κ u‖ / ‖w‖.
     - ``param_norm``: ‖w‖.
-    - ``bend_update_cosine``: of c with the last update.
-    - ``update_norm``, ``update_ratio``: ‖lr (m̂ / h + wd w)‖, and over ‖w‖.
-    - ``effective_step``: the mean of lr / h, what a coordinate's averaged gradient is multiplied with.
+    - ``bend_update_cosine``: the cosine between c and the last update.
+    - ``update_norm``, ``update_ratio``: ‖lr (m̂ / h + wd w)‖, and its ratio to ‖w‖.
+    - ``effective_step``: the mean of lr / h, the factor of m̂ in the update.
 
-    A parameter without a reach has neither offset nor modulator. Where β1 = 0, c cannot be told from the state after a
-    step, and what depends on it is NaN.
+    A parameter without a reach has no numbers of offset and modulator. With β1 = 0, c cannot be computed from the state
+    after a step, and numbers that depend on it are NaN.
 
     Args:
-        optimizer: to be observed, on any path; not inside of torch.compile.
-        every: steps from one observation to the next, >= 1. One costs as much as 6 to 25 steps.
-        write: called with the report of each observation as it is made, which waits for the device.
+        optimizer: the optimizer, on any code path except under torch.compile.
+        every: steps from one observation to the next, >= 1. An observation costs as much as 6 to 25 steps.
+        write: called with the report of each observation after its step. The call waits for the device.
 
     Raises:
         TypeError, ValueError: not a HATAM optimizer, or ``every`` is not an integer of at least 1.
@@ -75,7 +75,7 @@ class Telemetry:
     def __init__(self, optimizer: HATAM, every: int = 200, write: Callable[[Report], None] | None = None) -> None:
         if not isinstance(optimizer, HATAM):
             raise TypeError(
-                f"optimizer must be a HATAM, not {type(optimizer).__name__}; unwrap it where a host wrapped it"
+                f"optimizer must be a HATAM, not {type(optimizer).__name__}; pass the optimizer inside its wrapper"
             )
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every={every!r} must be an integer of at least 1")
@@ -86,16 +86,16 @@ class Telemetry:
         self._hook = optimizer.register_step_post_hook(self._after_step)
 
     def detach(self) -> None:
-        """Stop observing; what was observed can still be read."""
+        """Stop observing. The last observation can still be read."""
         self._hook.remove()
 
     def read(self) -> Report | None:
-        """The last observation as numbers, None before the first. Waits for the device.
+        """The report of the last observation, or None before the first. Waits for the device.
 
         Returns:
-            ``{"step": …, "groups": [{key: number}, …], "params": {name: {key: number}}}``. ``step`` goes on from
-            that of the optimizer when observing began. A name that several groups have is followed by the number of the
-            group.
+            ``{"step": …, "groups": [{key: number}, …], "params": {name: {key: number}}}``. ``step`` counts on from the
+            optimizer's step at the start of observation. The name of a parameter is followed by the number of its group
+            if several groups have the name.
         """
         if self._found is None:
             return None
@@ -104,9 +104,9 @@ class Telemetry:
         numbers = iter(_numbers(tensors))
         params = [{name: {key: next(numbers) for key in found} for name, found in of.items()} for of in groups]
         made = [of_group(list(of.values())) for of in params]
-        often = Counter(name for of in params for name in of)
+        counts = Counter(name for of in params for name in of)
         named = {
-            name if often[name] == 1 else f"{name} of group {i}": finished(found)
+            name if counts[name] == 1 else f"{name} of group {i}": finished(found)
             for i, of in enumerate(params)
             for name, found in of.items()
         }
@@ -114,10 +114,10 @@ class Telemetry:
 
     @torch.no_grad()
     def losses(self, loss: Callable[[], Any]) -> dict[str, float]:
-        """The loss where the parameters are, and at the straightened point.
+        """The loss at the present parameters, and at the straightened point z.
 
         Args:
-            loss: of the model at its present parameters, on data of your choice.
+            loss: returns the loss of the model at its present parameters, on data of your choice.
         """
         at_w = float(loss())
         with self.optimizer.straightened():
@@ -137,7 +137,7 @@ class Telemetry:
 
 
 def _observed(optimizer: HATAM, number: int) -> dict[str, dict[str, Tensor]]:
-    """What there is to see of each parameter of a group that has a gradient, by its name."""
+    """The observations of a group's parameters that have gradients, by name."""
     group = optimizer.param_groups[number]
     o = options.resolve(group, group["lr_peak"], getattr(optimizer, "grad_scale", None))
     without_scale = options.resolve(group, group["lr_peak"])
@@ -147,12 +147,12 @@ def _observed(optimizer: HATAM, number: int) -> dict[str, dict[str, Tensor]]:
     local = [sharded.local_tensor(p) for p in params]
     grads = [sharded.local_grad(p.grad, p) for p in params]
     states = [{key: sharded.local_tensor(x) for key, x in optimizer.state[p].items()} for p in params]
-    # torch's fused AdamW, which does the step until there is a reach, takes a GradScaler's scale off the gradients
-    # themselves, unless they lay in memory otherwise than their parameters and it was given copies.
+    # Before there is a reach, torch's fused AdamW takes the step. It unscales a GradScaler's gradients in place. Only
+    # gradients in another layout than their parameter keep their scale, because it was given copies of them.
     is_adamw = group["fused"] and not group["reach_started"]
-    is_torchs = is_adamw and not paths.any_narrow(local, grads, states, o) and paths.walks_memory(local, states)
+    unscales_grads = is_adamw and not paths.any_narrow(local, grads, states, o) and paths.walks_memory(local, states)
     found = [
-        observe(p, g, state, without_scale if is_torchs and in_layout_of(g, p) is g else o)
+        observe(p, g, state, without_scale if unscales_grads and in_layout_of(g, p) is g else o)
         for p, g, state in zip(local, grads, states, strict=True)
     ]
     for key, places in sharded.by_mesh(params).items():
@@ -163,14 +163,14 @@ def _observed(optimizer: HATAM, number: int) -> dict[str, dict[str, Tensor]]:
 
 
 def of_whole(mesh: Any, params: list[Tensor], found: list[dict[str, Tensor]]) -> None:
-    """What was seen of parts of tensors, made of the whole by two messages; the quantiles stay those of this part."""
+    """Turn observations of local parts into those of whole tensors, by two all-reduces. Quantiles stay local."""
     wires = {"sum": torch.stack([torch.stack(additive(one)) for one in found])}
     copies = [sharded.copies(p, mesh) for p in params]
     wires["sum"] /= torch.tensor(copies, dtype=wires["sum"].dtype, device=wires["sum"].device)[:, None]
-    most = [one["modulator_max"].nan_to_num(0.0) for one in found if "modulator_max" in one]
-    wires |= {"max": torch.stack(most)} if most else {}
+    local_maxima = [one["modulator_max"].nan_to_num(0.0) for one in found if "modulator_max" in one]
+    wires |= {"max": torch.stack(local_maxima)} if local_maxima else {}
     sharded.all_reduced(wires, mesh)
-    maxima = iter(wires["max"].unbind() if most else ())
+    maxima = iter(wires["max"].unbind() if local_maxima else ())
     for one, sums in zip(found, wires["sum"], strict=True):
         numel = sums[-1]
         for key, x in zip([key for key in (*NORMS, *MEANS, "bend_update", "numel") if key in one], sums, strict=True):
@@ -180,51 +180,50 @@ def of_whole(mesh: Any, params: list[Tensor], found: list[dict[str, Tensor]]) ->
 
 
 def additive(one: dict[str, Tensor]) -> list[Tensor]:
-    """Squares of norms, sums of means, and what is a sum, the number of elements last; 0 of a part that has none."""
+    """The squares of norms, the sums of means, ``bend_update`` and ``numel``; zeros for a part without elements."""
     n = one["numel"]
     parts = [one[key].square() for key in NORMS if key in one] + [one[key] * n for key in MEANS if key in one]
     return [torch.where(n > 0, x, 0.0) for x in (*parts, one["bend_update"], n)]
 
 
 def observe(param: Tensor, grad: Tensor, state: State, o: Options) -> dict[str, Tensor]:
-    """What can be told of one parameter after a step, as 0-dim tensors.
+    """The observation of one parameter after a step, as 0-dim tensors.
 
     Args:
-        param: w, with its gradient and its state after the step.
-        grad: as ``backward()`` left it.
-        state: of the optimizer.
-        o: the options of the group at that step.
+        param: the parameter w.
+        grad: its gradient, which is multiplied by ``o.grad_factor``.
+        state: its state in the optimizer.
+        o: the options of its group at that step.
     """
     state, dtype = real_state(state), storage.arithmetic(real(param).dtype)
     w, g = real(param.detach()).to(dtype), real(grad).to(dtype)
     g = g if not isinstance(o.grad_factor, Tensor) and o.grad_factor == 1 else g * o.grad_factor
     m, v = (storage.widened(state[key], dtype) for key in ("exp_avg", "exp_avg_sq"))
-    step = state["step"].to(w.device, torch.float64)  # 1 − β2^t needs the digits
+    step = state["step"].to(w.device, torch.float64)  # float32 has too few digits for 1 − β2^t
     h = (v.sqrt() / (1 - o.beta2**step).sqrt()).add_(o.eps).to(dtype)
     # m_t = β1 m_{t−1} + (1 − β1) g, and so (1 − β1)(g − m_{t−1}) = (1 − β1)/β1 (g − m_t)
-    c, of_c = g - m, (1 - o.beta1) / o.beta1 if o.beta1 else math.nan
+    c, c_factor = g - m, (1 - o.beta1) / o.beta1 if o.beta1 else math.nan
     u = (m / h).div_((1 - o.beta1**step).to(dtype)).add_(w, alpha=o.weight_decay)
     found = {
         "grad_norm": g.norm(),
-        "bend_norm": of_c * c.norm(),
-        "bend_update": -of_c * o.lr * torch.dot(c.flatten(), u.flatten()),
+        "bend_norm": c_factor * c.norm(),
+        "bend_update": -c_factor * o.lr * torch.dot(c.flatten(), u.flatten()),
         "param_norm": w.norm(),
         "update_norm": o.lr * u.norm(),
-        "effective_step": o.lr * torch.reciprocal(h, out=u).mean(),  # new memory costs more than arithmetic
+        "effective_step": o.lr * torch.reciprocal(h, out=u).mean(),  # in place: allocation costs more than arithmetic
         "numel": torch.full((), w.numel(), dtype=dtype, device=w.device),
     }
     if has_offset(state, o):
         reach = state["reach"].to(w.device, dtype)
-        spread = o.modulator.reach_denominators([u.copy_(h)], [state["reach_mean"]] if o.modulator.needs_mean else [])[
-            0
-        ]
-        found |= {"reach": reach, "offset_norm": reach * torch.div(m, spread, out=c).norm()}
-        return found | of_modulator(h.div_(spread))
+        means = [state["reach_mean"]] if o.modulator.needs_mean else []
+        (denom,) = o.modulator.reach_denominators([u.copy_(h)], means)
+        found |= {"reach": reach, "offset_norm": reach * torch.div(m, denom, out=c).norm()}
+        return found | of_modulator(h.div_(denom))
     return found
 
 
 def of_modulator(s: Tensor) -> dict[str, Tensor]:
-    """S of one parameter."""
+    """Statistics of S of one parameter; NaN if it has no elements."""
     flat = s.flatten()
     if not len(flat):
         nothing = s.new_full((), math.nan)
@@ -236,7 +235,7 @@ def of_modulator(s: Tensor) -> dict[str, Tensor]:
 
 
 def _numbers(tensors: list[Tensor]) -> list[float]:
-    """0-dim tensors as numbers: one transfer from each device."""
+    """0-dim tensors as numbers, by one transfer from each device."""
     numbers: list[float] = [0.0] * len(tensors)
     for device in {x.device for x in tensors}:
         places = [i for i, x in enumerate(tensors) if x.device == device]

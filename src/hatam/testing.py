@@ -1,6 +1,6 @@
-"""HATAM in float64, as slow and plain as possible: the oracle of the tests.
+"""A plain and slow implementation of HATAM in float64, as the reference for tests.
 
-Every symbol is a buffer of its own, z too, and nothing is recovered from anything else.
+Each symbol of the equations has its own buffer, z too. No symbol is recomputed from others.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ class Reference:
     """One parameter tensor under :class:`hatam.HATAM`; symbols as in :mod:`hatam.reach`.
 
     Args:
-        w: the start, any shape; copied to float64.
-        beta1, beta2, eps, weight_decay, gamma, travel, horizon, modulator, fade: as in that class.
+        w: the initial weights, of any shape; copied to float64.
+        beta1, beta2, eps, weight_decay, gamma, travel, horizon, modulator, fade: see :class:`hatam.HATAM`.
         hidden: whether the tensor has a reach.
 
     Example:
@@ -48,7 +48,7 @@ class Reference:
         self.t, self.peak, self.ratio, self.way, self.mean, self.begun = 0, 0.0, 0.0, 0.0, math.inf, False
 
     def step(self, g: Tensor, lr: float) -> None:
-        """One step with the gradient ``g``, taken at ``self.w``."""
+        """Take one step with the gradient ``g`` at ``self.w``."""
         g = g.detach().to(torch.float64)
         self.t += 1
         self.peak = max(self.peak, lr)
@@ -59,7 +59,7 @@ class Reference:
         self.z = self.z - lr * (m_hat / h + self.weight_decay * self.z)
 
         self.begun = self.begun or self.turn(lr) > 0
-        mean = self.mean if self.mean > (1 + 1e-6) * self.eps else math.inf  # of ε where no gradient has come yet
+        mean = self.mean if self.mean > (1 + 1e-6) * self.eps else math.inf  # a mean of ε means v = 0, and S = 0
         S = torch.ones_like(h) if self.modulator == "uniform" else torch.clamp(h / mean, max=3.0)
         u = S * self.m / h
         self.w = self.z - self.reach(lr) * u
@@ -67,21 +67,21 @@ class Reference:
             self.measure(u, h, lr)
 
     def measure(self, u: Tensor, h: Tensor, lr: float) -> None:
-        """ρ, N and mean(h), for the next step."""
-        size, z_size = (float(x.square().mean().sqrt()) for x in (u, self.z))
-        if size > 0:
-            new, first = z_size / size, self.ratio == 0
+        """Measure ρ, N and mean(h) for the next step."""
+        u_rms, z_rms = (float(x.square().mean().sqrt()) for x in (u, self.z))
+        if u_rms > 0:
+            new, first = z_rms / u_rms, self.ratio == 0
             self.ratio = new if first else min(new, 1.003 * self.ratio)
             self.way += self.t * self.peak / self.ratio if first else lr / self.ratio
         self.mean = float(h.mean())
 
     def reach(self, lr: float) -> float:
         """κ, with ρ and N of the step before."""
-        come = min(1.0, max(0.0, self.way - 1) / self.travel) ** 2 if self.travel > 0 else 1.0
-        return min(self.gamma * self.ratio * come * self.turn(lr), self.horizon * self.peak) if self.hidden else 0.0
+        tau = min(1.0, max(0.0, self.way - 1) / self.travel) ** 2 if self.travel > 0 else 1.0
+        return min(self.gamma * self.ratio * tau * self.turn(lr), self.horizon * self.peak) if self.hidden else 0.0
 
     def turn(self, lr: float) -> float:
-        """How much of the reach lr leaves."""
+        """The factor of κ that depends on lr: (1 − lr / peak)² min(1, lr / (fade · peak))."""
         if self.peak == 0:
             return 0.0
         return (1 - lr / self.peak) ** 2 * min(1.0, lr / (self.fade * self.peak))

@@ -1,9 +1,9 @@
-r"""The late reach around any optimizer: its step moves z, and the gradient is taken ahead of z along that step.
+r"""The late reach for any optimizer: its step moves z, and the gradient is taken ahead of z along its last step.
 
 .. math::
     w = z - \kappa_t\, u_t, \qquad u_t = \frac{z_{t-1} - z_t}{\mathrm{lr}_t},
 
-with κ as in :mod:`hatam.reach`. u is the whole step of the base, its weight decay too.
+with κ as in :mod:`hatam.reach`. lr u is the whole step of the base, including weight decay.
 """
 
 from __future__ import annotations
@@ -25,19 +25,18 @@ SCALARS = ("reach", "rms_ratio", "path_length")
 
 
 class Straightened(Optimizer):
-    """Any optimizer with HATAM's late reach.
+    """Adds HATAM's late reach to any optimizer.
 
-    The options mean what they mean in :class:`hatam.HATAM`, and HATAM is about this around AdamW. HATAM is faster and
-    needs no buffer of its own; this needs one of the parameters' size, and another in a step. Parameter groups are the
-    base's own, so schedules and whatever else changes them work as before.
+    The options are those of :class:`hatam.HATAM`, which does nearly the same as this wrapper around AdamW. HATAM is
+    faster and needs no additional buffer. The wrapper needs one of the parameters' size, and another during a step.
+    Parameter groups are the base's own objects, so that schedules work as before.
 
     Args:
-        base: takes one gradient a step. Its groups have ``lr``, which a schedule has to lower.
-        gamma, travel, horizon, fade, hidden: see :class:`hatam.HATAM`. A group of the base may have ``hidden`` of its
-            own.
+        base: an optimizer with one gradient per step. Its groups have ``lr``, which a schedule has to lower.
+        gamma, travel, horizon, fade, hidden: see :class:`hatam.HATAM`. A group of the base may set its own ``hidden``.
 
     Raises:
-        TypeError, ValueError: an option is wrong, or ``base`` is no optimizer with one ``lr`` for each group.
+        TypeError, ValueError: an option is wrong, ``base`` is not an optimizer, or a group of it has no ``lr``.
 
     Example:
         >>> import torch
@@ -77,7 +76,7 @@ class Straightened(Optimizer):
         self.param_groups = base.param_groups
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the base."""
+        """Add a group to the base. Has no effect during construction, when the base has all groups already."""
         if "param_groups" in vars(self) and self.param_groups is self.base.param_groups:
             self.base.add_param_group(param_group)
 
@@ -87,13 +86,13 @@ class Straightened(Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Perform one step of the base, from z with the gradient at w.
+        """Perform one step of the base at z, with the gradient taken at w.
 
         Args:
-            closure: reevaluates the model, once and at w, and returns the loss (optional).
+            closure: reevaluates the model and returns the loss (optional). It is called once, at w.
 
         Raises:
-            RuntimeError: after :meth:`eval` or inside :meth:`straightened`; nothing has moved.
+            RuntimeError: after :meth:`eval` or inside :meth:`straightened`. No parameter has changed.
         """
         if self.evaluating:
             raise RuntimeError("step() needs the weights at which gradients are taken; call optimizer.train() first")
@@ -116,10 +115,10 @@ class Straightened(Optimizer):
     def _reaching(self, group: dict[str, Any]) -> list[Tensor]:
         """The parameters of a group that have gradients and may have a reach."""
         flags = hidden_flags({**group, "hidden": group.get("hidden", self.options["hidden"])})
-        return [p for p, may in zip(group["params"], flags, strict=True) if may and p.grad is not None]
+        return [p for p, hidden in zip(group["params"], flags, strict=True) if hidden and p.grad is not None]
 
     def _displace(self, group: dict[str, Any], params: list[Tensor], before: list[Tensor]) -> None:
-        """w = z − κ u, where ``before`` was z of the step before, and what κ of the next step is made of."""
+        """Displace z to w = z − κ u, and store ρ and N for the next step. Overwrites ``before``, the last z."""
         lr, peak, options = float(group["lr"]), group["lr_peak"], self.options
         torch._foreach_sub_(before, params)  # lr u
         states = [self.state[p] for p in params]
@@ -127,27 +126,26 @@ class Straightened(Optimizer):
             if not state:
                 state.update({key: scalar(0.0, p) for key in SCALARS}, step=0)
             state["step"] += 1
-        ratios, travels = (torch.stack([state[key] for state in states]) for key in ("rms_ratio", "path_length"))
+        ratios, lengths = (torch.stack([state[key] for state in states]) for key in ("rms_ratio", "path_length"))
         factor = options["gamma"] * reach.lr_factor(lr, peak, options["fade"])
-        reaches = (factor * ratios * reach.travel_factor(travels, options["travel"])).clamp(
+        reaches = (factor * ratios * reach.travel_factor(lengths, options["travel"])).clamp(
             max=options["horizon"] * peak
         )
         if lr > 0 and (factor > 0 or bool((ratios > 0).any())):
-            sizes = [max(p.numel(), 1) ** 0.5 for p in params]
-            z, u = (torch.stack(torch._foreach_norm(xs)).to(ratios) for xs in (params, before))
-            z, u = z / ratios.new_tensor(sizes), u / (ratios.new_tensor(sizes) * lr)
-            new = reach.next_rms_ratios(z, u, ratios)
+            roots = ratios.new_tensor([max(p.numel(), 1) ** 0.5 for p in params])
+            z_norms, step_norms = (torch.stack(torch._foreach_norm(xs)).to(ratios) for xs in (params, before))
+            next_ratios = reach.next_rms_ratios(z_norms / roots, step_norms / (roots * lr), ratios)
             steps = ratios.new_tensor([state["step"] for state in states])
-            travels = reach.next_path_lengths(travels, new, ratios, lr, peak, steps)
-            ratios = new
+            lengths = reach.next_path_lengths(lengths, next_ratios, ratios, lr, peak, steps)
+            ratios = next_ratios
         scales = -reaches / lr if lr > 0 else torch.zeros_like(reaches)
         torch._foreach_mul_(before, list(scales.unbind()))
-        for state, *row in zip(states, reaches, ratios, travels, before, strict=True):
+        for state, *row in zip(states, reaches, ratios, lengths, before, strict=True):
             state.update(zip((*SCALARS, "offset"), row, strict=True))
         self._move(params, 1)
 
     def _move(self, params: list[Tensor], sign: int) -> None:
-        """x ← x ± offset."""
+        """Add or subtract the stored offsets −κ u."""
         moved = [p for p in params if "offset" in self.state.get(p, {})]
         if moved:
             torch._foreach_add_(moved, [self.state[p]["offset"] for p in moved], alpha=sign)
@@ -189,13 +187,13 @@ class Straightened(Optimizer):
         return {**super().__getstate__(), **own}
 
     def state_dict(self) -> dict[str, Any]:
-        """The base's, and under ``straightened`` what belongs to the reach, by the number of the parameter."""
+        """The base's state dict, with the state of the reach by parameter index under ``straightened``."""
         numbers = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
         own = {numbers[p]: dict(state) for p, state in self.state.items() if p in numbers}
         return {**self.base.state_dict(), "straightened": {"state": own, "evaluating": self.evaluating}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what :meth:`state_dict` gave, or a state of the base alone: then the parameters are taken for z."""
+        """Load a result of :meth:`state_dict`, or a state dict of the base; then the parameters are taken to be z."""
         rest = {key: x for key, x in state_dict.items() if key != "straightened"}
         own = state_dict.get("straightened", {"state": {}, "evaluating": False})
         self.base.load_state_dict(rest)

@@ -1,7 +1,7 @@
-"""Fused kernels, one pass over memory for all tensors of a group: which tensors they take, and which they leave.
+"""Choice of the tensors that fused kernels update. A kernel makes one pass over memory for all tensors of a batch.
 
-:mod:`hatam.fused.cpu` is for CPU tensors, :mod:`hatam.fused.gpu` for CUDA tensors. What a kernel does not take (tensor
-subclasses, parameters that are not dense or share memory, rare dtypes) gets the same step on another path.
+:mod:`hatam.fused.cpu` is for CPU tensors, :mod:`hatam.fused.gpu` for CUDA tensors. Other paths take the same step for
+unsupported tensors: tensor subclasses, tensors that are not dense or share memory, and rare dtypes.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from . import cpu, gpu
 from .batches import PLAIN, BatchPlan, Columns, kinds, numels, plan_batches
 
 KERNELS: dict[str, ModuleType] = {"cpu": cpu, "cuda": gpu}
-"""By the type of device. Each has ``unavailable_reason()``, ``supports(dtypes, options)`` and
+"""The kernel modules by device type. Each has ``unavailable_reason()``, ``supports(dtypes, options)`` and
 ``step(batch, options)``."""
 NAMES = {"cpu": "CPU", "cuda": "GPU"}
 
 
 def enabled_devices(group: Mapping[str, Any]) -> tuple[str, ...]:
-    """The types of device whose tensors go to a kernel: by ``fused``; for None, where nothing else was asked for.
+    """The device types whose tensors the group's options let a kernel update.
 
-    None allows every kernel, unless foreach, differentiable or capturable asks for less.
+    With ``fused=None``, ``foreach`` (True or False) and ``differentiable`` exclude all, ``capturable`` the CPU kernel.
     """
     if torch.compiler.is_compiling():
-        return ()  # the compiler fuses by itself
+        return ()  # torch.compile generates fused kernels itself
     if group["fused"] is not None:
         return tuple(KERNELS) if group["fused"] else ()
     if group["foreach"] is not None or group["differentiable"]:
@@ -40,33 +40,33 @@ def enabled_devices(group: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def keeps_step_on_device(group: Mapping[str, Any], param: Tensor) -> bool:
-    """Whether ``step`` lies on the parameter's device. Else it lies on the CPU, where the host reads it at once."""
+    """Whether ``step`` is kept on the parameter's device. Otherwise it is on the CPU, where reading it is fast."""
     if group["capturable"] or group["fused"]:
         return True
     device = param.device.type
-    taken = (
+    fits = (
         type(getattr(param, "_local_tensor", param)) in PLAIN
         and param.dtype in gpu.DTYPES
         and group["state_dtype"] != "8bit"
     )
     return (
-        not param.is_cpu and taken and group["gamma"] != 0 and device in enabled_devices(group) and is_available(device)
+        not param.is_cpu and fits and group["gamma"] != 0 and device in enabled_devices(group) and is_available(device)
     )
 
 
 @cache
 def is_available(device: str) -> bool:
-    """Whether there is a kernel. Logs one warning where there is none, because steps are slower then."""
+    """Whether the kernel for a device type can run. If not, one warning is logged, because steps are slower then."""
     reason = KERNELS[device].unavailable_reason()
     if reason:
         logging.getLogger("hatam").warning(
-            "no fused %s kernel, falling back to what torch would choose: %s", NAMES[device], reason
+            "no fused %s kernel, falling back to foreach or single-tensor updates: %s", NAMES[device], reason
         )
     return not reason
 
 
 def refusal(devices: set[str]) -> str | None:
-    """Why there can be no fused step on these types of device, if so."""
+    """The reason why a fused step is impossible on these device types, or None."""
     for device in sorted(devices - KERNELS.keys()):
         only = " and ".join(map(repr, KERNELS))
         return f"there is no fused kernel for parameters on {device!r}, only for {only}; leave fused at None"
@@ -78,7 +78,7 @@ def refusal(devices: set[str]) -> str | None:
 
 
 def skips_by_itself(groups: list[dict[str, Any]]) -> bool:
-    """Whether a GradScaler's ``found_inf`` is read on the device, so that the host need not wait for it."""
+    """Whether kernels read a GradScaler's ``found_inf`` on the device, so that the CPU does not wait for it."""
     on_gpu = all(KERNELS.get(p.device.type) is gpu for group in groups for p in group["params"])
     return on_gpu and all(group["fused"] for group in groups) and not torch.compiler.is_compiling()
 
@@ -92,20 +92,20 @@ def step(
     param_indices: list[int],
     o: Options,
 ) -> BatchPlan:
-    """One step of the tensors that a kernel takes on these types of device; all others are ``rest`` of the result.
+    """Update the tensors that a kernel supports, and return the plan; its ``rest`` lists all other tensors.
 
     Args:
-        plan: of the last step of these lists, to be used again while no tensor has moved.
-        devices: of :func:`enabled_devices`.
-        params, grads, state, param_indices: of the step; the lists are those of the plan.
+        plan: the plan of the last step with the same lists. It is used again if it is current.
+        devices: the result of :func:`enabled_devices`.
+        params, grads, state, param_indices: the tensors of the step in columns, and their indices among all parameters.
         o: options of the step.
 
     Raises:
         RuntimeError: see :func:`hatam.fused.batches.plan_batches`.
     """
     strides = all(map(Tensor.is_contiguous, params)) or [*map(Tensor.stride, params)]
-    of_tensors = kinds(params), kinds(grads), numels(params), numels(grads), strides
-    key = (devices, o.modulator, o.eps, o.round_param, o.round_state, *of_tensors)
+    tensor_info = kinds(params), kinds(grads), numels(params), numels(grads), strides
+    key = (devices, o.modulator, o.eps, o.round_param, o.round_state, *tensor_info)
     if plan is None or not plan.is_current(params, state, key):
 
         def supports(device: torch.device, dtypes: dict[str, torch.dtype]) -> bool:
@@ -113,7 +113,7 @@ def step(
 
         plan = plan_batches(params, grads, state, param_indices, key, supports)
     for batch in plan.batches:
-        taken, batch.at["grad"] = batch.take_grads(grads)
+        own_grads, batch.at["grad"] = batch.take_grads(grads)
         KERNELS[batch.device].step(batch, o)
-        del taken  # copies must outlive the call, which got only their addresses
+        del own_grads  # kept until here: the kernel has only addresses, also of copies made for it
     return plan

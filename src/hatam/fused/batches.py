@@ -1,4 +1,4 @@
-"""Which tensors of a group a kernel may walk as plain memory, in which batches; cached while they stay the same."""
+"""Batches of tensors that a kernel may read and write as flat memory, cached while the tensors stay the same."""
 
 from __future__ import annotations
 
@@ -20,79 +20,79 @@ PLAIN = {Tensor, Parameter}
 
 
 class Batch:
-    """What a kernel takes in one call: tensors of one device, every column of one dtype, every row of one layout."""
+    """The input of one kernel call: tensors on one device. A column has one dtype, a row one memory layout."""
 
     def __init__(self, columns: Columns, param_indices: list[int], places: list[int]) -> None:
-        some = {key: select(column, places) for key, column in columns.items()}
-        self.places, self.params, self.param_indices = places, some["param"], select(param_indices, places)
+        selected = {key: select(column, places) for key, column in columns.items()}
+        self.places, self.params, self.param_indices = places, selected["param"], select(param_indices, places)
         self.device, self.contiguous = self.params[0].device.type, all(map(Tensor.is_contiguous, self.params))
-        self.dtypes = {key: column[0].dtype for key, column in some.items()}  # by name in the state, "param" and "grad"
-        self.at = {key: addresses(column) for key, column in some.items() if key != "grad"}
+        self.dtypes = {key: column[0].dtype for key, column in selected.items()}  # by state key, "param" and "grad"
+        self.at = {key: addresses(column) for key, column in selected.items() if key != "grad"}
         self.at["numel"] = numels(self.params)
-        self.kernel_cache: Any = None  # cache of the kernel
+        self.kernel_cache: Any = None  # what the kernel keeps between steps
 
     def take_grads(self, grads: list[Tensor]) -> tuple[list[Tensor], Addresses]:
-        """The gradients of these parameters in their layouts, some of them copies, and where they lie."""
-        some = select(grads, self.places)
-        if self.contiguous and all(map(Tensor.is_contiguous, some)) and not any(map(Tensor.is_neg, some)):
-            at = addresses(some)
-            if 0 not in at:  # null: an empty gradient, or a ZeroTensor
-                return some, at
-        some = [in_layout_of(g, p) for g, p in zip(some, self.params, strict=True)]
-        return some, addresses(some)
+        """The gradients in their parameters' layouts, copied where they differ, and their addresses."""
+        selected = select(grads, self.places)
+        if self.contiguous and all(map(Tensor.is_contiguous, selected)) and not any(map(Tensor.is_neg, selected)):
+            at = addresses(selected)
+            if 0 not in at:  # the address of an empty gradient, and of a ZeroTensor, which has no memory
+                return selected, at
+        selected = [in_layout_of(g, p) for g, p in zip(selected, self.params, strict=True)]
+        return selected, addresses(selected)
 
 
 class BatchPlan(NamedTuple):
-    """The tensors that kernels take, in batches, and the places of all others; and what that was found from."""
+    """The batches for kernels, the places of all other tensors, and what tells whether the plan is current."""
 
     batches: list[Batch]
     rest: list[int]
     key: Any
-    at: Addresses | None  # see :func:`plan_addresses`; None with tensor subclasses, for which a plan is never reused
-    scalars: list[Tensor]  # aliases that keep the memory of the 0-dim state alive, whose addresses the kernel has
+    at: Addresses | None  # of :func:`plan_addresses`; None if there are tensor subclasses: the plan is not reused then
+    scalars: list[Tensor]  # aliases of the 0-dim state, to keep its memory alive: the kernel has its addresses
 
     def is_current(self, params: list[Tensor], state: Columns, key: Any) -> bool:
-        """Whether kinds and addresses are the same. The lists must be those that the plan was made from."""
+        """Whether key and addresses are unchanged. The lists must be those that the plan was made from."""
         return self.key == key and self.at is not None and self.at == plan_addresses(params, state)
 
 
 def plan_addresses(params: list[Tensor], state: Columns) -> Addresses:
-    """Where tensors lie: all that have a parameter's size, and the 0-dim state of the first, to stand for all.
+    """The addresses of all parameters and moments, and of the first parameter's 0-dim state.
 
-    Who moves state to other memory by ``.data`` moves all of it.
+    The first one stands for all: code that moves state to other memory by ``.data`` moves all of it.
     """
     scalars = (column[0] for key, column in state.items() if key not in MOMENTS)
     return addresses(chain(params, *(state[key] for key in MOMENTS), scalars))
 
 
 def addresses(xs: Iterable[Tensor]) -> Addresses:
-    """Where tensors lie, as a kernel takes it."""
+    """The addresses of tensors as an array of unsigned 64-bit integers."""
     return array("Q", map(Tensor.data_ptr, xs))
 
 
 def numels(xs: list[Tensor]) -> Addresses:
-    """How many elements tensors have."""
+    """The numbers of elements of tensors as an array of unsigned 64-bit integers."""
     return array("Q", map(Tensor.numel, xs))
 
 
 def select(column: list[Any], places: list[int]) -> list[Any]:
-    """Some of the entries."""
+    """The entries at these places; the column itself if that is all of them."""
     return column if len(places) == len(column) else [column[i] for i in places]
 
 
 def state_rows(state: Columns) -> list[dict[str, Tensor]]:
-    """One state for every parameter."""
+    """The state of each parameter as a dict, from the columns."""
     return [dict(zip(state, row, strict=True)) for row in zip(*state.values(), strict=True)]
 
 
 def kinds(xs: list[Tensor]) -> Any:
-    """Type, dtype and device of all tensors: one tuple where they are alike, else one for each."""
-    of, dtypes, devices = set(map(type, xs)), {x.dtype for x in xs}, set(map(device_index, xs))
-    return kind(xs[0]) if len(of) == len(dtypes) == len(devices) == 1 else list(map(kind, xs))
+    """Type, dtype and device index of tensors: one tuple if they are alike, otherwise a list of one per tensor."""
+    types, dtypes, devices = set(map(type, xs)), {x.dtype for x in xs}, set(map(device_index, xs))
+    return kind(xs[0]) if len(types) == len(dtypes) == len(devices) == 1 else list(map(kind, xs))
 
 
 def kind(x: Tensor) -> tuple[type, torch.dtype, int]:
-    """What a kernel wants to know of a tensor."""
+    """Type, dtype and device index of a tensor."""
     return type(x), x.dtype, device_index(x)
 
 
@@ -101,10 +101,10 @@ shape = attrgetter("shape")
 
 
 def by_kind(columns: Columns) -> dict[Any, list[int]]:
-    """The places by the device of the parameter, and by the kind of what stands in each column."""
-    params, found = columns["param"], [kinds(column) for column in columns.values()]
-    if len({p.device for p in params}) == 1 and all(isinstance(of, tuple) for of in found):
-        return {(params[0].device, *found): list(range(len(params)))}
+    """The places of parameters, grouped by their device and the kind of their entry in each column."""
+    params, column_kinds = columns["param"], [kinds(column) for column in columns.values()]
+    if len({p.device for p in params}) == 1 and all(isinstance(one, tuple) for one in column_kinds):
+        return {(params[0].device, *column_kinds): list(range(len(params)))}
     batches: dict[Any, list[int]] = {}
     for i, row in enumerate(zip(*columns.values(), strict=True)):
         batches.setdefault((params[i].device, *map(kind, row)), []).append(i)
@@ -112,17 +112,14 @@ def by_kind(columns: Columns) -> dict[Any, list[int]]:
 
 
 def dtypes_match(dtypes: dict[str, torch.dtype]) -> bool:
-    """Whether dtypes, by their names in the state, "param" and "grad", go together as every kernel needs it."""
+    """Whether dtypes, by state key, "param" and "grad", meet the conditions that all kernels share."""
     scalars = {dtypes[key] for key in SCALARS if key in dtypes}
-    known = {dtypes["step"], *scalars} <= {torch.float32, torch.float64}
-    return known and len(scalars) <= 1 and dtypes["grad"] == dtypes["param"]
+    scalars_fit = {dtypes["step"], *scalars} <= {torch.float32, torch.float64}
+    return scalars_fit and len(scalars) <= 1 and dtypes["grad"] == dtypes["param"]
 
 
 def dense(param: Tensor, moments: Iterable[Tensor]) -> bool:
-    """Whether parameter and state lie in memory alike and without holes, as one contiguous range.
-
-    Not where a bit negates what is there.
-    """
+    """Whether parameter and moments have the same dense memory layout, and the parameter no neg bit."""
     if param.is_neg():
         return False
     if param.is_contiguous():
@@ -132,7 +129,7 @@ def dense(param: Tensor, moments: Iterable[Tensor]) -> bool:
 
 
 def all_dense(places: list[int], params: list[Tensor], moments: list[list[Tensor]]) -> list[int]:
-    """The places where that is so."""
+    """The places of parameters that are :func:`dense` with their moments."""
     plain = all(all(map(Tensor.is_contiguous, column)) for column in (params, *moments))
     if plain and not any(map(Tensor.is_neg, params)):
         return places
@@ -140,7 +137,7 @@ def all_dense(places: list[int], params: list[Tensor], moments: list[list[Tensor
 
 
 def overlap(dense: list[Tensor], others: list[Tensor]) -> bool:
-    """Whether any two tensors may share memory, so that the order of the updates matters."""
+    """Whether any two of these tensors may share memory: the order of their updates would matter."""
     spans = [(x.data_ptr(), x.nbytes) for x in dense]
     for x in others:
         last = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
@@ -149,14 +146,14 @@ def overlap(dense: list[Tensor], others: list[Tensor]) -> bool:
 
 
 def check_shapes(columns: Columns) -> None:
-    """Of gradients and moments: ``param.data = …`` changes the shape of the parameter alone."""
+    """Refuse gradients and moments of another shape than their parameter: ``param.data = …`` changes only its own."""
     params = list(map(shape, columns["param"]))
     for key in ("grad", *MOMENTS):
         for i, found in enumerate(map(shape, columns.get(key, ()))):
             if found != params[i]:
                 raise RuntimeError(
                     f"{key} of a parameter of shape {tuple(params[i])} has shape {tuple(found)}: the parameter was "
-                    "given other data since; remove its state (del optimizer.state[p]) or make a new optimizer"
+                    "given other data; delete its state (del optimizer.state[p]) or make a new optimizer"
                 )
 
 
@@ -168,7 +165,7 @@ def plan_batches(
     key: Any,
     supports: Callable[[torch.device, dict[str, torch.dtype]], bool],
 ) -> BatchPlan:
-    """The batches for which ``supports(device, dtypes)``, and the places of all other tensors.
+    """A plan with batches of tensors for which ``supports(device, dtypes)`` is true, and the places of all others.
 
     Raises:
         RuntimeError: a gradient or a moment has another shape than its parameter: the kernel would write out of bounds.
@@ -177,14 +174,14 @@ def plan_batches(
     check_shapes(columns)
     moments = [columns[key] for key in MOMENTS]
     batches, rest = [], []
-    for (device, *found), places in by_kind(columns).items():
-        plain = all(of in PLAIN and on == found[0][2] for of, _, on in found)
-        dtypes = dict(zip(columns, (dtype for _, dtype, _ in found), strict=True))
-        fits = all_dense(places, params, moments) if plain and supports(device, dtypes) else []
-        batches += [Batch(columns, param_indices, fits)] if fits else []
-        rest += sorted(set(places) - set(fits))
-    left = [params[i] for i in rest if batches and type(params[i]) in PLAIN]
-    if overlap([x for one in batches for i in one.places for x in (params[i], *(m[i] for m in moments))], left):
+    for (device, *column_kinds), places in by_kind(columns).items():
+        plain = all(type_ in PLAIN and index == column_kinds[0][2] for type_, _, index in column_kinds)
+        dtypes = dict(zip(columns, (dtype for _, dtype, _ in column_kinds), strict=True))
+        taken = all_dense(places, params, moments) if plain and supports(device, dtypes) else []
+        batches += [Batch(columns, param_indices, taken)] if taken else []
+        rest += sorted(set(places) - set(taken))
+    others = [params[i] for i in rest if batches and type(params[i]) in PLAIN]
+    if overlap([x for one in batches for i in one.places for x in (params[i], *(m[i] for m in moments))], others):
         batches, rest = [], list(range(len(params)))
     if not all(set(map(type, column)) <= PLAIN for column in (params, *state.values())):
         return BatchPlan(batches, rest, key, None, [])
@@ -193,7 +190,7 @@ def plan_batches(
 
 
 def in_layout_of(grad: Tensor, param: Tensor) -> Tensor:
-    """The gradient in its parameter's layout, with its values in memory: not negated by a bit, nor zero by a key."""
+    """The gradient, or a copy in the parameter's layout. The copy also resolves a neg bit and a ZeroTensor."""
     alike = grad.stride() == param.stride() or (grad.is_contiguous() and param.is_contiguous())
     if alike and not (grad.is_neg() or grad._is_zerotensor()):
         return grad

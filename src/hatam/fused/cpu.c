@@ -1,8 +1,8 @@
-/* One step of HATAM for all tensors of a group in one pass over memory; see hatam/update.py for the mathematics.
+/* One step of HATAM for all tensors of a batch in one pass over memory; see hatam/update.py for the equations.
  *
- * Tensors are cut into chunks; each thread takes the next chunk that is left. Sums are kept per chunk and added in the
- * order of the chunks, so that the result does not depend on who did what. Nothing of torch's or Python's binary
- * interface is used: pointers and numbers only.
+ * Tensors are cut into chunks. Each thread takes the next free chunk. Each chunk has its own sums, and these are added
+ * in the order of the chunks, so that results do not depend on the threads. The interface has pointers and numbers
+ * only, and nothing of torch's or Python's ABI.
  */
 
 #include "cpu.h"
@@ -14,7 +14,7 @@
 
 #include "cpu_bfloat16.h"
 
-/* Compiled for several instruction sets, one of which the loader chooses, where compiler and loader can do that. */
+/* Compiles a function for several instruction sets. The loader chooses one, on systems that support this. */
 #if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && !defined(HATAM_ONE_TARGET)
 #define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
@@ -23,15 +23,15 @@
 #define INLINE __attribute__((always_inline)) static inline
 #define SIMD _Pragma("omp simd")
 
-/* Fewer elements than GRAIN are done before a second thread has woken up. */
+/* Up to GRAIN elements are updated by one thread: waking a second one takes longer. */
 enum { LANES = 128, GRAIN = 1 << 15, CHUNK = 1 << 16, LONGEST_CHUNK = 1 << 18 };
 
-/* What the compiler makes a loop of its own for. */
+/* Constants at compile time: there is one loop for each combination of them. */
 typedef struct {
     int param, exp_avg, exp_avg_sq, random_state, random_param, uniform;
 } Types;
 
-/* Over a chunk, or over a tensor. */
+/* Sums of z^2, u^2 and sqrt(v) over a chunk or a tensor. */
 typedef struct {
     double z_squares, u_squares, roots;
 } Sum;
@@ -47,10 +47,10 @@ static void set_scalar(void *x, int32_t dtype, double value) {
         *(float *)x = (float)value;
 }
 
-/* A mean of eps is that of v = 0: nothing is known of sharpness yet, and S = 0. */
+/* A mean of eps means v = 0: sharpness is not known yet. An infinite mean gives S = 0. */
 static double known_mean(double mean, const Options *o) { return mean > o->no_gradient_yet ? mean : INFINITY; }
 
-/* kappa of this step, from what was measured one step before; 0 for tensors without a reach. */
+/* kappa of this step, from rho and N of the step before; 0 for tensors without a reach. */
 static double reach_of(const Table *table, const Options *o, int64_t t) {
     if (table->reach == NULL) return 0;
     const double rest = fmax(0, scalar(table->path_length[t], o->scalar_dtype) - 1);
@@ -58,7 +58,7 @@ static double reach_of(const Table *table, const Options *o, int64_t t) {
     return fmin(o->reach_factor * scalar(table->rms_ratio[t], o->scalar_dtype) * travel_factor * travel_factor, o->max_reach);
 }
 
-/* The types of parameter and gradient, of m, of v; and whether state and parameter are rounded at random. */
+/* Dtypes of parameter and gradient, of m and of v; then whether rounding is stochastic for state and for parameter. */
 #define FLOAT_COMBINATIONS(ROW)                                  \
     ROW(plain, FLOAT32, FLOAT32, FLOAT32, 0, 0)                  \
     ROW(narrow_state, FLOAT32, BFLOAT16, FLOAT32, 0, 0)          \
@@ -94,12 +94,12 @@ static double reach_of(const Table *table, const Options *o, int64_t t) {
 typedef struct {
     const Table *table;
     const Options *options;
-    const int64_t *first; /* number of the first chunk of each tensor, and of all chunks at the end */
-    Sum *sums;            /* over each chunk */
-    int64_t next;         /* the chunk that nobody has taken yet */
+    const int64_t *first; /* index of each tensor's first chunk; the last entry is the number of all chunks */
+    Sum *sums;            /* of each chunk */
+    int64_t next;         /* index of the next free chunk */
 } Job;
 
-/* A quarter of the tensor, within limits: memory likes long runs, and each chunk has sums of its own to add up. */
+/* A quarter of the tensor, within limits: long chunks read memory faster, and every chunk has sums to add. */
 static int64_t chunk_size(int64_t numel) {
     const int64_t quarter = (numel / 4 + LANES - 1) / LANES * LANES;
     return quarter < CHUNK ? CHUNK : quarter > LONGEST_CHUNK ? LONGEST_CHUNK : quarter;
@@ -119,7 +119,7 @@ static void work(void *data) {
     }
 }
 
-/* Moves the scalars of one tensor on, once all its chunks are done; what is not finite leaves the last one. */
+/* Updates the scalars of one tensor after all its chunks. If rho or mean(h) is not finite, the last one is kept. */
 static void finish(const Table *table, const Options *o, int64_t t, const Sum *sums, int64_t chunks) {
     const double step = scalar(table->step[t], o->step_dtype) + 1, numel = (double)table->numel[t];
     set_scalar(table->step[t], o->step_dtype, step);
@@ -152,12 +152,12 @@ static void finish(const Table *table, const Options *o, int64_t t, const Sum *s
 
 int32_t hatam_layout(void) { return HATAM_LAYOUT; }
 
-/* Whether there is a loop for these types. */
+/* Whether there is a loop for these dtypes and this eps. */
 int32_t hatam_takes(const Options *o) {
     return o->param_dtype == FLOAT64 ? choose_double(o) != NULL : choose_float(o) != NULL;
 }
 
-/* Returns 1, or 0 where memory for the bookkeeping was refused and nothing has moved. */
+/* Returns 1, or 0 if memory for chunks could not be allocated; no tensor has changed then. */
 int32_t hatam_step(const Table *table, const Options *options, Parallel parallel) {
     const int64_t tensors = table->tensors;
     int64_t *first = malloc(sizeof *first * (size_t)(tensors + 1));

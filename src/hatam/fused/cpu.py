@@ -1,8 +1,8 @@
-"""The compiled CPU kernel: finds it, and hands it the tensors of a group as raw pointers.
+"""Loads the compiled CPU kernel and passes it the tensors of a batch as raw pointers.
 
-The kernel is a plain shared library, built with the package. It does one pass over memory (4 reads and 3 writes per
-element, as AdamW) for all tensors of a group in one call. It runs on torch's own OpenMP threads,
-``torch.get_num_threads()`` of them, and gives the same bits whatever their number.
+The kernel is a shared library, built with the package. One call makes one pass over memory for all tensors of a batch,
+with 4 reads and 3 writes per element, as AdamW's does. It runs on ``torch.get_num_threads()`` threads of torch's OpenMP
+runtime. The number of threads does not change its results.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..storage import MOMENTS, SCALARS
 from ..update import NO_GRADIENT_YET, Options
 from .batches import Batch, dtypes_match
 
-LAYOUT = 12  # of cpu.h
+LAYOUT = 12  # HATAM_LAYOUT of cpu.h
 LIBRARY = Path(__file__).with_name("_cpu.so")
 REMEDY = "install hatam where a C compiler is present (in its clone: pip install --force-reinstall --no-deps .)"
 DTYPE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
@@ -62,7 +62,7 @@ class _Options(ctypes.Structure):
 
 @cache
 def load() -> ctypes.CDLL | str:
-    """The kernel, or in words why there is none."""
+    """The kernel's library, or the reason why there is none."""
     if not LIBRARY.exists():
         return f"it was not built when hatam was installed; {REMEDY}"
     try:
@@ -74,13 +74,13 @@ def load() -> ctypes.CDLL | str:
 
 
 def unavailable_reason() -> str | None:
-    """In words why there is no kernel, or None where there is one."""
+    """The reason why there is no kernel, or None if there is one."""
     library = load()
     return library if isinstance(library, str) else None
 
 
 def library() -> ctypes.CDLL:
-    """The kernel, which there must be."""
+    """The kernel's library. Raises RuntimeError if there is none."""
     loaded = load()
     if isinstance(loaded, str):
         raise RuntimeError(f"there is no fused CPU kernel: {loaded}")
@@ -89,23 +89,23 @@ def library() -> ctypes.CDLL:
 
 @cache
 def torch_threads() -> ctypes.c_void_p:
-    """``GOMP_parallel`` of the OpenMP runtime that torch has loaded; null, and so one thread, where it has none."""
+    """``GOMP_parallel`` of torch's OpenMP runtime. It is a null pointer, which means one thread, if torch has none."""
     name = next(Path(torch.__file__).parent.glob("lib/libtorch_cpu.*"), None)
     try:
         return ctypes.cast(ctypes.CDLL(str(name)).GOMP_parallel, ctypes.c_void_p)
     except (OSError, AttributeError):
-        logging.getLogger("hatam").info("torch's OpenMP threads were not found: the fused CPU kernel runs on one")
+        logging.getLogger("hatam").info("torch's OpenMP runtime was not found: the fused CPU kernel uses one thread")
         return ctypes.c_void_p()
 
 
 def supports(dtypes: dict[str, torch.dtype], o: Options) -> bool:
-    """Whether there is a loop for tensors of these dtypes, by their names in the state, "param" and "grad"."""
+    """Whether the kernel has a loop for these options and dtypes, which are by state key, "param" and "grad"."""
     known = dtypes_match(dtypes) and set(dtypes.values()) <= DTYPE.keys() and o.modulator in (UNIFORM, RELATIVE)
     return known and bool(library().hatam_takes(ctypes.byref(_options(dtypes, o))))
 
 
 def step(batch: Batch, o: Options) -> None:
-    """One step of tensors that :func:`supports` accepts."""
+    """Take one step with a batch that :func:`supports` accepts."""
     if batch.kernel_cache is None:
         indices = array("I", batch.param_indices)
         columns = {"param_index": indices, **batch.at}
@@ -115,7 +115,7 @@ def step(batch: Batch, o: Options) -> None:
     options = _options(batch.dtypes, o)
     if not library().hatam_step(ctypes.byref(table), ctypes.byref(options), torch_threads()):
         raise MemoryError(
-            f"the fused CPU kernel got no memory for a table of {len(batch.params)} tensors; nothing has moved"
+            f"the fused CPU kernel found no memory for its table of {len(batch.params)} tensors; none has changed"
         )
     torch.autograd.graph.increment_version(batch.params)
 

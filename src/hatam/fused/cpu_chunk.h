@@ -1,6 +1,6 @@
-/* One chunk of one tensor: the constants of its step, and the loop of its types over it.
+/* The update of one chunk of one tensor: chooses the loop for its dtypes, and computes the constants of its step.
  *
- * Included once for float and once for double, after the loops.
+ * Included once for float and once for double, after cpu_loops.h.
  */
 
 COMBINATIONS(LOOPS)

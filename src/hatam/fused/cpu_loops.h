@@ -1,37 +1,37 @@
-/* The update of a run of elements in arithmetic of type REAL: hatam/update.py, in one loop.
+/* The update of hatam/update.py for a run of elements, in one loop with arithmetic of type REAL.
  *
- * Included once for float and once for double. One loop, not one for each line of the equations, since arithmetic has
- * to overlap with memory. With S = 1, m is divided by h directly: two divisions cost less than one and the care that an
- * infinite h would need. No operation depends on the width of the vectors (contraction is off, each lane has a sum of
- * its own), so that every processor and every number of threads gives the same bits.
+ * Included once for float and once for double. There is one loop, not one per equation, so that arithmetic overlaps
+ * with memory accesses. With S = 1, m is divided by the last h and by the new one. One shared division would cost more,
+ * because an infinite h needs extra code. No operation depends on the vector width: contraction is off, and each lane
+ * has its own sum. So every processor and number of threads gives the same bits.
  */
 
 typedef struct {
     REAL keep, step_size, beta2, eps, grad_factor;                /* keep = 1 - lr wd */
-    REAL rate1, rate2;                                            /* 1 - beta, which as a float has more digits than beta */
-    REAL h_factor, h_factor_before;                               /* 1 / sqrt(1 - beta2^t), now and one step before */
-    REAL reach, reach_before, inv_mean, inv_mean_before;          /* of the offset */
+    REAL rate1, rate2;                                            /* 1 - beta in double, then rounded to REAL */
+    REAL h_factor, h_factor_before;                               /* 1 / sqrt(1 - beta2^t), of this step and the last */
+    REAL reach, reach_before, inv_mean, inv_mean_before;          /* kappa and 1 / mean(h), of this step and the last */
     REAL cap;                                                     /* S / h = min(cap / h, 1 / mean) */
     uint32_t key, key_of_param, key_of_param_before;
 } FN(Constants);
 
-/* A run of elements of one tensor, as they are stored. */
+/* Consecutive elements of one tensor, in their stored dtypes. */
 typedef struct {
     void *param, *exp_avg, *exp_avg_sq;
     const void *grad;
-    uint32_t at; /* place of the first element in its tensor */
+    uint32_t at; /* index of the first element in its tensor */
     int n;
 } FN(Run);
 
-/* By lane: of z^2, (S m / h)^2 and, where S is not 1, sqrt(v). */
+/* Sums of each lane: of z^2, of (S m / h)^2 and, if S is not 1, of sqrt(v). */
 typedef struct {
     REAL z_squares[LANES], u_squares[LANES], roots[LANES];
 } FN(Sums);
 
-/* A NaN in x stays one. */
+/* The lesser of the two; NaN if x is NaN. */
 static inline REAL FN(at_most)(REAL x, REAL most) { return most < x ? most : x; }
 
-/* A number as it will be read again: what later steps undo has to be computed from it. */
+/* The value after rounding to its dtype. Offsets are computed from such values: the undo reads no others. */
 INLINE REAL FN(as_read)(const int type, REAL value, uint32_t random, const int at_random) {
     return type == BFLOAT16 ? (REAL)rounded((float)value, random, at_random) : value;
 }
@@ -53,7 +53,7 @@ INLINE uint32_t FN(draw)(uint32_t at, int i, uint32_t key, const int wanted) {
     return wanted ? scatter((at + (uint32_t)i) ^ key) : 0;
 }
 
-/* AdamW on z = w + kappa u with the gradient taken at w; then w is ahead of z again, u = S m / h. */
+/* One step: z = w + kappa u, AdamW on z with the gradient at w, and w = z - kappa u, where u = S m / h. */
 INLINE void FN(advance)(FN(Run) r, FN(Sums) *restrict sums, const FN(Constants) *c, const Types t) {
     const FN(Constants) k = *c;
     SIMD for (int i = 0; i < r.n; i++) {
@@ -66,7 +66,7 @@ INLINE void FN(advance)(FN(Run) r, FN(Sums) *restrict sums, const FN(Constants) 
         v = FN(store)(r.exp_avg_sq, t.exp_avg_sq, i, v * k.beta2 + k.rate2 * g * g, for_param >> 16, t.random_state);
         REAL root = SQRT(v), h = root * k.h_factor + k.eps;
 
-        /* z = w + kappa u. In bfloat16 the nearest number is mostly the z that was there. */
+        /* z = w + kappa u. In bfloat16, rounding to nearest mostly restores the z of the last step. */
         uint32_t for_w_before = FN(draw)(r.at, i, k.key_of_param_before, t.random_param) >> 16;
         REAL middle_w = t.random_param && k.reach_before != 0 ? (REAL)middle((float)w, for_w_before) : w;
         REAL u_before = t.uniform ? m / h_before : m * FN(at_most)(k.cap / h_before, k.inv_mean_before);
@@ -89,7 +89,7 @@ INLINE void *FN(beyond)(const void *x, const int type, int i) {
     return type == BFLOAT16 ? (void *)((uint16_t *)x + i) : (void *)((REAL *)x + i);
 }
 
-/* One element for each lane at a time. */
+/* Updates LANES elements at a time, one per lane. */
 INLINE void FN(walk)(FN(Run) r, FN(Sums) *restrict sums, const FN(Constants) *c, const Types t) {
     for (int i = 0; i < r.n; i += LANES) {
         const int n = r.n - i < LANES ? r.n - i : LANES;
@@ -99,7 +99,7 @@ INLINE void FN(walk)(FN(Run) r, FN(Sums) *restrict sums, const FN(Constants) *c,
     }
 }
 
-/* The loops of one combination of types: for S = 1, and for S from the mean of h. */
+/* The two loops of one combination of dtypes: with S from the mean of h, and with S = 1. */
 #define LOOP(name, ...)                                                                        \
     CLONES static void FN(name)(FN(Run) r, FN(Sums) *restrict sums, const FN(Constants) * c) { \
         FN(walk)(r, sums, c, (Types){__VA_ARGS__});                                            \

@@ -1,15 +1,15 @@
-"""The GPU kernel: lays the tensors of a group out in a table on their device, and launches what walks along it.
+"""Writes the tensors of a batch into a table on their device, and launches the GPU kernels that read it.
 
-m and v have the same bits as those of :mod:`hatam.fused.cpu`. Bias corrections may differ by rounding. A step is three
-launches whatever the number of tensors, waits for nothing on the host and gives the same bits every time. Table and
-scratch need 14 integers, 14 constants and two keys for each tensor, and at most 28 bytes for each 2048 elements.
+m and v have the same bits as those of :mod:`hatam.fused.cpu`. Bias corrections may differ by rounding. A step has three
+launches for any number of tensors, never makes the CPU wait, and gives the same bits in every run. Table and scratch
+need 14 integers, 14 constants and two keys for each tensor, and at most 28 bytes for each 2048 elements.
 
-The table holds addresses, and stays on the device while the addresses stay the same. Where they change (gradients that
-``zero_grad()`` has freed), it is copied again, without waiting.
+The table holds addresses, and stays on the device while they are unchanged. When they change, as after ``zero_grad()``
+has freed gradients, the table is copied again asynchronously.
 
-In a CUDA graph (``capturable=True``, lr as a tensor) the step needs what every graph needs, an eager step or more
-before the capture, which compiles the kernels and sets memory aside; and gradients that stay where they were captured.
-The graph keeps its tables for the life of the process, since nobody knows when the graph goes.
+A step in a CUDA graph (``capturable=True``, lr as a tensor) needs at least one eager step before the capture, as every
+graph does: the eager step compiles the kernels and reserves memory. Gradients must stay at their captured addresses.
+The tables of a graph are kept until the process ends, because the end of a graph cannot be observed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .batches import Batch, dtypes_match
 CHUNK = 2048  # elements per program: 8 for each of 256 threads
 WARPS = 8
 LANES = 128  # tensors per program of `prepare`
-SPARES = 256  # tables that are kept; where there are more, the oldest go
+SPARES = 256  # limit of cached tables, and of spare memory for captures; the oldest are dropped
 ADDRESSES = ("param", "grad", *MOMENTS, "step", *SCALARS, "shard_sums")  # the order of gpu_words.py
 
 COMBINATIONS = {
@@ -45,13 +45,13 @@ COMBINATIONS = {
     (torch.bfloat16, torch.bfloat16, torch.float32),
     (torch.float64, torch.float64, torch.float64),
 }
-"""Parameter and gradient, m, v."""
-DTYPES = {param for param, _, _ in COMBINATIONS} | {torch.complex64, torch.complex128}  # that as pairs of real numbers
+"""The supported dtypes of parameter and gradient, of m, and of v."""
+DTYPES = {param for param, _, _ in COMBINATIONS} | {torch.complex64, torch.complex128}  # complex as real pairs
 
 
 @cache
 def load() -> ModuleType | str:
-    """The kernels, or in words why there are none."""
+    """The module of the kernels, or the reason why there is none."""
     try:
         from . import gpu_kernels
     except ImportError as error:
@@ -61,21 +61,21 @@ def load() -> ModuleType | str:
 
 @cache
 def unavailable_reason() -> str | None:
-    """In words why there is no kernel, or None where there is one. On a GPU, Triton has to compile something first."""
+    """The reason why there is no kernel, or None if there is one. On a GPU, a trivial kernel is compiled as a test."""
     kernels = load()
     if isinstance(kernels, str):
         return kernels
     if torch.cuda.is_available():
         try:
             kernels.nothing[(1,)](0)
-        except Exception as error:  # of whatever Triton needs: a GPU that it supports, a C compiler, Python's headers
+        except Exception as error:  # of any type: Triton also needs a supported GPU, a C compiler and Python's headers
             reason = str(error).strip().splitlines() or [type(error).__name__]
             return f"Triton cannot compile for this GPU ({reason[0]}); it needs a C compiler and a GPU that it supports"
     return None
 
 
 def kernels() -> Any:
-    """The kernels, which there must be."""
+    """The module of the kernels. Raises RuntimeError if there is none."""
     loaded = load()
     if isinstance(loaded, str):
         raise RuntimeError(f"there is no fused GPU kernel: {loaded}")
@@ -83,7 +83,7 @@ def kernels() -> Any:
 
 
 def supports(dtypes: dict[str, torch.dtype], o: Options) -> bool:
-    """Whether the kernel is for tensors of these dtypes, by their names in the state, "param" and "grad"."""
+    """Whether the kernels support these options and dtypes, which are by state key, "param" and "grad"."""
     return (
         dtypes_match(dtypes)
         and o.modulator in (UNIFORM, RELATIVE)
@@ -92,7 +92,7 @@ def supports(dtypes: dict[str, torch.dtype], o: Options) -> bool:
 
 
 def step(batch: Batch, o: Options) -> None:
-    """One step of tensors that :func:`supports` accepts; as of :func:`hatam.fused.cpu.step`."""
+    """Take one step with a batch that :func:`supports` accepts, as :func:`hatam.fused.cpu.step` does."""
     if batch.kernel_cache is None:
         batch.kernel_cache = Layout.of(batch, o)
     device = batch.params[0].device
@@ -102,16 +102,16 @@ def step(batch: Batch, o: Options) -> None:
 
 
 class Layout(NamedTuple):
-    """What does not change from step to step: columns of the table, and what the kernels are compiled for."""
+    """The table's columns and the kernels' compile-time arguments; only the gradients' addresses may change."""
 
     columns: list[array[int]]
     scratch: Scratch
     scalars: dict[str, Any]  # types of the 0-dim state tensors
-    loop: dict[str, Any]
+    loop: dict[str, Any]  # of ``update``
 
     @staticmethod
     def of(batch: Batch, o: Options) -> Layout:
-        """Look at the tensors of a batch."""
+        """The layout of a batch."""
         absent, dtypes = array("Q", bytes(8 * len(batch.params))), batch.dtypes
         columns = [batch.at.get(key, absent) for key in (*ADDRESSES, "numel")]
         scratch = Scratch(
@@ -125,7 +125,7 @@ class Layout(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """What the kernels leave for each other."""
+    """Which scratch memory the kernels need to pass results to each other."""
 
     tensors: int
     double: bool
@@ -133,7 +133,7 @@ class Scratch(NamedTuple):
     means: bool  # of h
 
     def on(self, device: torch.device, chunks: int) -> list[Tensor | None]:
-        """Constants and keys of every tensor; sums of z^2, (S m / h)^2 and sqrt(v) of every chunk."""
+        """Constants and keys for each tensor; for each chunk sums of z^2, (S m / h)^2 and sqrt(v), or None."""
         precision = torch.float64 if self.double else torch.float32
         constants = torch.empty(self.tensors, kernels().words.CONSTANTS.value, dtype=precision, device=device)
         keys = torch.empty(self.tensors, 2, dtype=torch.int32, device=device)  # of this step and of the one before
@@ -146,23 +146,23 @@ class Scratch(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """What tensors there are, on their device."""
+    """A batch's tensors and chunks, as tables on the device."""
 
     rows: Tensor  # int64, (tensors, columns of gpu_words.py)
-    chunks: Tensor  # int32, the tensor that each chunk is of
+    chunks: Tensor  # int32, the index of each chunk's tensor
     scratch: list[Tensor | None]
-    aligned: bool  # whether every address is a multiple of 16 bytes
-    source: Tensor  # of rows, on the host: must outlive the copy, which may be part of a graph
+    aligned: bool  # whether the addresses of param, grad, m and v are multiples of 16 bytes
+    source: Tensor  # the rows in CPU memory; kept because a graph copies them at every replay
 
 
 def table_key(batch: Batch) -> bytes:
-    """The table column by column, as a key to what is on the device already."""
+    """The table's columns as bytes, which are the key of cached tables."""
     batch.kernel_cache.columns[ADDRESSES.index("grad")] = batch.at["grad"]
     return b"".join(batch.kernel_cache.columns)
 
 
 def tables(listing: bytes, scratch: Scratch, device: torch.device) -> Tables:
-    """The tables of a listing: those of an earlier step on this stream, where the listing is the same."""
+    """The tables for a table key; an earlier step's, if it had the same key on the same stream."""
     if device.type != "cuda":
         return cached(listing, scratch, device, 0)
     if torch.cuda.is_current_stream_capturing():
@@ -173,21 +173,21 @@ def tables(listing: bytes, scratch: Scratch, device: torch.device) -> Tables:
 
 @lru_cache(maxsize=SPARES)
 def cached(listing: bytes, scratch: Scratch, device: torch.device, stream: int) -> Tables:
-    """Tables that are used on one stream only, so that their memory is free for others when it is given back."""
+    """Tables for use on one stream only, so that the allocator can reuse their memory once they are dropped."""
     return build(listing, blank(scratch.tensors, device), scratch, device)
 
 
-_spares: dict[bytes, Tensor] = {}  # pinned memory for the tables of a capture, in which none may be allocated
-_in_graphs: list[Tables] = []
+_spares: dict[bytes, Tensor] = {}  # pinned memory for tables of captures, which cannot allocate any
+_in_graphs: list[Tables] = []  # kept for the graphs that read them
 
 
 def whose(listing: bytes, tensors: int) -> bytes:
-    """The addresses of the parameters, which stay while those of gradients path and go."""
+    """The part of a table key with the parameters' addresses, which stay the same when those of gradients change."""
     return listing[: 8 * tensors]
 
 
 def spare_for(listing: bytes, tensors: int, device: torch.device) -> None:
-    """Set memory aside for a capture of a step of these parameters."""
+    """Reserve pinned memory, so that a step of these parameters can be captured."""
     key = whose(listing, tensors)
     if key not in _spares:
         _spares[key] = blank(tensors, device)
@@ -196,29 +196,29 @@ def spare_for(listing: bytes, tensors: int, device: torch.device) -> None:
 
 
 def captured(listing: bytes, scratch: Scratch, device: torch.device) -> Tables:
-    """Tables of their own for a CUDA graph, which copies them anew at every replay."""
+    """New tables for a CUDA graph, which copies them to the device at every replay."""
     spare = _spares.pop(whose(listing, scratch.tensors), None)
     if spare is None:
         raise RuntimeError(
-            f"step() was captured in a CUDA graph with {scratch.tensors} tensors on one code path, but no eager step "
-            "of these came since the last capture; take one before the capture, as torch's notes on CUDA graphs show"
+            f"step() was captured in a CUDA graph with {scratch.tensors} tensors on one code path, but they had "
+            "no eager step since the last capture; take one before the capture, as torch's notes on CUDA graphs show"
         )
     _in_graphs.append(build(listing, spare, scratch, device))
     return _in_graphs[-1]
 
 
 def blank(tensors: int, device: torch.device) -> Tensor:
-    """Memory on the host for the rows of a table, from which a copy does not wait."""
+    """CPU memory for the rows of a table, pinned so that the copy to a GPU is asynchronous."""
     return torch.empty(tensors, len(ADDRESSES) + 3, dtype=torch.int64, pin_memory=device.type == "cuda")
 
 
 def build(listing: bytes, source: Tensor, scratch: Scratch, device: torch.device) -> Tables:
-    """Fill in the rows, cut the tensors into chunks, and send all of it off."""
+    """Fill in the rows, cut the tensors into chunks, and copy both to the device."""
     columns = torch.frombuffer(bytearray(listing), dtype=torch.int64).view(len(ADDRESSES) + 2, -1)
     numel = columns[len(ADDRESSES)]
     chunks = (numel + CHUNK - 1) // CHUNK
     source[:, :-1] = columns.T
-    source[:, -1] = chunks.cumsum(0) - chunks  # number of the first
+    source[:, -1] = chunks.cumsum(0) - chunks  # index of the first one
     rows = source.to(device, non_blocking=True)
     counts = (rows[:, len(ADDRESSES)] + CHUNK - 1) // CHUNK
     chunk_map = torch.repeat_interleave(counts, output_size=int(chunks.sum())).to(torch.int32)
@@ -230,7 +230,7 @@ def build(listing: bytes, source: Tensor, scratch: Scratch, device: torch.device
 
 
 def launch(table: Tables, layout: Layout, o: Options) -> None:
-    """The three kernels, in the order in which they need each other."""
+    """Launch the three kernels of a step."""
     k, device = kernels(), table.rows.device
     constants, keys, *sums = table.scratch
     tensors, chunks, reaches = layout.scratch.tensors, len(table.chunks), layout.scratch.reaches
@@ -254,13 +254,13 @@ def launch(table: Tables, layout: Layout, o: Options) -> None:
 
 
 def triton_type(dtype: torch.dtype) -> Any:
-    """How the kernels read a dtype: bfloat16 as its bits."""
+    """The type with which the kernels read a dtype; bfloat16 is read as its bits."""
     tl = kernels().tl
     return {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.uint16}[dtype]
 
 
 def loop(dtypes: dict[str, torch.dtype], o: Options) -> dict[str, Any]:
-    """What the compiler makes a pass over memory of its own for."""
+    """The dtypes and flags for which ``update`` is compiled."""
     narrow = {key for key, dtype in dtypes.items() if dtype == torch.bfloat16}
     return {
         "P": triton_type(dtypes["param"]),
@@ -274,14 +274,14 @@ def loop(dtypes: dict[str, torch.dtype], o: Options) -> dict[str, Any]:
 
 
 def options(o: Options, device: torch.device) -> dict[str, Any]:
-    """The options as arguments of ``prepare``."""
+    """The arguments of ``prepare`` that come from the options alone."""
     given = option_values(("lr", "reach_factor", "max_reach", "grad_factor"), o, device)
     given |= {name: float(getattr(o, name)) for name in ("beta1", "beta2", "weight_decay", "travel")}
     return given | {"cap": CAP if o.modulator.needs_mean else 1.0, "log_beta1": log(o.beta1)}
 
 
 def option_values(names: Iterable[str], o: Options, device: torch.device) -> dict[str, Any]:
-    """Options as numbers, or by their tensors where these live on the device, for reading them would wait."""
+    """Options as numbers, or as tensors if they are on the device: the CPU would wait to read these."""
     given: dict[str, Any] = {}
     for name in names:
         value: Scalar = getattr(o, name)
@@ -292,5 +292,5 @@ def option_values(names: Iterable[str], o: Options, device: torch.device) -> dic
 
 
 def log(beta: float) -> float:
-    """ln β, also of 0."""
+    """ln β; −∞ for β = 0."""
     return math.log(beta) if beta > 0 else -math.inf

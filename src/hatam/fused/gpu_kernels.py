@@ -1,18 +1,18 @@
-"""The Triton kernels of :mod:`hatam.fused.gpu`: hatam/fused/cpu_loops.h and cpu_chunk.h, line for line.
+"""The Triton kernels of :mod:`hatam.fused.gpu`. They compute what hatam/fused/cpu.c and its headers compute.
 
-A step is three launches whatever the number of tensors: ``prepare`` works out the constants of every tensor's step in
-float64 and moves its scalars on, ``update`` does one pass over memory with a program for every chunk of every tensor,
-and ``finish`` adds the sums over chunks in one order and keeps the means, so that two runs have the same bits.
+A step has three launches for any number of tensors. ``prepare`` computes every tensor's constants in float64, and sets
+its step and kappa. ``update`` makes one pass over memory, with one program for each chunk of each tensor. ``finish``
+adds the chunks' sums in a fixed order, so that all runs have the same bits, and stores rho, N and mean(h).
 
-Tensors are given by their addresses, one row of ``table`` for each; an address that is not needed is 0. bfloat16 is
-read and written as its 16 bits, so that rounding, random or not, has the same bits as on the CPU. Square roots and
-divisions are those of IEEE 754 and products are not fused with sums: memory is what the kernel waits for.
+Each tensor has one row of ``table`` with its addresses. An address that is not needed is 0. bfloat16 is read and
+written as its 16 bits, so that both kinds of rounding have the same bits as on the CPU. Square roots and divisions
+follow IEEE 754, and products are not fused with sums: memory, not arithmetic, limits the speed.
 """
 
 import triton
 import triton.language as tl
 
-from . import gpu_words as words  # its numbers by its name: Triton would compare them at every launch
+from . import gpu_words as words  # used as words.NAME: Triton checks global names at every launch
 from .gpu_update import update
 from .gpu_words import column, known, number_or_at, one_minus_power, scalars, scatter, skipped, wide
 
@@ -31,7 +31,7 @@ def prepare(
     REACHES: tl.constexpr, UNIFORM: tl.constexpr, STEP_TYPE: tl.constexpr, SCALAR_TYPE: tl.constexpr,
     LANES: tl.constexpr,
 ):  # fmt: skip
-    """Every tensor's constants from its scalars, which it moves on, all but the mean: that comes from the new v."""
+    """Compute every tensor's constants, and store its step, its kappa and the mean that goes with it."""
     t = tl.program_id(0) * LANES + tl.arange(0, LANES)
     inside = t < tensors
     moves = inside & (skipped(found_inf) == 0)
@@ -73,7 +73,7 @@ def prepare_reach(
     row, k, reach_factor, travel, max_reach, no_gradient_yet, inside, moves,
     UNIFORM: tl.constexpr, SCALAR_TYPE: tl.constexpr,
 ):  # fmt: skip
-    """kappa, from what was measured one step before."""
+    """Compute kappa from rho and N of the step before and, if S is not 1, the means of h."""
     ratio = tl.load(scalars(row, words.RMS_RATIO, SCALAR_TYPE, inside), mask=inside, other=0).to(tl.float64)
     path_length = tl.load(scalars(row, words.PATH_LENGTH, SCALAR_TYPE, inside), mask=inside, other=0).to(tl.float64)
     share = tl.maximum(path_length - 1, 0.0) / tl.where(travel > 0, travel, 1.0)
@@ -103,12 +103,12 @@ def finish(
     log_beta2: tl.float64, eps: tl.float64, no_gradient_yet: tl.float64, growth: tl.float64,
     STEP_TYPE: tl.constexpr, SCALAR_TYPE: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Keep rho and N of one tensor and, where S needs it, mean(h)."""
+    """Store rho, N and, if S needs it, mean(h) of one tensor; for a local part of a DTensor store sums instead."""
     row = table + tl.program_id(0) * words.COLUMNS
     numel, first = column(row, words.NUMEL), column(row, words.FIRST)
     moves = skipped(found_inf) == 0
     chunks = tl.where(moves, (numel + CHUNK - 1) // CHUNK, 0)  # a skipped step has left no sums to read
-    parts = column(row, words.SHARD_SUMS)  # where a part of a tensor leaves its sums, for others make the whole of them
+    parts = column(row, words.SHARD_SUMS)  # address for the sums of a local part of a DTensor, else 0
     is_part, is_whole = moves & (parts != 0), moves & (parts == 0)
     parts, n = parts.to(tl.pointer_type(tl.float64)), numel.to(tl.float64)
 
@@ -132,7 +132,7 @@ def finish(
     tl.store(parts, z_square * n, mask=is_part)
     tl.store(parts + 1, u_square * n, mask=is_part)
     if roots is not None:
-        step = tl.maximum(step, 1.0)  # a first step that is skipped has not been counted
+        step = tl.maximum(step, 1.0)  # it is 0 if the first step is skipped
         mean = mean_of(roots, first, chunks, numel, WIDTH)  # of sqrt(v)
         mean = mean / tl.sqrt(one_minus_power(wide(log_beta2), step)) + wide(eps)
         mean_at = column(row, words.DENOM_MEAN).to(tl.pointer_type(SCALAR_TYPE))
@@ -143,7 +143,7 @@ def finish(
 
 @triton.jit
 def mean_of(sums, first, chunks, numel, WIDTH: tl.constexpr):
-    """The mean over one tensor from the sums of its chunks, always added in the same order."""
+    """The mean over one tensor from its chunks' sums, which are added in a fixed order."""
     lanes = tl.arange(0, WIDTH)
     total = tl.zeros((WIDTH,), tl.float64)
     for i in range(0, chunks, WIDTH):
@@ -153,5 +153,5 @@ def mean_of(sums, first, chunks, numel, WIDTH: tl.constexpr):
 
 @triton.jit
 def nothing(number):
-    """Compiled and run to see whether Triton can do that here."""
+    """A trivial kernel, to test whether Triton can compile and run one here."""
     tl.device_assert(number == 0)

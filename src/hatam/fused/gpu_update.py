@@ -1,9 +1,9 @@
-"""The pass over memory of :mod:`hatam.fused.gpu_kernels`, with a program for every chunk of every tensor."""
+"""The kernel of :mod:`hatam.fused.gpu_kernels` that updates tensors, with one program for each of their chunks."""
 
 import triton
 import triton.language as tl
 
-from . import gpu_words as words  # its numbers by its name: Triton would compare them at every launch
+from . import gpu_words as words  # used as words.NAME: Triton checks global names at every launch
 from .gpu_words import address, as_read, at_most, column, draw, middle, ratio, read, root, skipped, write
 
 
@@ -13,7 +13,7 @@ def update(
     P: tl.constexpr, M: tl.constexpr, V: tl.constexpr, UNIFORM: tl.constexpr,
     ROUND_PARAM: tl.constexpr, ROUND_M: tl.constexpr, ROUND_V: tl.constexpr, ALIGNED: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """One chunk of one tensor, and its sums of z^2, (S m / h)^2 and sqrt(v); None for those not kept."""
+    """Update one chunk of one tensor, and store its sums of z^2, u^2 and sqrt(v), unless their pointer is None."""
     chunk = tl.program_id(0)
     t = tl.load(chunks + chunk)
     row, k = table + t * words.COLUMNS, constants + t * words.CONSTANTS
@@ -23,7 +23,7 @@ def update(
     numel = column(row, words.NUMEL)
     place = begin + tl.arange(0, CHUNK)
     if skipped(found_inf) == 0:
-        if begin + CHUNK <= numel:  # whole: without a mask, which would keep memory from being read 16 bytes at a time
+        if begin + CHUNK <= numel:  # a full chunk needs no mask, which would prevent 16-byte loads
             z, u, r = advance(
                 row, k, key, key_before, place, None, P, M, V, UNIFORM, ROUND_PARAM, ROUND_M, ROUND_V, ALIGNED
             )  # fmt: skip
@@ -47,9 +47,9 @@ def advance(
     P: tl.constexpr, M: tl.constexpr, V: tl.constexpr, UNIFORM: tl.constexpr,
     ROUND_PARAM: tl.constexpr, ROUND_M: tl.constexpr, ROUND_V: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """AdamW on z = w + kappa u with the gradient taken at w; then w is ahead of z again, u = S m / h.
+    """One step: z = w + kappa u, AdamW on z with the gradient at w, and w = z - kappa u, where u = S m / h.
 
-    Returns z, S m / h and sqrt(v) of the elements at ``place``; what nobody stores the compiler leaves out.
+    Returns z, u and sqrt(v) of the elements at ``place``. The compiler removes those that are not used.
     """
     param, grad = address(row, words.PARAM, P, ALIGNED) + place, address(row, words.GRAD, P, ALIGNED) + place
     m_at, v_at = address(row, words.EXP_AVG, M, ALIGNED) + place, address(row, words.EXP_AVG_SQ, V, ALIGNED) + place
@@ -59,13 +59,13 @@ def advance(
     w, g = read(param, inside), read(grad, inside) * tl.load(k + words.GRAD_FACTOR)
     m, v = read(m_at, inside), read(v_at, inside)
 
-    # h before and now
+    # h of the last step and of this one
     h_before = root(v) * tl.load(k + words.H_FACTOR_BEFORE) + tl.load(k + words.EPS)
     v = write(v_at, v * tl.load(k + words.BETA2) + tl.load(k + words.RATE2) * g * g, for_param >> 16, inside, ROUND_V)
     r = root(v)
     h = r * tl.load(k + words.H_FACTOR) + tl.load(k + words.EPS)
 
-    # z = w + kappa u. In bfloat16 the nearest number is mostly the z that was there
+    # z = w + kappa u. In bfloat16, rounding to nearest mostly restores the z of the last step.
     reach, cap = tl.load(k + words.REACH_BEFORE), tl.load(k + words.CAP)
     most = tl.load(k + words.INV_MEAN_BEFORE)
     u_before = ratio(m, h_before) if UNIFORM else m * at_most(ratio(cap, h_before), most)

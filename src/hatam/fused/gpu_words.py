@@ -1,9 +1,9 @@
-"""The words that :mod:`hatam.fused.gpu_kernels` is written in: its tables, its arithmetic, how it reads and writes."""
+"""Helpers of :mod:`hatam.fused.gpu_kernels`: indices into its tables, arithmetic, loads and stores."""
 
 import triton
 import triton.language as tl
 
-# The columns of the table: addresses, then numbers.
+# The columns of the table: first addresses, then integers.
 PARAM = tl.constexpr(0)
 GRAD = tl.constexpr(1)
 EXP_AVG = tl.constexpr(2)
@@ -14,17 +14,17 @@ RMS_RATIO = tl.constexpr(6)
 PATH_LENGTH = tl.constexpr(7)
 DENOM_MEAN = tl.constexpr(8)
 REACH_MEAN = tl.constexpr(9)
-SHARD_SUMS = tl.constexpr(10)  # of a part of a tensor, else 0
+SHARD_SUMS = tl.constexpr(10)  # of a local part of a DTensor, else 0
 NUMEL = tl.constexpr(11)
-PARAM_INDEX = tl.constexpr(12)  # of the parameter, for random numbers
-FIRST = tl.constexpr(13)  # number of the tensor's first chunk
+PARAM_INDEX = tl.constexpr(12)  # among the optimizer's parameters, for random numbers
+FIRST = tl.constexpr(13)  # index of the tensor's first chunk
 COLUMNS = tl.constexpr(14)
 
-# The constants of one tensor's step, named as in cpu_loops.h.
+# The constants of one tensor's step, with the names of cpu_loops.h.
 KEEP = tl.constexpr(0)
 STEP_SIZE = tl.constexpr(1)
 BETA2 = tl.constexpr(2)
-RATE1 = tl.constexpr(3)  # 1 - beta1, which as a float32 has more digits than beta1
+RATE1 = tl.constexpr(3)  # 1 - beta1 in float64, then rounded
 RATE2 = tl.constexpr(4)
 EPS = tl.constexpr(5)
 GRAD_FACTOR = tl.constexpr(6)
@@ -50,13 +50,13 @@ def ratio(x, y):
 
 @triton.jit
 def at_most(x, most):
-    """A NaN in x stays one."""
+    """The lesser of the two; NaN if x is NaN."""
     return tl.where(most <= x, most, x)
 
 
 @triton.jit
 def known(mean, no_gradient_yet):
-    """A mean of eps is that of v = 0: nothing is known of sharpness yet, and S = 0."""
+    """The mean, or infinity if it is eps: v = 0 then, sharpness is not known yet, and S has to be 0."""
     return tl.where(mean > no_gradient_yet, mean, float("inf"))
 
 
@@ -89,7 +89,7 @@ def widened(x):
 
 @triton.jit
 def narrowed(x, random, AT_RANDOM: tl.constexpr):
-    """Raised by a random number, or by half a unit for the nearest, and cut; infinity and NaN stay what they are."""
+    """The bits of x rounded to bfloat16, stochastically or to nearest. Infinity and NaN are kept."""
     bits = x.to(tl.uint32, bitcast=True)
     raised = bits + ((random & 0xFFFF) if AT_RANDOM else (0x7FFF + ((bits >> 16) & 1)))
     special = tl.where((bits & 0x7FFFFF) != 0, bits | 0x400000, bits)
@@ -110,19 +110,19 @@ def column(row, name: tl.constexpr):
 
 @triton.jit
 def scalars(row, name: tl.constexpr, TYPE: tl.constexpr, inside):
-    """Where one 0-dim state tensor of many tensors lies."""
+    """The addresses of one 0-dim state tensor of each of many tensors."""
     return tl.load(row + name, mask=inside, other=0).to(tl.pointer_type(TYPE))
 
 
 @triton.jit
 def wide(x):
-    """A float64 argument as one also in Triton's interpreter, which rounds Python's floats to float32."""
+    """A float64 argument as float64. Triton's interpreter would round Python's floats to float32."""
     return tl.full((), x, tl.float64)
 
 
 @triton.jit
 def number_or_at(x, at):
-    """An option as a number of the host, or where ``at`` is given one that lives on the device."""
+    """An option as float64: from the device at address ``at``, or ``x`` if ``at`` is None."""
     return wide(x) if at is None else tl.load(at).to(tl.float64)
 
 
@@ -130,7 +130,7 @@ def number_or_at(x, at):
 def address(row, name: tl.constexpr, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
     at = column(row, name).to(tl.pointer_type(TYPE))
     if ALIGNED:
-        at = tl.multiple_of(at, 16)  # bytes; else nothing is known of it, and words are loaded one by one
+        at = tl.multiple_of(at, 16)  # bytes; without this, elements are loaded one by one
     return at
 
 
@@ -142,13 +142,13 @@ def read(at, inside):
 
 @triton.jit
 def as_read(at, x, random, AT_RANDOM: tl.constexpr):
-    """A number as it would be read again from there."""
+    """The value that a load from ``at`` gives after x was stored there."""
     return widened(narrowed(x, random, AT_RANDOM)) if at.dtype.element_ty == tl.uint16 else x
 
 
 @triton.jit
 def write(at, x, random, inside, AT_RANDOM: tl.constexpr):
-    """Returns what was stored: whatever a later step reads again has to be computed with as it will be read."""
+    """Store x and return the stored value: this step must compute with what later steps read."""
     if at.dtype.element_ty == tl.uint16:
         bits = narrowed(x, random, AT_RANDOM)
         tl.store(at, bits, mask=inside)
@@ -161,5 +161,5 @@ def write(at, x, random, inside, AT_RANDOM: tl.constexpr):
 
 @triton.jit
 def skipped(found_inf):
-    """Whether a GradScaler wants this step to move nothing."""
+    """Whether a GradScaler skips this step."""
     return tl.full((), 0, tl.int1) if found_inf is None else tl.load(found_inf) != 0

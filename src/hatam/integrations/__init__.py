@@ -1,4 +1,4 @@
-"""HATAM in hosts that own the training loop. Each module needs its host; nothing here is imported by the library."""
+"""HATAM in libraries that own the training loop. Each module imports its library, and ``hatam`` imports no module."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ..optimizer import HATAM
 
 
 def unwrapped(optimizer: Any) -> HATAM:
-    """The HATAM in what a host made of it: accelerate keeps the optimizer that it wraps in ``optimizer``.
+    """The HATAM inside wrappers that keep their optimizer in ``optimizer``, as accelerate's does.
 
     Raises:
-        TypeError: there is none.
+        TypeError: there is no HATAM inside.
     """
     while not isinstance(optimizer, HATAM) and isinstance(getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = optimizer.optimizer

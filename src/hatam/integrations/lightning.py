@@ -13,18 +13,18 @@ from ..reports import Report, flat
 from ..telemetry import Telemetry
 
 AVERAGES = ("WeightAveraging", "EMAWeightAveraging")
-"""Callbacks of Lightning 2.6 and later that put an average of the training's weights in the place of the weights."""
+"""Callbacks of Lightning 2.6 and later that replace the weights by their average over training."""
 
 
 class EvaluateStraightened(Callback):
-    """Moves the weights of every HATAM to the straightened point for validation, test, prediction and checkpoints.
+    """Moves the weights of every HATAM to the straightened point z for validation, test, prediction and checkpoints.
 
-    The weights go there when one of these begins, and back at the next batch of training. A checkpoint is whole:
-    training resumes from it. ``save_weights_only=True`` with ``every_n_train_steps`` saves the weights of the training.
+    The weights move to z when one of these begins, and back to w at the next training batch. Training can resume from
+    a checkpoint. But ``save_weights_only=True`` with ``every_n_train_steps`` saves w.
 
     Raises:
-        ValueError: StochasticWeightAveraging stands before this among the callbacks, and would average other weights;
-            or there is a WeightAveraging.
+        ValueError: StochasticWeightAveraging is before this callback in the list, and would average other weights; or
+            the list has a WeightAveraging.
 
     Example::
 
@@ -32,7 +32,7 @@ class EvaluateStraightened(Callback):
     """
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse what averages other weights; callbacks are called in their order."""
+        """Refuse callbacks that would average other weights. Lightning calls callbacks in the order of their list."""
         if any(type(callback).__name__ in AVERAGES for callback in trainer.callbacks):
             raise ValueError(
                 "WeightAveraging and EvaluateStraightened both decide which weights are evaluated and saved: leave one "
@@ -46,20 +46,20 @@ class EvaluateStraightened(Callback):
             )
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Weights of the training."""
+        """Move the weights to w."""
         for optimizer in _found(trainer):
             optimizer.train()
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Weights to evaluate."""
+        """Move the weights to z."""
         for optimizer in _found(trainer):
             optimizer.eval()
 
-    # StochasticWeightAveraging reads the weights when an epoch starts.
+    # on_train_epoch_start is among them because StochasticWeightAveraging reads the weights then.
     on_test_start = on_predict_start = on_train_epoch_start = on_train_epoch_end = on_train_end = on_validation_start
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Weights and state of a checkpoint are those of the point to evaluate."""
+        """Move the weights to z, and save weights and optimizer states from there."""
         self.on_validation_start(trainer, pl_module)
         checkpoint["state_dict"] = trainer.strategy.lightning_module_state_dict()
         if "optimizer_states" in checkpoint:
@@ -67,9 +67,9 @@ class EvaluateStraightened(Callback):
 
 
 class TelemetryCallback(Callback):
-    """Hands what is observed of every HATAM to the trainer's loggers, see :class:`hatam.telemetry.Telemetry`.
+    """Sends the telemetry of every HATAM to the trainer's loggers, see :class:`hatam.telemetry.Telemetry`.
 
-    Names begin with ``hatam/``, or ``hatam/optimizer0/`` and so on where the module has several optimizers.
+    Names of metrics begin with ``hatam/``, or ``hatam/optimizer0/`` and so on where the module has several optimizers.
 
     Args:
         every: optimizer steps from one observation to the next.
@@ -80,7 +80,7 @@ class TelemetryCallback(Callback):
         self.observed: list[Telemetry] = []
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin to observe."""
+        """Start observing."""
 
         def write(prefix: str, report: Report) -> None:
             for logger in trainer.loggers:
@@ -99,5 +99,5 @@ class TelemetryCallback(Callback):
 
 
 def _found(trainer: Any) -> list[HATAM]:
-    """The trainer's optimizers that have a point to evaluate."""
+    """The trainer's HATAM optimizers."""
     return [one for one in trainer.optimizers if isinstance(one, HATAM)]

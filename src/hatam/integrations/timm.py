@@ -1,7 +1,7 @@
-"""HATAM by name in timm.
+"""Registers HATAM in timm as "hatam".
 
-Importing this is enough: ``timm.optim.create_optimizer_v2(model, opt="hatam")`` and ``--opt hatam`` of timm's scripts
-then make a HATAM with timm's own parameter groups.
+After this module is imported, ``timm.optim.create_optimizer_v2(model, opt="hatam")`` and ``--opt hatam`` of timm's
+scripts make a HATAM with timm's parameter groups.
 """
 
 from __future__ import annotations

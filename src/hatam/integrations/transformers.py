@@ -13,11 +13,11 @@ from . import unwrapped
 
 
 class SaveStraightened(TrainerCallback):  # type: ignore[misc,unused-ignore]
-    """Has Trainer save its model at the point to evaluate.
+    """Makes Trainer save its model at the straightened point z.
 
-    Trainer evaluates and predicts there by itself, and saves there where it has evaluated first. This covers a save
-    with no evaluation before it, the end of the training with what is saved or pushed then, and
-    ``load_best_model_at_end``. A checkpoint is whole: training resumes from it.
+    Trainer itself evaluates and predicts at z, but saves at z only after an evaluation. This callback covers all other
+    saves, models saved or pushed at the end of training, and ``load_best_model_at_end``. Training can resume from a
+    checkpoint.
 
     Example::
 
@@ -25,12 +25,12 @@ class SaveStraightened(TrainerCallback):  # type: ignore[misc,unused-ignore]
     """
 
     def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        """Weights to z before Trainer saves or ends. Its next step in training calls ``optimizer.train()``."""
+        """Move the weights to z before Trainer saves or ends. Its next training step calls ``optimizer.train()``."""
         if control.should_save or control.should_training_stop or state.global_step >= state.max_steps:
             unwrapped(optimizer).eval()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        """The same where Trainer saves by epochs."""
+        """Move the weights to z before Trainer saves or ends after an epoch."""
         if control.should_save or control.should_training_stop:
             unwrapped(optimizer).eval()
 
@@ -39,8 +39,8 @@ class TelemetryCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     """Observes the HATAM of a Trainer, see :class:`hatam.telemetry.Telemetry`.
 
     Args:
-        write: where the reports go, such as ``hatam.telemetry.to_json_lines("telemetry.jsonl")``.
-        every: optimizer steps from one to the next.
+        write: called with each report, such as ``hatam.telemetry.to_json_lines("telemetry.jsonl")``.
+        every: optimizer steps from one observation to the next.
     """
 
     def __init__(self, write: Callable[[Report], None], every: int = 200) -> None:
@@ -48,7 +48,7 @@ class TelemetryCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         self.telemetry: Telemetry | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        """Begin to observe."""
+        """Start observing."""
         self.telemetry = Telemetry(unwrapped(optimizer), self.every, self.write)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
