@@ -17,7 +17,7 @@ from torch import Tensor
 from hatam import HATAM
 from hatam.fused import cpu
 from hatam.fused.batches import Batch
-from hatam.options import peak_of_kind
+from hatam.options import peak_like_lr
 from hatam.state import hidden_flags
 from hatam.storage import is_quantized
 from hatam.testing import Reference
@@ -45,7 +45,7 @@ class Falling(HATAM):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         group["lr_peak"] = 2 * float(group["lr"])
-        group["lr_peak"] = peak_of_kind(group)
+        group["lr_peak"] = peak_like_lr(group)
 
 
 class Reaching(Falling):

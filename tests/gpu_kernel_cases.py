@@ -27,7 +27,7 @@ from torch import Tensor
 from hatam import HATAM, fused, options
 from hatam.fused import cpu, gpu
 from hatam.fused.batches import Batch, Columns
-from hatam.storage import SCALARS
+from hatam.storage import REACH_STATE
 from hatam.update import Options
 
 # The interpreter of Triton 3.6 makes numpy warn of a loop's bounds.
@@ -132,7 +132,7 @@ def test_has_the_bits_of_the_cpu_kernel(taken: list[int], storage: str, options:
         for key, x in optimizer.state[p].items():
             y = other.state[q][key]
             assert x.dtype == y.dtype
-            exact = key not in SCALARS or not y.isfinite().all()
+            exact = key not in REACH_STATE or not y.isfinite().all()
             assert bits(x) == bits(y) if exact else close(x, y), key
 
 
@@ -276,7 +276,7 @@ def batch_of(columns: Columns, grads: list[Tensor]) -> Batch:
     """All rows, with gradients that live as long as the test holds them."""
     places = list(range(len(grads)))
     one = Batch({**columns, "grad": grads}, places, places)
-    _, one.at["grad"] = one.take_grads(grads)
+    _, one.addresses["grad"] = one.aligned_grads(grads)
     return one
 
 
@@ -287,7 +287,7 @@ def test_what_is_not_aligned_is_known_to_be() -> None:
         columns = {"param": [x], "exp_avg": [whole], "exp_avg_sq": [whole], "step": [torch.zeros(())]}
         one = batch_of(columns, [whole])
         one.kernel_cache = gpu.Layout.of(one, options.resolve(HATAM([x]).param_groups[0], 0.01))
-        assert gpu.tables(gpu.listed(one), one.kernel_cache.scratch, x.device).aligned == aligned
+        assert gpu.tables(gpu.table_key(one), one.kernel_cache.scratch, x.device).aligned == aligned
 
 
 def test_the_number_of_launches_is_constant(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,7 +316,7 @@ def test_the_means_of_a_tensor_of_many_chunks() -> None:
     step, mean, ratio, travel = torch.tensor(3.0), torch.tensor(math.inf), torch.tensor(0.0), torch.tensor(0.0)
     sizes, spans, roots = torch.rand(3, chunks, dtype=torch.float64)
     row = torch.zeros(1, k.words.COLUMNS.value, dtype=torch.int64)
-    for name, x in (("STEP", step), ("DENOM_MEAN", mean), ("RATIO", ratio), ("TRAVEL", travel)):
+    for name, x in (("STEP", step), ("DENOM_MEAN", mean), ("RMS_RATIO", ratio), ("PATH_LENGTH", travel)):
         row[0, getattr(k.words, name).value] = x.data_ptr()
     row[0, k.words.NUMEL.value] = numel = chunks * gpu.CHUNK - 5
     k.finish[(1,)](

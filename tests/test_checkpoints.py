@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
 from hatam import HATAM, to_adamw
-from hatam.storage import SCALARS
+from hatam.storage import REACH_STATE
 
 PATHS: dict[str, dict[str, Any]] = {
     "single": {"foreach": False, "fused": False},
@@ -180,7 +180,7 @@ def test_an_adamw_checkpoint_leaves_each_group_its_own_options() -> None:
     assert all(group["betas"] == (0.8, 0.95) for group in optimizer.param_groups)
 
 
-@pytest.mark.parametrize("cast", [("step",), SCALARS], ids=["step", "others"])
+@pytest.mark.parametrize("cast", [("step",), REACH_STATE], ids=["step", "others"])
 def test_numbers_that_were_saved_in_bfloat16(cast: tuple[str, ...]) -> None:
     """They go on on a path that can read them."""
     ends = []
@@ -232,3 +232,15 @@ def test_handing_over_to_adamw(options: dict[str, Any]) -> None:
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), others, strict=True))
     with pytest.raises(TypeError, match="must be a HATAM, not AdamW"):
         to_adamw(adamw)  # type: ignore[arg-type]
+
+
+def test_handing_over_a_parameter_that_was_appended_to_a_named_group() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = HATAM(model.named_parameters())
+    late = nn.Parameter(torch.ones(2, 2))
+    optimizer.param_groups[0]["params"].append(late)
+    late.grad = torch.ones_like(late)
+    optimizer.step()
+    adamw = to_adamw(optimizer)
+    assert adamw.param_groups[0]["params"][-1] is late
+    assert int(adamw.state[late]["step"]) == 1

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hatam import HATAM
-from hatam.storage import SCALARS
+from hatam.storage import REACH_STATE
 
 if sys.version_info >= (3, 11):
     pass
@@ -60,7 +60,7 @@ def same_steps(
             one, other = (optimizer.state[x] for optimizer, x in zip(optimizers, (p, q), strict=True))
             assert one.keys() == other.keys()
             for key in one:
-                coarse = p.dtype == torch.bfloat16 and key in SCALARS  # measured in the parameter's own few bits
+                coarse = p.dtype == torch.bfloat16 and key in REACH_STATE  # measured in the parameter's own few bits
                 assert_close(other[key].cpu(), one[key].cpu(), **(ONE_IN_TEN if coarse else tolerance))
                 other[key].copy_(one[key])
             q.data.copy_(p.data)

@@ -158,6 +158,8 @@ def test_what_cannot_follow_is_refused() -> None:
         follow(model, torch.optim.AdamW(model.parameters()))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module"):
         follow(model.parameters(), HATAM(model.parameters()))  # type: ignore[type-var]
+    with pytest.raises(TypeError, match="Sequential is a module"):
+        follow(model, model)  # type: ignore[arg-type]
     assert type(model) is nn.Sequential
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from hatam import HATAM, narrow
 from hatam.fused import cpu
-from hatam.storage import MOMENTS, SCALARS
+from hatam.storage import MOMENTS, REACH_STATE
 
 BF16 = torch.bfloat16
 BF16_UNIT, FLOAT_UNIT = 2.0**-7, torch.finfo(torch.float32).eps
@@ -135,7 +135,7 @@ def test_step_by_step_it_is_the_wide_path(
                 for key in state.keys() & {*MOMENTS}:
                     assert state[key].dtype == other_state[key].dtype
                     check_stored(state[key], other_state[key], scales.get(key, g.abs()), key)
-                for key in state.keys() & {*SCALARS, "step"}:
+                for key in state.keys() & {*REACH_STATE, "step"}:
                     tolerance = {torch.float64: 1e-14, BF16: 1e-4}.get(dtype, 2e-6)  # v in bfloat16 goes into means
                     torch.testing.assert_close(state[key], other_state[key], rtol=tolerance, atol=0)
                 check_stored(p, q, q.detach().abs() + reach, "param")

@@ -74,11 +74,11 @@ def test_parts_of_a_group_have_spares_of_their_own(monkeypatch: Any) -> None:
     cpu = torch.device("cpu")
     for address in (0, 1, 0):
         for gradient in (2, 3):
-            gpu.spare_for(bytes([address] * 8 + [gradient] * 8), 1, cpu)
+            gpu.reserve_pinned(bytes([address] * 8 + [gradient] * 8), 1, cpu)
     assert gpu._spares.keys() == {bytes([0] * 8), bytes([1] * 8)}
-    for address in range(gpu.SPARES + 5):
-        gpu.spare_for(address.to_bytes(8, "little"), 1, cpu)
-    assert len(gpu._spares) == gpu.SPARES
+    for address in range(gpu.MAX_TABLES + 5):
+        gpu.reserve_pinned(address.to_bytes(8, "little"), 1, cpu)
+    assert len(gpu._spares) == gpu.MAX_TABLES
 
 
 def test_none_takes_every_kernel() -> None:

@@ -99,6 +99,7 @@ def test_described_before_and_after() -> None:
     optimizer = HATAM(groups, 0.01)
     assert hatam.describe(optimizer.param_groups) == text
     assert hatam.describe(optimizer) == text
+    assert "weight_decay=0.0" in hatam.describe(torch.optim.LBFGS(Net().parameters()))
     assert "    number 0 (2, 2)" in hatam.describe(HATAM([torch.ones(2, 2, requires_grad=True)]).param_groups)
 
 

@@ -28,7 +28,7 @@ from torch.optim import AdamW
 
 from hatam import HATAM, reach
 from hatam.bench.theory import formulas
-from hatam.storage import SCALARS
+from hatam.storage import REACH_STATE
 
 ADAMW_KEYS = {"step", "exp_avg", "exp_avg_sq"}
 UNIFORM_KEYS = ADAMW_KEYS | {"reach", "rms_ratio", "path_length"}
@@ -256,7 +256,7 @@ def test_state_keys(options: dict[str, Any], keys: set[str], foreach: bool) -> N
     feed(optimizer, params, gradients(params, 2))
     state = optimizer.state[params[0]]
     assert state.keys() == keys
-    assert all(state[key].dim() == 0 for key in keys & {*SCALARS})
+    assert all(state[key].dim() == 0 for key in keys & {*REACH_STATE})
     size = sum(x.numel() * x.element_size() for x in state.values())
     assert 0 < size - 8 * 100_000 <= 24
 

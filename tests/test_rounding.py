@@ -63,23 +63,23 @@ COUNTERS = {
 def test_uniform_over_whatever_counts(counter: Any) -> None:
     """One element's 16 bits, over many seeds, parameters or steps, have the mean and variance of uniform numbers."""
     xs = torch.stack([drawn(**counter(i), n=3)[2] for i in range(4000)])
-    for half in (rounding.lower(xs), rounding.upper(xs)):
+    for half in (rounding.low_bits(xs), rounding.high_bits(xs)):
         u = half.double() / 65536
         assert abs(u.mean() - 0.5) <= 5 * (1 / 12 / u.numel()) ** 0.5
         assert abs(u.var() - 1 / 12) <= 5 * (1 / 180 / u.numel()) ** 0.5
 
 
 PAIRS = {
-    "m-and-e": (rounding.lower(drawn()), rounding.upper(drawn())),
-    "m-and-param": (rounding.lower(drawn()), rounding.lower(drawn(second=True))),
-    "param-and-v": (rounding.lower(drawn(second=True)), rounding.upper(drawn(second=True))),
-    "e-and-v": (rounding.upper(drawn()), rounding.upper(drawn(second=True))),
-    "steps": (rounding.lower(drawn(step=1)), rounding.lower(drawn(step=2))),
-    "parameters": (rounding.lower(drawn(number=0)), rounding.lower(drawn(number=1))),
-    "seeds": (rounding.lower(drawn(seed=0)), rounding.lower(drawn(seed=1))),
-    "step-and-parameter": (rounding.lower(drawn(step=2, number=1)), rounding.lower(drawn(step=1, number=2))),
-    "neighbours": (rounding.lower(drawn())[1:], rounding.lower(drawn())[:-1]),
-    "rows-of-256": (rounding.lower(drawn())[256:], rounding.lower(drawn())[:-256]),
+    "m-and-e": (rounding.low_bits(drawn()), rounding.high_bits(drawn())),
+    "m-and-param": (rounding.low_bits(drawn()), rounding.low_bits(drawn(second=True))),
+    "param-and-v": (rounding.low_bits(drawn(second=True)), rounding.high_bits(drawn(second=True))),
+    "e-and-v": (rounding.high_bits(drawn()), rounding.high_bits(drawn(second=True))),
+    "steps": (rounding.low_bits(drawn(step=1)), rounding.low_bits(drawn(step=2))),
+    "parameters": (rounding.low_bits(drawn(number=0)), rounding.low_bits(drawn(number=1))),
+    "seeds": (rounding.low_bits(drawn(seed=0)), rounding.low_bits(drawn(seed=1))),
+    "step-and-parameter": (rounding.low_bits(drawn(step=2, number=1)), rounding.low_bits(drawn(step=1, number=2))),
+    "neighbours": (rounding.low_bits(drawn())[1:], rounding.low_bits(drawn())[:-1]),
+    "rows-of-256": (rounding.low_bits(drawn())[256:], rounding.low_bits(drawn())[:-256]),
 }
 
 
@@ -112,7 +112,7 @@ NUMBERS = [
 def test_the_mean_of_many_roundings_is_the_number(number: float) -> None:
     """Within five standard errors; and only its two neighbours occur."""
     x = torch.full((MANY,), number)
-    rounded = rounding.round_at_random(x, rounding.lower(drawn(seed=11)))
+    rounded = rounding.round_at_random(x, rounding.low_bits(drawn(seed=11)))
     assert rounded.dtype == BF16
     word = x[:1].view(torch.int32).bitwise_and(rounding.UPPER_HALF)
     below, above = (w.view(torch.float32).double().item() for w in (word, word + 0x10000))  # by magnitude
@@ -128,7 +128,7 @@ def test_what_bfloat16_can_hold_is_not_rounded() -> None:
     """Every one of its numbers, infinities and zeros of either sign included; NaN stays NaN."""
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(BF16)
     for step in (1, 2, 3):
-        rounded = rounding.round_at_random(every.float(), rounding.lower(drawn(step=step, n=every.numel())))
+        rounded = rounding.round_at_random(every.float(), rounding.low_bits(drawn(step=step, n=every.numel())))
         assert torch.equal(rounded.isnan(), every.isnan())
         kept = ~every.isnan()
         assert torch.equal(rounded.view(torch.int16)[kept], every.view(torch.int16)[kept])
@@ -139,14 +139,14 @@ def test_what_bfloat16_can_hold_is_not_rounded() -> None:
 def test_the_middle_of_what_is_rounded_to_a_number() -> None:
     """Half a unit at most from whatever is rounded there with the same bits; 0, infinity and NaN are their own."""
     x = torch.randn(MANY, generator=generator(5)) * torch.logspace(-30, 30, MANY)
-    random = rounding.lower(drawn(seed=7))
+    random = rounding.low_bits(drawn(seed=7))
     rounded = rounding.round_at_random(x, random).float()
     unit = torch.ldexp(torch.ones(MANY), torch.frexp(rounded).exponent - 8)
-    middle = rounding.middle(rounded, random)
+    middle = rounding.center(rounded, random)
     assert (middle - x).abs().le(unit / 2).all()
     assert torch.equal(rounding.round_at_random(middle, random).float(), rounded)
     special = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan])
-    assert bits(rounding.middle(special, random[:5])) == bits(special)
+    assert bits(rounding.center(special, random[:5])) == bits(special)
 
 
 # The kernel ---------------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_bits_of_m(seed: int, transposed: bool, fused: bool) -> None:
                 state["exp_avg"].zero_()
             feed(optimizer, params, [grads])
             for number, (p, g) in enumerate(zip(params, grads, strict=True)):
-                random = rounding.lower(rounding.draw(p, rounding.key_of(seed, number, step)))
+                random = rounding.low_bits(rounding.draw(p, rounding.key_of(seed, number, step)))
                 finite, stored = g.isfinite(), optimizer.state[p]["exp_avg"]
                 assert bits(stored[finite]) == bits(rounding.round_at_random(g, random)[finite])
                 if fused:  # infinity and NaN stay what they are
@@ -200,7 +200,7 @@ def test_bits_of_v(seed: int, transposed: bool, fused: bool) -> None:
         feed(optimizer, params, [grads])
         for number, (p, g) in enumerate(zip(params, grads, strict=True)):
             random = rounding.draw(p, ~rounding.key_of(seed, number, step))
-            expected = rounding.round_at_random(g.float() ** 2, rounding.upper(random))
+            expected = rounding.round_at_random(g.float() ** 2, rounding.high_bits(random))
             assert bits(optimizer.state[p]["exp_avg_sq"]) == bits(expected)
 
 
@@ -218,6 +218,6 @@ def test_bits_of_the_parameters(transposed: bool, fused: bool, state_dtype: Any)
             feed(optimizer, params, [[torch.zeros_like(p) for p in params]])
             for number, (p, old) in enumerate(zip(params, before, strict=True)):
                 random = rounding.draw(p, ~rounding.key_of(99, number, step))
-                expected = rounding.round_at_random(old.float() * (1 - 0.01 * 0.3), rounding.lower(random))
+                expected = rounding.round_at_random(old.float() * (1 - 0.01 * 0.3), rounding.low_bits(random))
                 assert bits(p) == bits(expected)
     assert calls == ([3] * 3 if fused else [])

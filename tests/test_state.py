@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from hatam import HATAM
-from hatam.storage import SCALARS
+from hatam.storage import REACH_STATE
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 
@@ -137,7 +137,7 @@ def test_scalars_keep_their_precision(dtype: torch.dtype) -> None:
     feed(optimizer, params, gradients(params, 3))
     for _ in range(2):
         for state in optimizer.state.values():
-            for key in SCALARS:
+            for key in REACH_STATE:
                 assert state[key].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
             assert state["step"].dtype == torch.float32
             assert state["exp_avg"].dtype == dtype

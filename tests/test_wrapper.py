@@ -80,7 +80,7 @@ def test_there_and_back(make: Make) -> None:
     w = [p.detach().clone() for p in params]
     with optimizer.straightened():
         z = [p.detach().clone() for p in params]
-        with pytest.raises(RuntimeError, match=r"call optimizer\.train"):
+        with pytest.raises(RuntimeError, match="end the block first"):
             optimizer.step()
     assert equal(params, w)
     assert not equal(z, w)
@@ -129,3 +129,19 @@ def test_schedules_closures_groups_and_models_that_are_followed() -> None:
 def test_what_cannot_be_is_refused(base: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         Straightened(base, **options)
+
+
+def test_nothing_may_move_inside_a_straightened_block() -> None:
+    (param,) = parameters([(3, 2)])
+    optimizer = Straightened(SGD([param], 0.1))
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    before = param.detach().clone()
+    with optimizer.straightened():
+        for move in (optimizer.step, optimizer.train, optimizer.eval):
+            with pytest.raises(RuntimeError, match=r"inside straightened\(\)"):
+                move()
+        with pytest.raises(RuntimeError, match=r"load_state_dict\(\) inside"):
+            optimizer.load_state_dict(optimizer.state_dict())
+    assert torch.equal(param, before)
+    assert optimizer.state[param]["step"] == 1

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.optim.optimizer import _get_scalar_dtype
 
 from . import arguments, fused, options
-from .storage import MOMENTS, SCALARS, restore_dtypes
+from .storage import MOMENTS, REACH_STATE, restore_dtypes
 
 AMSGRAD = "max_exp_avg_sq"
 REQUIRED = {"step", "exp_avg", "exp_avg_sq"}
-MEASURED = ("lr_peak", "reach_started", "evaluating")  # entries of a group that are not options
+NOT_OPTIONS = ("lr_peak", "reach_started", "evaluating")  # entries of a group that are not options
 OLD = ("form", "radius", "beta_c", "exp_avg_grad", "displacement_radius")  # keys of versions before 0.1
 
 
@@ -68,7 +68,7 @@ def check_parts(state_dict: object, defaults: Mapping[str, Any]) -> None:
             arguments.check_flag(key, group.get(key, False))
 
 
-def without_graph(saved: dict[str, Any]) -> dict[str, Any]:
+def detach_peaks_(saved: dict[str, Any]) -> dict[str, Any]:
     """Detach every ``lr_peak``, in place. If lr requires a gradient, its peak has a graph and cannot be copied."""
     for group in saved["param_groups"]:
         if isinstance(group.get("lr_peak"), Tensor):
@@ -83,7 +83,7 @@ def without_leftovers(saved: Mapping[str, Any]) -> dict[str, Any]:
     """
     adamws = {i for group in saved["param_groups"] if "amsgrad" in group for i in group["params"]}
     state = {
-        i: {key: x for key, x in found.items() if key not in SCALARS} if i in adamws else found
+        i: {key: x for key, x in found.items() if key not in REACH_STATE} if i in adamws else found
         for i, found in saved["state"].items()
     }
     return {**saved, "state": state}
@@ -116,7 +116,7 @@ def _check_state(found: Mapping[str, Any], p: Tensor, name: str) -> None:
         )
     if "step" in found:
         _check_number("step", found["step"], f"parameter {name}")
-    for key in found.keys() & {*SCALARS}:
+    for key in found.keys() & {*REACH_STATE}:
         if not isinstance(found[key], Tensor) or found[key].numel() != 1:
             raise TypeError(f"{key!r} of parameter {name} must be a tensor of one number, not {found[key]!r:.60}")
     for key in found.keys() & {*MOMENTS}:
@@ -138,8 +138,8 @@ def _check_number(key: str, value: Any, owner: str) -> None:
 
 
 def merged_group(group: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved group, with options that it lacks from the present group. Entries of ``MEASURED`` are not filled in."""
-    kept = group.keys() - {"params", "param_names", *MEASURED}
+    """A saved group. Options that it lacks come from the present group; entries of ``NOT_OPTIONS`` do not."""
+    kept = group.keys() - {"params", "param_names", *NOT_OPTIONS}
     return {**{key: group[key] for key in kept}, **saved}
 
 
@@ -148,7 +148,7 @@ def loading(optimizer: Any) -> Iterator[None]:
     """Inside, ``load_state_dict`` refuses what does not fit, and restores saved dtypes before the user's post-hooks."""
     loaded: list[dict[str, Any]] = []
 
-    def look(_: object, changed: dict[str, Any]) -> dict[str, Any]:  # runs after the user's pre-hooks
+    def pre_hook(_: object, changed: dict[str, Any]) -> dict[str, Any]:  # runs after the user's pre-hooks
         check_parts(changed, optimizer.defaults)
         check_counts(changed["param_groups"], optimizer.param_groups)
         changed = without_leftovers(changed)
@@ -156,12 +156,12 @@ def loading(optimizer: Any) -> Iterator[None]:
         loaded.append({**changed, "param_groups": [merged_group(*each) for each in both]})
         return loaded[-1]
 
-    def put_back(_: object) -> None:
+    def post_hook(_: object) -> None:
         restore(optimizer.state, optimizer.param_groups, loaded[-1])
 
     hooks = (
-        optimizer.register_load_state_dict_pre_hook(look),
-        optimizer.register_load_state_dict_post_hook(put_back, prepend=True),
+        optimizer.register_load_state_dict_pre_hook(pre_hook),
+        optimizer.register_load_state_dict_post_hook(post_hook, prepend=True),
     )
     try:
         yield

@@ -24,7 +24,7 @@ class Handle:
     def __init__(self, model: nn.Module, optimizers: tuple[Switching, ...]) -> None:
         self._model, self.optimizers = ref(model), optimizers
 
-    def switch(self, training: bool) -> None:
+    def call_optimizers(self, training: bool) -> None:
         """Call ``train()`` or ``eval()`` of every optimizer, except inside its ``straightened()``.
 
         ``train()`` of an optimizer is called only if all its followed models are in training mode.
@@ -34,7 +34,7 @@ class Handle:
                 continue
             if not training:
                 optimizer.eval()
-            elif not waits(optimizer):
+            elif not any_model_evaluating(optimizer):
                 optimizer.train()
 
     def remove(self) -> None:
@@ -57,7 +57,7 @@ class Followed(nn.Module):
         """Call ``train()`` of the model's own class, and then switch the optimizers."""
         super().train(mode)
         for handle in _handles.get(self, []):
-            handle.switch(mode)
+            handle.call_optimizers(mode)
         return self
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -67,7 +67,7 @@ class Followed(nn.Module):
         return made if own is None else (copyreg._reconstructor, (own, object, None), *made[2:])  # type: ignore[attr-defined]
 
 
-def waits(optimizer: Switching) -> bool:
+def any_model_evaluating(optimizer: Switching) -> bool:
     """Whether a followed model of an optimizer is in evaluation mode."""
     return any(
         optimizer in handle.optimizers and not model.training for model, found in _handles.items() for handle in found
@@ -105,6 +105,8 @@ def follow(model: nn.Module, *optimizers: Switching) -> Handle:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     for optimizer in optimizers:
+        if isinstance(optimizer, nn.Module):
+            raise TypeError(f"optimizers: {type(optimizer).__name__} is a module; follow(model, optimizer)")
         for name in ("train", "eval"):
             if not callable(getattr(optimizer, name, None)):
                 raise TypeError(
@@ -112,7 +114,7 @@ def follow(model: nn.Module, *optimizers: Switching) -> Handle:
                     "optimizer with train() and eval()"
                 )
     handle = Handle(model, optimizers)
-    handle.switch(model.training)
+    handle.call_optimizers(model.training)
     _handles.setdefault(model, []).append(handle)
     if not isinstance(model, Followed):
         model.__class__ = _followed(type(model))

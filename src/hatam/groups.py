@@ -115,6 +115,6 @@ def describe(groups: Sequence[Mapping[str, Any]] | Optimizer) -> str:
             named = list(zip(group["param_names"], group["params"], strict=True))
         count = sum(p.numel() for _, p in named if not is_lazy(p))
         tensors = "tensor" if len(named) == 1 else "tensors"
-        lines.append(f"weight_decay={group['weight_decay']}: {len(named)} {tensors}, {count:,} parameters")
+        lines.append(f"weight_decay={group.get('weight_decay', 0.0)}: {len(named)} {tensors}, {count:,} parameters")
         lines += [f"    {name} {'not initialized yet' if is_lazy(p) else tuple(p.shape)}" for name, p in named]
     return "\n".join(lines)

@@ -41,13 +41,19 @@ def to_adamw(optimizer: HATAM) -> torch.optim.AdamW:
     optimizer.eval()
     groups = []
     for group in optimizer.param_groups:
-        params = list(zip(group["param_names"], group["params"], strict=True)) if "param_names" in group else None
-        groups.append({"params": params or group["params"], **{key: group[key] for key in SHARED}})
+        names, params = group.get("param_names", ()), group["params"]
+        if len(names) == len(params):  # else parameters were appended without a name
+            params = list(zip(names, params, strict=True))
+        groups.append({"params": params, **{key: group[key] for key in SHARED}})
     adamw = torch.optim.AdamW(groups)
-    for p, state in optimizer.state.items():
-        if "step" not in state:
-            continue
-        moments = {key: state[key] for key in MOMENTS}
-        wide = {key: dequantized(x) if is_quantized(x) else x for key, x in moments.items()}
-        adamw.state[p] = {"step": state["step"], **{key: x.to(p.dtype) for key, x in wide.items()}}
+    for group in adamw.param_groups:
+        stays = group["capturable"] or group["fused"]
+        for p in group["params"]:
+            state = optimizer.state.get(p, {})
+            if "step" in state:
+                moments = {key: dequantized(state[key]) if is_quantized(state[key]) else state[key] for key in MOMENTS}
+                adamw.state[p] = {key: x.to(p.dtype) for key, x in moments.items()}
+                adamw.state[p]["step"] = (
+                    state["step"] if stays else state["step"].cpu()
+                )  # the CPU reads it at each step
     return adamw

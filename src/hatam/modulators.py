@@ -20,12 +20,12 @@ class Modulator(NamedTuple):
 
     Attributes:
         needs_mean: whether the state keeps the mean of h.
-        reach_denominators: returns h / S from h and the means; may overwrite h. The list of means is empty unless
+        offset_denominators: returns h / S from h and the means; may overwrite h. The list of means is empty unless
             ``needs_mean``.
     """
 
     needs_mean: bool
-    reach_denominators: Callable[[list[Tensor], list[Tensor]], list[Tensor]]
+    offset_denominators: Callable[[list[Tensor], list[Tensor]], list[Tensor]]
 
 
 def _uniform(hs: list[Tensor], means: list[Tensor]) -> list[Tensor]:

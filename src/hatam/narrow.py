@@ -26,7 +26,7 @@ def is_needed(param: Tensor, grad: Tensor, state: State, o: Options) -> bool:
     return any(x.dtype != param.dtype or is_quantized(x) for x in stored)
 
 
-def draws(param: Tensor, state: State, o: Options, param_index: int) -> dict[str, Tensor]:
+def random_bits(param: Tensor, state: State, o: Options, param_index: int) -> dict[str, Tensor]:
     """Return 16 random bits per element for each tensor to round stochastically. "param" is for z, "w" for w."""
     stored = {"param": param, **{key: state[key] for key in MOMENTS}}
     wanted = {key for key in stored if (o.round_param if key == "param" else o.round_state)}
@@ -34,10 +34,10 @@ def draws(param: Tensor, state: State, o: Options, param_index: int) -> dict[str
     bits: dict[str, Tensor] = {}
     random_key = rounding.key_of(o.seed, param_index, update.host_scalar(state["step"], o))
     if "exp_avg" in wanted:
-        bits["exp_avg"] = rounding.lower(rounding.draw(param, random_key))
+        bits["exp_avg"] = rounding.low_bits(rounding.draw(param, random_key))
     if wanted & {"param", "exp_avg_sq"}:
         random = rounding.draw(param, ~random_key)
-        bits |= {"param": rounding.lower(random), "exp_avg_sq": rounding.upper(random)}
+        bits |= {"param": rounding.low_bits(random), "exp_avg_sq": rounding.high_bits(random)}
     return {key: bits[key] for key in wanted} | ({"w": bits["exp_avg_sq"]} if "param" in wanted else {})
 
 
@@ -47,7 +47,7 @@ def step_(stages: Stages, param: Tensor, grad: Tensor, state: State, o: Options,
     if stages.undo:
         undo_(param, wide_param, wide, o, param_index)
     update.moments_([widened(grad, wide_param.dtype)], [wide], o)
-    random = draws(param, state, o, param_index)
+    random = random_bits(param, state, o, param_index)
     for key in MOMENTS:
         store_rounded_(state[key], wide[key], random.get(key))
     hs = stages.descent([wide_param], [wide], o)
@@ -66,24 +66,24 @@ def redo_offset_(param: Tensor, state: State, o: Options, param_index: int) -> N
     """Replace z by w = z − κ u in ``param``, with the stored κ and the random bits of the last step."""
     wide_param, wide = widened_both(param, state)
     update.apply_offsets_([wide_param], [wide], o, -1)
-    store_rounded_(param, wide_param, dither(param, wide, o, param_index))
+    store_rounded_(param, wide_param, random_bits_of_w(param, wide, o, param_index))
 
 
 def undo_(param: Tensor, wide_param: Tensor, wide: State, o: Options, param_index: int) -> None:
     """Compute z = w + κ u in ``wide_param``, and store it in ``param`` rounded to nearest."""
-    random = dither(param, wide, o, param_index)
+    random = random_bits_of_w(param, wide, o, param_index)
     if random is not None:
-        wide_param.copy_(torch.where(wide["reach"] != 0, rounding.middle(wide_param, random), wide_param))
+        wide_param.copy_(torch.where(wide["reach"] != 0, rounding.center(wide_param, random), wide_param))
     update.undo_([wide_param], [wide], o)
     store_rounded_(param, wide_param, None)
 
 
-def dither(param: Tensor, state: State, o: Options, param_index: int) -> Tensor | None:
+def random_bits_of_w(param: Tensor, state: State, o: Options, param_index: int) -> Tensor | None:
     """Return the 16 random bits per element with which the last step rounded w, or None if it rounded to nearest."""
     if not o.round_param or param.dtype != torch.bfloat16:
         return None
     random_key = rounding.key_of(o.seed, param_index, update.host_scalar(state["step"], o))
-    return rounding.upper(rounding.draw(param, ~random_key))
+    return rounding.high_bits(rounding.draw(param, ~random_key))
 
 
 def widened_both(param: Tensor, state: State) -> tuple[Tensor, State]:

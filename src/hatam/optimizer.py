@@ -146,8 +146,8 @@ class HATAM(Optimizer):
         super().add_param_group(param_group)
         try:
             options.check_devices(self.param_groups[-1])
-            sharded.check(self.param_groups[-1])
-            self.param_groups[-1]["lr_peak"] = options.peak_of_kind(self.param_groups[-1])
+            sharded.check_supported(self.param_groups[-1])
+            self.param_groups[-1]["lr_peak"] = options.peak_like_lr(self.param_groups[-1])
         except Exception:
             del self.param_groups[-1]
             raise
@@ -170,12 +170,12 @@ class HATAM(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         self._shards.wait()
         state: dict[str, Any] = super().__getstate__()
-        return checkpoints.without_graph({**state, "param_groups": [{**group} for group in state["param_groups"]]})
+        return checkpoints.detach_peaks_({**state, "param_groups": [{**group} for group in state["param_groups"]]})
 
     def state_dict(self) -> dict[str, Any]:
         """Return torch's state dict, once the pending all-reduces of sharded parameters are done."""
         self._shards.wait()
-        return checkpoints.without_graph(super().state_dict())
+        return checkpoints.detach_peaks_(super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the optimizer's state as torch does, but keep some moments in the dtype of the checkpoint.
@@ -187,7 +187,7 @@ class HATAM(Optimizer):
             RuntimeError: the call is inside :meth:`straightened`.
             TypeError, ValueError: groups, shapes or options do not fit, or the state is AMSGrad's.
         """
-        self._refuse_while_straightened("load_state_dict()")
+        straightening.refuse_inside(self, "load_state_dict()")
         if not isinstance(state_dict, dict):
             checkpoints.check_parts(state_dict, self.defaults)
         self._shards.wait()
@@ -210,9 +210,9 @@ class HATAM(Optimizer):
             RuntimeError: a gradient is sparse, or the call is inside :meth:`straightened` or after :meth:`eval`; no
                 parameter changes then. Or a parameter's data has a new shape; earlier groups have changed then.
         """
-        self._refuse_while_straightened("step()")
+        straightening.refuse_inside(self, "step()")
         if any(group["evaluating"] for group in self.param_groups):
-            raise RuntimeError("step() needs the weights at which gradients are taken; call optimizer.train() first")
+            raise RuntimeError(straightening.EVALUATING)
         self._shards.wait()
         check_capture = getattr(self, "_accelerator_graph_capture_health_check", None)  # torch 2.11 and later
         (check_capture or self._cuda_graph_capture_health_check)()
@@ -244,13 +244,13 @@ class HATAM(Optimizer):
         lr_peak, grad_scale = options.raise_peak(group, found_inf), getattr(self, "grad_scale", None)
         o = options.resolve(group, lr_peak, grad_scale, found_inf)
         gathered = self._gather(i, first, group, grads)
-        if gathered.state["reach"] and not group["reach_started"]:
+        if gathered.columns["reach"] and not group["reach_started"]:
             group["reach_started"] = isinstance(o.reach_factor, Tensor) or o.reach_factor > 0
         run = paths.run_hatam if group["reach_started"] else paths.run_adamw
         for subset in gathered.subsets(group["reach_started"]):
             own_grads = gathered.grads[subset.grad_places]
             if self._is_sharded:
-                self._shards.run(run, subset, own_grads, o, group, o)
+                self._shards.run(run, subset, own_grads, group, o)
             else:
                 run(subset, own_grads, group, o)
         gathered.grads.clear()  # so that zero_grad() can free their memory
@@ -261,7 +261,7 @@ class HATAM(Optimizer):
         gathered = self._gathered.get(i)
         if compiling or gathered is None or not gathered.is_current(group, grads, first):
             gathered = Gathered()
-            self._init_group(group, gathered.params, gathered.grads, gathered.param_indices, *gathered.state.values())
+            self._init_group(group, gathered.params, gathered.grads, gathered.param_indices, *gathered.columns.values())
             if not compiling:
                 gathered.remember(group, grads, first, [self.state[p] for p in gathered.params])
                 self._gathered[i], self._states = gathered, list(self.state.values())
@@ -312,13 +312,13 @@ class HATAM(Optimizer):
 
     @torch.no_grad()
     def _switch(self, *, evaluating: bool) -> None:
-        self._refuse_while_straightened("eval() or train()")
+        straightening.refuse_inside(self, "eval() or train()")
         self._shards.wait()
         how = narrow.undo_offset_ if evaluating else narrow.redo_offset_
         for first, group in options.with_first_index(self.param_groups):
             if group["evaluating"] != evaluating:
                 frozen = [] if evaluating else [not p.requires_grad for p in group["params"]]
-                straightening.move([(first, group)], self.state, how, spared=frozen)
+                straightening.move([(first, group)], self.state, how, skipped=frozen)
                 group["evaluating"] = evaluating
 
     def _init_group(
@@ -335,9 +335,5 @@ class HATAM(Optimizer):
         one key of ``STATE``. torch.compile runs a method of this name untraced, and traces only the lists it fills.
         """
         first = next(first for first, own in options.with_first_index(self.param_groups) if own is group)
-        straightening.remove_reaches(first, group, self.state)
+        straightening.drop_lost_reaches(first, group, self.state)
         collect(first, group, self.state, params, grads, param_indices, *columns)
-
-    def _refuse_while_straightened(self, what: str) -> None:
-        if self._straightened:
-            raise RuntimeError(f"{what} inside straightened() would be undone when the block ends; end the block first")

@@ -20,7 +20,7 @@ from .storage import STATE_DTYPES, quantized_type
 from .update import Options, clone_for_autograd
 
 _rate = partial(check_number, low=0.0, high=math.inf, open_end=True)
-_flag, _choice_of_path = check_flag, partial(check_flag, optional=True)
+_flag, _optional_flag = check_flag, partial(check_flag, optional=True)
 
 
 def _check_state_dtype(name: str, value: object) -> None:
@@ -42,12 +42,12 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "horizon": partial(check_number, low=0.0, high=math.inf, remedy="math.inf sets no limit"),
     "modulator": partial(check_choice, choices=MODULATORS),
     "fade": partial(check_number, low=0.0, high=1.0, open_start=True, remedy="1 scales the reach with lr"),
-    "hidden": _choice_of_path,
+    "hidden": _optional_flag,
     "maximize": _flag,
-    "foreach": _choice_of_path,
+    "foreach": _optional_flag,
     "capturable": _flag,
     "differentiable": _flag,
-    "fused": _choice_of_path,
+    "fused": _optional_flag,
     "state_dtype": _check_state_dtype,
     "bf16_stochastic_round": _flag,
     "seed": partial(check_integer, high=2**32),
@@ -125,7 +125,7 @@ def check_step(
                 )
 
 
-def peak_of_kind(group: Mapping[str, Any]) -> Scalar:
+def peak_like_lr(group: Mapping[str, Any]) -> Scalar:
     """Return ``lr_peak`` as a tensor if lr is one, so that torch.compile sees no changing constant; else as a float."""
     lr, peak = group["lr"], group["lr_peak"]
     if isinstance(lr, Tensor):
@@ -142,7 +142,7 @@ def raise_peak(group: dict[str, Any], found_inf: Tensor | None = None) -> Scalar
     ``found_inf`` is given if only the device knows whether the step is skipped. From then on the peak is a tensor on
     that device, in float64 for a float lr.
     """
-    peak = group["lr_peak"] = peak_of_kind(group)
+    peak = group["lr_peak"] = peak_like_lr(group)
     lr = group["lr"]
     if found_inf is None and not isinstance(peak, Tensor):
         peak = group["lr_peak"] = max(peak, lr)
@@ -194,4 +194,5 @@ def with_first_index(groups: Iterable[dict[str, Any]]) -> Iterator[tuple[int, di
 
 def name_of(group: Mapping[str, Any], i: int, j: int) -> str:
     """Return the name of the j-th parameter of the i-th group, for error messages."""
-    return group["param_names"][j] if "param_names" in group else f"number {j} of group {i}"
+    names = group.get("param_names", ())
+    return names[j] if j < len(names) else f"number {j} of group {i}"

@@ -20,15 +20,15 @@ PORTION = 2**20  # elements per multi-tensor operation on a CPU
 
 def run_adamw(subset: Subset, grads: list[Tensor], group: dict[str, Any], o: Options) -> None:
     """Step with torch's AdamW. If it does not support a dtype of the subset, call :func:`run_hatam` instead."""
-    params, state = subset.params, subset.state
+    params, state = subset.params, subset.columns
     states = state_rows(state)
     if any_narrow(params, grads, states, o):
         run_hatam(subset, grads, group, o)
         return
-    use_fused, maximize = group["fused"] or counts_on_device(group, state), group["maximize"]
+    use_fused, maximize = group["fused"] or has_step_for_kernel(group, state), group["maximize"]
     amp: dict[str, Any] = {}
     if use_fused and not torch.compiler.is_compiling():
-        if walks_memory(params, states):
+        if fused_adamw_takes(params, states):
             grads = [in_layout_of(g, p) for g, p in zip(grads, params, strict=True)]  # the kernel reads raw memory
             amp = {"grad_scale": o.grad_scale, "found_inf": o.found_inf}
         elif is_skipped(o):
@@ -43,7 +43,7 @@ def run_adamw(subset: Subset, grads: list[Tensor], group: dict[str, Any], o: Opt
         state["exp_avg_sq"],
         [],
         state["step"],
-        foreach=False if group["foreach"] and only_single(group) else group["foreach"],
+        foreach=False if group["foreach"] and lr_forbids_foreach(group) else group["foreach"],
         capturable=group["capturable"],
         differentiable=group["differentiable"],
         fused=use_fused,
@@ -59,12 +59,12 @@ def run_adamw(subset: Subset, grads: list[Tensor], group: dict[str, Any], o: Opt
     )
 
 
-def counts_on_device(group: dict[str, Any], state: Columns) -> bool:
+def has_step_for_kernel(group: dict[str, Any], state: Columns) -> bool:
     """Return whether ``step`` is on a GPU only for HATAM's kernel. torch's unfused AdamW would wait for it there."""
     return group["fused"] is None and not group["capturable"] and any(not step.is_cpu for step in state["step"])
 
 
-def only_single(group: dict[str, Any]) -> bool:
+def lr_forbids_foreach(group: dict[str, Any]) -> bool:
     """Return whether lr is a tensor that torch's multi-tensor AdamW does not support."""
     return isinstance(group["lr"], Tensor) and not group["capturable"]
 
@@ -74,7 +74,7 @@ def any_narrow(params: list[Tensor], grads: list[Tensor], states: list[State], o
     return any(narrow.is_needed(*row, o) for row in zip(params, grads, states, strict=True))
 
 
-def walks_memory(params: list[Tensor], states: list[State]) -> bool:
+def fused_adamw_takes(params: list[Tensor], states: list[State]) -> bool:
     """Return whether torch's fused AdamW can read all tensors as raw memory."""
     pairs = zip(params, states, strict=True)
     return all(p.is_floating_point() and dense(p, [s["exp_avg"], s["exp_avg_sq"]]) for p, s in pairs)
@@ -87,7 +87,7 @@ def is_skipped(o: Options) -> bool:
 
 def run_hatam(subset: Subset, grads: list[Tensor], group: dict[str, Any], o: Options) -> None:
     """Step the tensors that a fused kernel supports, then the others unfused."""
-    params, state, param_indices = subset.params, subset.state, subset.param_indices
+    params, state, param_indices = subset.params, subset.columns, subset.param_indices
     if any(map(torch.is_complex, params)):
         params, grads = [real(p) for p in params], real_grads(grads)
         state = {key: [real(x) for x in column] for key, column in state.items()}
@@ -127,7 +127,7 @@ def run_unfused(
         foreach = False  # a multi-tensor GPU kernel of torch 2.11's inductor overwrites values that others still read
     elif foreach is None:
         _, foreach = _default_to_fused_or_foreach(params, group["differentiable"], use_fused=False)
-    foreach = foreach and not only_single(group)
+    foreach = foreach and not lr_forbids_foreach(group)
     together = []
     for i, (param, grad, state) in enumerate(zip(params, grads, states, strict=True)):
         if narrow.is_needed(param, grad, state, o):

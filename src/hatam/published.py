@@ -150,19 +150,19 @@ def step_(params: list[Tensor], grads: list[Tensor], columns: dict[str, list[Ten
     torch._foreach_addcmul_(vs, corrected, corrected, 1 - beta2)
     updates = list(torch._foreach_div(ms, _denominators(vs, steps, beta2, eps)))
     torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-    torch._foreach_mul_(updates, [-lr / (1 - beta1**t) for t in _numbers(steps)])
+    torch._foreach_mul_(updates, [-lr / (1 - beta1**t) for t in _to_floats(steps)])
     torch._foreach_add_(params, updates)
 
 
 def _denominators(vs: list[Tensor], steps: list[Tensor], beta2: float, eps: float) -> list[Tensor]:
     """sqrt(v̂) + ε. At step 0, the bias correction of step 1 is used, since v = 0."""
     hs = list(torch._foreach_sqrt(vs))
-    torch._foreach_div_(hs, [(1 - beta2**t) ** 0.5 for t in _numbers([t.clamp(min=1) for t in steps])])
+    torch._foreach_div_(hs, [(1 - beta2**t) ** 0.5 for t in _to_floats([t.clamp(min=1) for t in steps])])
     torch._foreach_add_(hs, eps)
     return hs
 
 
-def _numbers(steps: list[Tensor]) -> list[Any]:
+def _to_floats(steps: list[Tensor]) -> list[Any]:
     return steps if torch.compiler.is_compiling() else [t.item() for t in steps]
 
 

@@ -49,11 +49,11 @@ def lr_factor(lr: Scalar, lr_peak: Scalar, fade: float) -> Scalar:
     return float((1 - part) ** POWER * min(1.0, part / fade))
 
 
-def travel_factor(lengths: Scalar, whole: float) -> Scalar:
+def travel_factor(lengths: Scalar, travel: float) -> Scalar:
     """Return τ = min(1, max(0, N − 1) / travel)², from N and travel. τ is 1 if travel is 0."""
-    if whole == 0:
+    if travel == 0:
         return 1.0
-    return ((lengths - 1) / whole).clamp(0.0, 1.0) ** POWER
+    return ((lengths - 1) / travel).clamp(0.0, 1.0) ** POWER
 
 
 def next_path_lengths(
@@ -64,8 +64,8 @@ def next_path_lengths(
     return torch.where(ratios > 0, lengths + increments, lengths)
 
 
-def next_rms_ratios(z_sizes: Tensor, u_sizes: Tensor, last: Tensor) -> Tensor:
+def next_rms_ratios(z_rms: Tensor, u_rms: Tensor, last: Tensor) -> Tensor:
     """Return ρ of several tensors from RMS(z) and RMS(u); the last ρ where RMS(u) is 0 or a value is not finite."""
-    new = z_sizes / torch.where(u_sizes > 0, u_sizes, 1.0)
+    new = z_rms / torch.where(u_rms > 0, u_rms, 1.0)
     limited = torch.where(last > 0, torch.minimum(new, GROWTH * last), new)
-    return torch.where((u_sizes > 0) & (u_sizes < math.inf) & (new < math.inf), limited, last)
+    return torch.where((u_rms > 0) & (u_rms < math.inf) & (new < math.inf), limited, last)

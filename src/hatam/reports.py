@@ -13,7 +13,7 @@ NORMS = ("grad_norm", "bend_norm", "offset_norm", "param_norm", "update_norm")
 MEANS = ("modulator_mean", "capped", "effective_step")
 
 
-def of_group(params: list[dict[str, float]]) -> dict[str, float]:
+def group_numbers(params: list[dict[str, float]]) -> dict[str, float]:
     """The numbers of a group as if its parameters were one tensor, without the reach and the quantiles."""
     made: dict[str, float] = {}
     for key in (*NORMS, *MEANS, "modulator_max", "bend_update"):
@@ -29,7 +29,7 @@ def of_group(params: list[dict[str, float]]) -> dict[str, float]:
     return made
 
 
-def finished(found: Mapping[str, float]) -> dict[str, float]:
+def with_ratios(found: Mapping[str, float]) -> dict[str, float]:
     """An observation with its ratios, without ``bend_update`` and ``numel``."""
     made = {key: x for key, x in found.items() if key not in ("bend_update", "numel")}
     ratios = (

@@ -31,12 +31,12 @@ def scatter(x: int) -> int:
 
 def scatter_(x: Tensor) -> Tensor:
     """Apply :func:`scatter` to an int32 tensor in place, and return it."""
-    x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF)).mul_(signed(MULTIPLIERS[0]))
-    x.bitwise_xor_((x >> 15).bitwise_and_(0x1FFFF)).mul_(signed(MULTIPLIERS[1]))
+    x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF)).mul_(as_int32(MULTIPLIERS[0]))
+    x.bitwise_xor_((x >> 15).bitwise_and_(0x1FFFF)).mul_(as_int32(MULTIPLIERS[1]))
     return x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
 
 
-def signed(x: int) -> int:
+def as_int32(x: int) -> int:
     """Return the int32 with the same bits as an unsigned 32-bit integer."""
     return (x + 0x80000000 & MASK) - 0x80000000
 
@@ -45,8 +45,8 @@ def key_of(seed: int, param_index: int, step: Any) -> Key:
     """Return the random key of one parameter at one step."""
     start = scatter(scatter(seed) + param_index & MASK)
     if isinstance(step, Tensor):
-        return scatter_(step.to(torch.int32).add(signed(start)))
-    return signed(scatter(start + int(step) & MASK))
+        return scatter_(step.to(torch.int32).add(as_int32(start)))
+    return as_int32(scatter(start + int(step) & MASK))
 
 
 def draw(like: Tensor, key: Key) -> Tensor:
@@ -55,12 +55,12 @@ def draw(like: Tensor, key: Key) -> Tensor:
     return scatter_(offsets.bitwise_xor_(key)).as_strided(like.shape, torch.empty_like(like).stride())
 
 
-def lower(random: Tensor) -> Tensor:
+def low_bits(random: Tensor) -> Tensor:
     """Return the lower 16 bits of the integers of :func:`draw`."""
     return random & 0xFFFF
 
 
-def upper(random: Tensor) -> Tensor:
+def high_bits(random: Tensor) -> Tensor:
     """Return the upper 16 bits of the integers of :func:`draw`."""
     return (random >> 16).bitwise_and_(0xFFFF)
 
@@ -80,7 +80,7 @@ def round_at_random(x: Tensor, random: Tensor) -> Tensor:
     return rounded(x, random).to(torch.bfloat16)
 
 
-def middle(x: Tensor, random: Tensor) -> Tensor:
+def center(x: Tensor, random: Tensor) -> Tensor:
     """Return the middle of the interval of float32 numbers that :func:`round_at_random` rounds to x with these bits.
 
     The interval is as long as the spacing of bfloat16, so that z − κ u is in it for one bfloat16 z only. It has an even

@@ -49,7 +49,7 @@ def local_grad(grad: Tensor, param: Tensor) -> Tensor:
     return part
 
 
-def check(group: dict[str, Any]) -> None:
+def check_supported(group: dict[str, Any]) -> None:
     """Refuse sharded parameters that are not supported.
 
     Raises:
@@ -73,8 +73,8 @@ def check(group: dict[str, Any]) -> None:
 class Sums(NamedTuple):
     """Buffers for the local sums of parameters on one mesh, and the counts needed to add them over processes."""
 
-    all: Tensor  # (tensors, 3): Σz², Σu², Σh
-    each: list[Tensor]  # the rows of ``all``
+    rows: Tensor  # (tensors, 3): Σz², Σu², Σh
+    row_views: list[Tensor]  # views of ``rows``
     copies: Tensor  # numbers of processes that hold the same part
     numel: Tensor  # of the whole tensors
 
@@ -83,7 +83,7 @@ class Sums(NamedTuple):
         """Buffers for these parameters, filled with zeros."""
         device = local_tensor(params[0]).device
         sums = torch.zeros(len(params), 3, dtype=torch.float64, device=device)
-        counts = [[copies(p, mesh) for p in params], [p.numel() * (2 if p.is_complex() else 1) for p in params]]
+        counts = [[replica_count(p, mesh) for p in params], [p.numel() * (2 if p.is_complex() else 1) for p in params]]
         return Sums(sums, list(sums.unbind()), *torch.tensor(counts, dtype=torch.float64, device=device).unbind())
 
 
@@ -92,13 +92,13 @@ class Pending:
     """Sums for parameters on one mesh: those of this process, and after the all-reduce those of all processes."""
 
     key: Any  # mesh and dtype
-    wire: Tensor  # (tensors, sums)
+    sums: Tensor  # (tensors, sums)
     states: list[dict[str, Tensor]]
     numel: Tensor  # of the whole tensors
     o: Options
 
 
-class LocalSubset(NamedTuple):
+class MeshSubset(NamedTuple):
     """The local tensors of those parameters of a subset that share a mesh, or are not sharded."""
 
     wanted: list[int]  # of :func:`wanted_sums`
@@ -109,22 +109,22 @@ class LocalSubset(NamedTuple):
     sums: Sums | None
 
     @staticmethod
-    def of(subset: Subset, key: Any, places: list[int], wanted: list[int]) -> LocalSubset:
+    def of(subset: Subset, key: Any, places: list[int], wanted: list[int]) -> MeshSubset:
         """The local tensors of the parameters at these places of a subset."""
         params = select(subset.params, places)
-        state = {name: select(column, places) for name, column in subset.state.items()}
+        state = {name: select(column, places) for name, column in subset.columns.items()}
         columns = {name: list(map(local_tensor, column)) for name, column in state.items()}
         sums = Sums.of(params, key[0]) if wanted and key is not None else None
         if sums is not None:
-            columns[SUMS] = sums.each
+            columns[SUMS] = sums.row_views
         indices = select(subset.param_indices, places)
         local = Subset(subset.grad_places, list(map(local_tensor, params)), columns, indices)
-        return LocalSubset(wanted, key, places, local, state_rows(state), sums)
+        return MeshSubset(wanted, key, places, local, state_rows(state), sums)
 
     def is_current(self, subset: Subset, wanted: list[int]) -> bool:
         """Whether the tensors have the same local parts as before."""
         known = [(subset.params, self.local.params)]
-        known += [(column, self.local.state[key]) for key, column in subset.state.items()]
+        known += [(column, self.local.columns[key]) for key, column in subset.columns.items()]
         return self.wanted == wanted and all(
             all_identical([local_tensor(x) for x in select(xs, self.places)], local) for xs, local in known
         )
@@ -134,41 +134,47 @@ class Shards:
     """Steps of an optimizer's sharded parameters, with the all-reduces of their sums."""
 
     def __init__(self) -> None:
-        self.made: list[Pending] = []  # in this step
-        self.sent: list[Pending] = []
+        self.unsent: list[Pending] = []  # in this step
+        self.in_flight: list[Pending] = []
         self.works: list[Any] = []  # all-reduces in progress
 
-    def run(self, step: Callable[..., None], subset: Subset, grads: list[Tensor], o: Options, *args: Any) -> None:
+    def run(
+        self,
+        step: Callable[[Subset, list[Tensor], dict[str, Any], Options], None],
+        subset: Subset,
+        grads: list[Tensor],
+        group: dict[str, Any],
+        o: Options,
+    ) -> None:
         """Take one step of a subset in which parameters are sharded, on one mesh or several.
 
         Args:
-            step: called with local tensors as a subset, their gradients, and ``args``.
-            subset, grads: the parameters, their state and gradients.
-            o: options of the step.
-            args: further arguments of ``step``.
+            step: called with the subset of local tensors of each mesh, and their gradients.
+            subset, grads: the parameters with their state, and their gradients.
+            group, o: the group, and its options for the step.
         """
         wanted = wanted_sums(o) if subset.has_reach else []
-        if subset.shards is None or not all(one.is_current(subset, wanted) for one in subset.shards):
+        if subset.local_subsets is None or not all(one.is_current(subset, wanted) for one in subset.local_subsets):
             meshes = by_mesh(subset.params).items()
-            subset.shards = [LocalSubset.of(subset, key, places, wanted) for key, places in meshes]
-        for one in subset.shards:
+            subset.local_subsets = [MeshSubset.of(subset, key, places, wanted) for key, places in meshes]
+        for one in subset.local_subsets:
             mine = [local_grad(grads[i], subset.params[i]) for i in one.places]
-            step(one.local, mine, *args)
+            step(one.local, mine, group, o)
             if one.sums is not None:
-                self.made.append(Pending(one.key, wire_of(one.key, one.sums, wanted), one.states, one.sums.numel, o))
+                self.unsent.append(Pending(one.key, sums_of(one.key, one.sums, wanted), one.states, one.sums.numel, o))
 
     def send(self) -> None:
         """Start the all-reduces of a step: one for each mesh and dtype, for all groups together."""
         by_key: dict[Any, list[Pending]] = {}
-        for one in self.made:
+        for one in self.unsent:
             by_key.setdefault(one.key, []).append(one)
         for (mesh, _), some in by_key.items():
             if mesh.size() > 1:
-                flat = torch.cat([one.wire.flatten() for one in some])
-                for one, part in zip(some, torch.split(flat, [one.wire.numel() for one in some]), strict=True):
-                    one.wire = part.view_as(one.wire)
+                flat = torch.cat([one.sums.flatten() for one in some])
+                for one, part in zip(some, torch.split(flat, [one.sums.numel() for one in some]), strict=True):
+                    one.sums = part.view_as(one.sums)
                 self.works.append(dist.all_reduce(flat, group=group_of(mesh), async_op=True))
-        self.sent, self.made = self.made, []
+        self.in_flight, self.unsent = self.unsent, []
 
     def wait(self) -> None:
         """Wait for the all-reduces of the last step, and store ρ, N and mean(h) of whole tensors.
@@ -177,9 +183,9 @@ class Shards:
         """
         for work in self.works:
             work.wait()
-        for one in self.sent:
+        for one in self.in_flight:
             store_sums(one)
-        self.made, self.sent, self.works = [], [], []
+        self.unsent, self.in_flight, self.works = [], [], []
 
 
 def by_mesh(params: list[Tensor]) -> dict[Any, list[int]]:
@@ -196,13 +202,13 @@ def wanted_sums(o: Options) -> list[int]:
     return [0, 1, 2] if o.modulator.needs_mean else [0, 1]
 
 
-def wire_of(key: Any, sums: Sums, wanted: list[int]) -> Tensor:
+def sums_of(key: Any, sums: Sums, wanted: list[int]) -> Tensor:
     """The sums to add over processes, divided by their numbers of copies: a replicated part counts once."""
-    wire = sums.all[:, wanted] / sums.copies[:, None]
-    return wire.to(torch.float32 if key[1] == torch.float32 else torch.float64)
+    found = sums.rows[:, wanted] / sums.copies[:, None]
+    return found.to(torch.float32 if key[1] == torch.float32 else torch.float64)
 
 
-def copies(param: Any, mesh: Any) -> int:
+def replica_count(param: Any, mesh: Any) -> int:
     """The number of processes that hold the same part. Only Replicate counts: strided sharding is sharding too."""
     return math.prod(n for n, at in zip(mesh.shape, param.placements, strict=True) if at.is_replicate())
 
@@ -214,18 +220,20 @@ def group_of(mesh: Any) -> Any:
     if mesh.size() == dist.get_world_size():
         return dist.group.WORLD
     ranks = tuple(mesh.mesh.flatten().tolist())
-    key = (dist.group.WORLD, ranks)  # the world is another one after destroy_process_group()
-    if key not in _groups:
-        _groups[key] = dist.new_group(list(ranks), use_local_synchronization=True)
-    return _groups[key]
+    if _groups.get("world") is not dist.group.WORLD:  # groups end with destroy_process_group()
+        _groups.clear()
+        _groups["world"] = dist.group.WORLD
+    if ranks not in _groups:
+        _groups[ranks] = dist.new_group(list(ranks), use_local_synchronization=True)
+    return _groups[ranks]
 
 
-def all_reduced(wires: dict[str, Tensor], mesh: Any) -> None:
+def all_reduce_(tensors: dict[str, Tensor], mesh: Any) -> None:
     """All-reduce tensors in place over the processes of a mesh. The key, "sum" or "max", is the operation."""
     operations = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
-    for name, wire in wires.items():
+    for name, tensor in tensors.items():
         if mesh.size() > 1:
-            dist.all_reduce(wire, operations[name], group=group_of(mesh))
+            dist.all_reduce(tensor, operations[name], group=group_of(mesh))
 
 
 def payload(tensors: int, *, mean: bool = False, itemsize: int = 4) -> int:
@@ -245,7 +253,7 @@ def payload(tensors: int, *, mean: bool = False, itemsize: int = 4) -> int:
 
 def store_sums(one: Pending) -> None:
     """Store ρ, N and mean(h) of whole tensors from their sums."""
-    z2, u2, *means = (x / one.numel for x in one.wire.to(torch.float64).unbind(1))
+    z2, u2, *means = (x / one.numel for x in one.sums.to(torch.float64).unbind(1))
     dtype = local_tensor(one.states[0]["exp_avg_sq"]).dtype
     update.store_rms_(one.states, z2.sqrt(), u2.sqrt(), means[0] if means else None, dtype, one.o)
 

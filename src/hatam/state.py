@@ -14,11 +14,11 @@ from torch.optim.optimizer import _get_scalar_dtype
 
 from . import fused
 from .modulators import Modulator
-from .storage import MOMENTS, SCALARS, new_moment
+from .storage import MOMENTS, REACH_STATE, new_moment
 from .update import Options, State
 
 ADAMW_STATE = ("step", *MOMENTS)
-STATE = (*ADAMW_STATE, *SCALARS)
+STATE = (*ADAMW_STATE, *REACH_STATE)
 
 INITIAL_SCALARS = {"reach": 0.0, "rms_ratio": 0.0, "path_length": 0.0}
 INITIAL_MEANS = {"denom_mean": math.inf, "reach_mean": math.inf}
@@ -79,7 +79,7 @@ def complete_state(state: State, param: Tensor, group: Mapping[str, Any], modula
 def drop_scalars(states: Mapping[Tensor, State], params: Iterable[Tensor]) -> None:
     """Delete the scalars of the reach from the states of ``params``."""
     for p in params:
-        for key in SCALARS:
+        for key in REACH_STATE:
             states.get(p, {}).pop(key, None)
 
 

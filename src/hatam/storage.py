@@ -21,7 +21,13 @@ from . import rounding
 
 STATE_DTYPES = {"None": None, "torch.float32": torch.float32, "torch.bfloat16": torch.bfloat16, "8bit": "8bit"}
 MOMENTS = ("exp_avg", "exp_avg_sq")
-SCALARS = ("reach", "rms_ratio", "path_length", "denom_mean", "reach_mean")  # entries that AdamW's state does not have
+REACH_STATE = (
+    "reach",
+    "rms_ratio",
+    "path_length",
+    "denom_mean",
+    "reach_mean",
+)  # entries that AdamW's state does not have
 BLOCK = 256  # elements that share one scale in torchao's 8-bit state
 LEAST_SCALE = 2e-12  # torchao's scale is at least 1e-12; in a block of a lower scale than this, v may be 0
 LEAST_8BIT = 4096  # elements; smaller tensors stay in float32
@@ -114,7 +120,7 @@ def restore_dtypes(state: dict[str, Any], saved: dict[str, Any], param: Tensor, 
 
     A plain moment stays cast if its saved dtype is narrower than the parameter's and ``state_dtype`` is None.
     """
-    for key in saved.keys() & {*MOMENTS, *SCALARS}:
+    for key in saved.keys() & {*MOMENTS, *REACH_STATE}:
         narrower = torch.promote_types(saved[key].dtype, param.dtype) != saved[key].dtype
-        if key in SCALARS or is_quantized(saved[key]) or not narrower or state_dtype is not None:
+        if key in REACH_STATE or is_quantized(saved[key]) or not narrower or state_dtype is not None:
             state[key] = copied(saved[key].detach()).to(param.device)

@@ -19,6 +19,19 @@ Move = Callable[[Tensor, State, Options, int], None]
 Groups = Iterable[tuple[int, dict[str, Any]]]  # each with the index of its first parameter
 
 
+EVALUATING = "step() needs the weights at which gradients are taken; call optimizer.train() first"
+
+
+def refuse_inside(optimizer: Any, what: str) -> None:
+    """Refuse what the end of a ``straightened()`` block would undo.
+
+    Raises:
+        RuntimeError: a block is open.
+    """
+    if optimizer._straightened:
+        raise RuntimeError(f"{what} inside straightened() would be undone when the block ends; end the block first")
+
+
 def offsets(groups: Groups, states: States) -> Iterator[tuple[Tensor, dict[str, Any], Options, int]]:
     """Yield the parameters that have an offset, with their states, options and indices."""
     for first, group in groups:
@@ -28,14 +41,14 @@ def offsets(groups: Groups, states: States) -> Iterator[tuple[Tensor, dict[str, 
                 yield p, states[p], o, index
 
 
-def move(groups: Groups, states: States, how: Move, spared: Sequence[bool] = ()) -> None:
+def move(groups: Groups, states: States, how: Move, skipped: Sequence[bool] = ()) -> None:
     """Move every parameter that has an offset: to z with ``narrow.undo_offset_``, to w with ``narrow.redo_offset_``.
 
-    ``spared`` marks parameters of the only group. They do not move; with ``redo_offset_`` their κ becomes 0.
+    ``skipped`` marks parameters of the only group. They do not move; with ``redo_offset_`` their κ becomes 0.
     """
     groups = list(groups)
     for p, state, o, index in offsets(groups, states):
-        if spared and spared[index - groups[0][0]]:
+        if skipped and skipped[index - groups[0][0]]:
             if how is narrow.redo_offset_:
                 state["reach"].zero_()
             continue
@@ -47,13 +60,13 @@ def move(groups: Groups, states: States, how: Move, spared: Sequence[bool] = ())
             local.copy_(resolved)
 
 
-def remove_reaches(first: int, group: dict[str, Any], states: States) -> None:
+def drop_lost_reaches(first: int, group: dict[str, Any], states: States) -> None:
     """Undo the offset of parameters that may no longer have a reach, and delete the scalars of the reach."""
     flags = hidden_flags(group)
     stays = [hidden or "reach" not in states.get(p, {}) for p, hidden in zip(group["params"], flags, strict=True)]
     if not all(stays):
         with torch.no_grad():
-            move([(first, group)], states, narrow.undo_offset_, spared=stays)
+            move([(first, group)], states, narrow.undo_offset_, skipped=stays)
         drop_scalars(states, [p for p, stay in zip(group["params"], stays, strict=True) if not stay])
 
 
@@ -74,6 +87,6 @@ def straightened(groups: list[tuple[int, dict[str, Any]]], states: States) -> It
         yield
     finally:
         with torch.no_grad():
-            for p, w, reach, before in reversed(saved):
+            for p, w, reach, before in saved:
                 p.copy_(w)
                 reach.copy_(before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from operator import is_
 from typing import Any
@@ -22,21 +22,21 @@ class Subset:
     Attributes:
         grad_places: slice of their gradients in ``Gathered.grads``.
         params: the parameters.
-        state: one list of tensors for each key of the state.
+        columns: of the state, one list of tensors for each key of the state.
         param_indices: their indices among the parameters of all groups.
         plan: the fused kernels' cache for these tensors.
-        shards: the cached local tensors, if a parameter is a DTensor.
+        local_subsets: the cached local tensors, if a parameter is a DTensor.
     """
 
-    def __init__(self, grad_places: slice, params: list[Tensor], state: Columns, param_indices: list[int]) -> None:
-        self.grad_places, self.params, self.state, self.param_indices = grad_places, params, state, param_indices
+    def __init__(self, grad_places: slice, params: list[Tensor], columns: Columns, param_indices: list[int]) -> None:
+        self.grad_places, self.params, self.columns, self.param_indices = grad_places, params, columns, param_indices
         self.plan: BatchPlan | None = None
-        self.shards: Any = None
+        self.local_subsets: Any = None
 
     @property
     def has_reach(self) -> bool:
         """Whether these parameters have a reach."""
-        return "reach" in self.state
+        return "reach" in self.columns
 
 
 class Gathered:
@@ -46,19 +46,19 @@ class Gathered:
         self.params: list[Tensor] = []
         self.grads: list[Tensor] = []  # only during a step
         self.param_indices: list[int] = []
-        self.state: Columns = {key: [] for key in state.STATE}
+        self.columns: Columns = {key: [] for key in state.STATE}
         self._subsets: dict[bool, list[Subset]] = {}
 
     def subsets(self, reach_started: bool) -> list[Subset]:
         """Return a subset of the parameters that have a reach in this step and one of all others, unless empty."""
         if reach_started not in self._subsets:
-            count = len(self.state["reach"]) if reach_started else 0
+            count = len(self.columns["reach"]) if reach_started else 0
             slices = ((slice(0, count), state.STATE), (slice(count, len(self.params)), state.ADAMW_STATE))
             self._subsets[reach_started] = [
                 Subset(
                     places,
                     self.params[places],
-                    {key: self.state[key][places] for key in keys if self.state[key]},
+                    {key: self.columns[key][places] for key in keys if self.columns[key]},
                     self.param_indices[places],
                 )
                 for places, keys in slices
@@ -108,10 +108,9 @@ def collect(
         params, grads, param_indices, columns: the lists to append to; one of ``columns`` for each key of ``STATE``.
     """
     flags, modulator = state.hidden_flags(group), MODULATORS[group["modulator"]]
-    may_reach = group["gamma"] != 0 or group["reach_started"]
     for has_reach in (True, False):
         for index, (p, hidden) in enumerate(zip(group["params"], flags, strict=True), first):
-            if p.grad is not None and (may_reach and hidden) is has_reach:
+            if p.grad is not None and (may_reach(group) and hidden) is has_reach:
                 own = state.complete_state(states[p], p, group, modulator if has_reach else None)
                 params.append(p)
                 grads.append(p.grad)
@@ -122,10 +121,14 @@ def collect(
                         column.append(own[key])
 
 
+def may_reach(group: Mapping[str, Any]) -> bool:
+    """Whether hidden weights of a group need the state of a reach."""
+    return bool(group["gamma"] != 0 or group["reach_started"])
+
+
 def cache_key(group: dict[str, Any], grads: list[Tensor | None], first: int) -> Any:
     """Return the index, options and presence of gradients on which the columns depend."""
-    may_reach = group["gamma"] != 0 or group["reach_started"]
-    return first, group["hidden"], may_reach, group["modulator"], [g is None for g in grads]
+    return first, group["hidden"], may_reach(group), group["modulator"], [g is None for g in grads]
 
 
 def values_of(states: Iterable[State]) -> list[Any]:

@@ -18,7 +18,7 @@ from . import options, paths, sharded, storage
 from .fused.batches import in_layout_of
 from .modulators import CAP
 from .optimizer import HATAM
-from .reports import MEANS, NORMS, Report, finished, flat, of_group, to_json_lines, to_tensorboard
+from .reports import MEANS, NORMS, Report, flat, group_numbers, to_json_lines, to_tensorboard, with_ratios
 from .state import has_offset, real, real_state
 from .update import Options, State
 
@@ -101,16 +101,16 @@ class Telemetry:
             return None
         step, groups = self._found
         tensors = [x for params in groups for found in params.values() for x in found.values()]
-        numbers = iter(_numbers(tensors))
+        numbers = iter(_to_floats(tensors))
         params = [{name: {key: next(numbers) for key in found} for name, found in of.items()} for of in groups]
-        made = [of_group(list(of.values())) for of in params]
+        made = [group_numbers(list(of.values())) for of in params]
         counts = Counter(name for of in params for name in of)
         named = {
-            name if counts[name] == 1 else f"{name} of group {i}": finished(found)
+            name if counts[name] == 1 else f"{name} of group {i}": with_ratios(found)
             for i, of in enumerate(params)
             for name, found in of.items()
         }
-        return {"step": step, "groups": [finished(group) for group in made], "params": named}
+        return {"step": step, "groups": [with_ratios(group) for group in made], "params": named}
 
     @torch.no_grad()
     def losses(self, loss: Callable[[], Any]) -> dict[str, float]:
@@ -150,26 +150,28 @@ def _observed(optimizer: HATAM, number: int) -> dict[str, dict[str, Tensor]]:
     # Before there is a reach, torch's fused AdamW takes the step. It unscales a GradScaler's gradients in place. Only
     # gradients in another layout than their parameter keep their scale, because it was given copies of them.
     is_adamw = group["fused"] and not group["reach_started"]
-    unscales_grads = is_adamw and not paths.any_narrow(local, grads, states, o) and paths.walks_memory(local, states)
+    unscales_grads = (
+        is_adamw and not paths.any_narrow(local, grads, states, o) and paths.fused_adamw_takes(local, states)
+    )
     found = [
         observe(p, g, state, without_scale if unscales_grads and in_layout_of(g, p) is g else o)
         for p, g, state in zip(local, grads, states, strict=True)
     ]
     for key, places in sharded.by_mesh(params).items():
         if key is not None:
-            of_whole(key[0], [params[i] for i in places], [found[i] for i in places])
+            reduce_over_mesh(key[0], [params[i] for i in places], [found[i] for i in places])
     names = [options.name_of(group, number, i) for i in seen]
     return dict(zip(names, found, strict=True))
 
 
-def of_whole(mesh: Any, params: list[Tensor], found: list[dict[str, Tensor]]) -> None:
+def reduce_over_mesh(mesh: Any, params: list[Tensor], found: list[dict[str, Tensor]]) -> None:
     """Turn observations of local parts into those of whole tensors, by two all-reduces. Quantiles stay local."""
-    wires = {"sum": torch.stack([torch.stack(additive(one)) for one in found])}
-    copies = [sharded.copies(p, mesh) for p in params]
+    wires = {"sum": torch.stack([torch.stack(additive_terms(one)) for one in found])}
+    copies = [sharded.replica_count(p, mesh) for p in params]
     wires["sum"] /= torch.tensor(copies, dtype=wires["sum"].dtype, device=wires["sum"].device)[:, None]
     local_maxima = [one["modulator_max"].nan_to_num(0.0) for one in found if "modulator_max" in one]
     wires |= {"max": torch.stack(local_maxima)} if local_maxima else {}
-    sharded.all_reduced(wires, mesh)
+    sharded.all_reduce_(wires, mesh)
     maxima = iter(wires["max"].unbind() if local_maxima else ())
     for one, sums in zip(found, wires["sum"], strict=True):
         numel = sums[-1]
@@ -179,7 +181,7 @@ def of_whole(mesh: Any, params: list[Tensor], found: list[dict[str, Tensor]]) ->
             one["modulator_max"] = next(maxima)
 
 
-def additive(one: dict[str, Tensor]) -> list[Tensor]:
+def additive_terms(one: dict[str, Tensor]) -> list[Tensor]:
     """The squares of norms, the sums of means, ``bend_update`` and ``numel``; zeros for a part without elements."""
     n = one["numel"]
     parts = [one[key].square() for key in NORMS if key in one] + [one[key] * n for key in MEANS if key in one]
@@ -216,7 +218,7 @@ def observe(param: Tensor, grad: Tensor, state: State, o: Options) -> dict[str, 
     if has_offset(state, o):
         reach = state["reach"].to(w.device, dtype)
         means = [state["reach_mean"]] if o.modulator.needs_mean else []
-        (denom,) = o.modulator.reach_denominators([u.copy_(h)], means)
+        (denom,) = o.modulator.offset_denominators([u.copy_(h)], means)
         found |= {"reach": reach, "offset_norm": reach * torch.div(m, denom, out=c).norm()}
         return found | of_modulator(h.div_(denom))
     return found
@@ -234,7 +236,7 @@ def of_modulator(s: Tensor) -> dict[str, Tensor]:
     return {"modulator_mean": s.mean(), "modulator_max": s.max(), "capped": capped, **at}
 
 
-def _numbers(tensors: list[Tensor]) -> list[float]:
+def _to_floats(tensors: list[Tensor]) -> list[float]:
     """0-dim tensors as numbers, by one transfer from each device."""
     numbers: list[float] = [0.0] * len(tensors)
     for device in {x.device for x in tensors}:

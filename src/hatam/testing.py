@@ -45,7 +45,14 @@ class Reference:
     def __post_init__(self) -> None:
         self.w = self.w.detach().to(torch.float64).clone()
         self.z, self.m, self.v = self.w.clone(), torch.zeros_like(self.w), torch.zeros_like(self.w)
-        self.t, self.peak, self.ratio, self.way, self.mean, self.begun = 0, 0.0, 0.0, 0.0, math.inf, False
+        self.t, self.peak, self.rms_ratio, self.path_length, self.denom_mean, self.reach_started = (
+            0,
+            0.0,
+            0.0,
+            0.0,
+            math.inf,
+            False,
+        )
 
     def step(self, g: Tensor, lr: float) -> None:
         """Take one step with the gradient ``g`` at ``self.w``."""
@@ -58,29 +65,35 @@ class Reference:
         m_hat = self.m / (1 - self.beta1**self.t)
         self.z = self.z - lr * (m_hat / h + self.weight_decay * self.z)
 
-        self.begun = self.begun or self.turn(lr) > 0
-        mean = self.mean if self.mean > (1 + 1e-6) * self.eps else math.inf  # a mean of ε means v = 0, and S = 0
+        self.reach_started = self.reach_started or self.lr_factor(lr) > 0
+        mean = (
+            self.denom_mean if self.denom_mean > (1 + 1e-6) * self.eps else math.inf
+        )  # a mean of ε means v = 0, and S = 0
         S = torch.ones_like(h) if self.modulator == "uniform" else torch.clamp(h / mean, max=3.0)
         u = S * self.m / h
         self.w = self.z - self.reach(lr) * u
-        if self.begun:
+        if self.reach_started:
             self.measure(u, h, lr)
 
     def measure(self, u: Tensor, h: Tensor, lr: float) -> None:
         """Measure ρ, N and mean(h) for the next step."""
         u_rms, z_rms = (float(x.square().mean().sqrt()) for x in (u, self.z))
         if u_rms > 0:
-            new, first = z_rms / u_rms, self.ratio == 0
-            self.ratio = new if first else min(new, 1.003 * self.ratio)
-            self.way += self.t * self.peak / self.ratio if first else lr / self.ratio
-        self.mean = float(h.mean())
+            new, first = z_rms / u_rms, self.rms_ratio == 0
+            self.rms_ratio = new if first else min(new, 1.003 * self.rms_ratio)
+            self.path_length += self.t * self.peak / self.rms_ratio if first else lr / self.rms_ratio
+        self.denom_mean = float(h.mean())
 
     def reach(self, lr: float) -> float:
         """κ, with ρ and N of the step before."""
-        tau = min(1.0, max(0.0, self.way - 1) / self.travel) ** 2 if self.travel > 0 else 1.0
-        return min(self.gamma * self.ratio * tau * self.turn(lr), self.horizon * self.peak) if self.hidden else 0.0
+        tau = min(1.0, max(0.0, self.path_length - 1) / self.travel) ** 2 if self.travel > 0 else 1.0
+        return (
+            min(self.gamma * self.rms_ratio * tau * self.lr_factor(lr), self.horizon * self.peak)
+            if self.hidden
+            else 0.0
+        )
 
-    def turn(self, lr: float) -> float:
+    def lr_factor(self, lr: float) -> float:
         """The factor of κ that depends on lr: (1 − lr / peak)² min(1, lr / (fade · peak))."""
         if self.peak == 0:
             return 0.0

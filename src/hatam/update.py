@@ -35,7 +35,7 @@ from . import reach
 from .modulators import Modulator
 from .reach import Scalar
 
-NO_GRADIENT_YET = 1 + 1e-6  # times ε: largest mean of h without a gradient, with a margin for rounding
+EPS_MARGIN = 1 + 1e-6  # times ε: largest mean of h without a gradient, with a margin for rounding
 
 State: TypeAlias = dict[str, Any]
 Tensors: TypeAlias = list[Tensor]
@@ -106,7 +106,7 @@ def copy_(xs: Tensors, ys: Tensors) -> None:
         x.copy_(y)
 
 
-def add_(xs: Tensors, ys: Any) -> Tensors:
+def added(xs: Tensors, ys: Any) -> Tensors:
     """Return x + y. Overwrites x unless autograd may need it."""
     if torch.is_grad_enabled():
         return list(torch._foreach_add(xs, ys))
@@ -114,7 +114,7 @@ def add_(xs: Tensors, ys: Any) -> Tensors:
     return xs
 
 
-def div_(xs: Tensors, ys: Any) -> Tensors:
+def divided(xs: Tensors, ys: Any) -> Tensors:
     """Return x / y. Overwrites x unless autograd may need it."""
     if torch.is_grad_enabled():
         return list(torch._foreach_div(xs, ys))
@@ -162,25 +162,25 @@ def denominators(states: list[State], o: Options) -> Denominators:
     counts = [step.clamp(min=1) if isinstance(step, Tensor) else max(step, 1) for step in steps]
     factors = [(1 - o.beta2**step) ** 0.5 for step in counts]
     hs = list(torch._foreach_sqrt(column(states, "exp_avg_sq")))
-    hs = add_(hs, [o.eps * factor for factor in factors])
+    hs = added(hs, [o.eps * factor for factor in factors])
     if o.eps < 1000 * torch.finfo(hs[0].dtype).tiny:  # ε · factor may underflow
         torch._foreach_clamp_min_(hs, least(hs[0].dtype))  # v = 0 implies m = 0, so that any positive bound gives 0
     return Denominators(hs, factors)
 
 
-def reach_denominators(states: list[State], hs: Denominators, o: Options) -> Tensors:
+def offset_denominators(states: list[State], hs: Denominators, o: Options) -> Tensors:
     """Return the denominator of u, (h / S) · factor, with the mean in ``reach_mean``. May overwrite h."""
     if not o.modulator.needs_mean:
-        return o.modulator.reach_denominators(hs.scaled, [])
+        return o.modulator.offset_denominators(hs.scaled, [])
     stored = clone_for_autograd(column(states, "reach_mean"))
     means = [mean * factor for mean, factor in zip(stored, hs.factors, strict=True)]
-    return o.modulator.reach_denominators(hs.scaled, means)
+    return o.modulator.offset_denominators(hs.scaled, means)
 
 
 def add_offsets_(
     params: Tensors, states: list[State], denoms: Tensors, factors: list[Scalar], o: Options, sign: int
 ) -> bool:
-    """Add ± κ u to every x. May overwrite ``denoms``, from :func:`reach_denominators`; returns True if unchanged.
+    """Add ± κ u to every x. May overwrite ``denoms``, from :func:`offset_denominators`; returns True if unchanged.
 
     Displacement and undo share this code, because different rounding would make z drift.
     """
@@ -192,7 +192,7 @@ def add_offsets_(
 def apply_offsets_(params: Tensors, states: list[State], o: Options, sign: int) -> None:
     """Add ± κ u to every x, with κ and the mean of h from the state."""
     hs = denominators(states, o)
-    add_offsets_(params, states, reach_denominators(states, hs, o), hs.factors, o, sign)
+    add_offsets_(params, states, offset_denominators(states, hs, o), hs.factors, o, sign)
 
 
 def undo_(params: Tensors, states: list[State], o: Options) -> None:
@@ -234,9 +234,9 @@ def displace_(params: Tensors, hs: Denominators, states: list[State], o: Options
         store_reach_means_(states, o)
         dtype = states[0]["denom_mean"].dtype
         means = [h.mean(dtype=dtype) / factor for h, factor in zip(*hs, strict=True)]
-    z_norms, denoms = norms(params), reach_denominators(states, hs, o)
+    z_norms, denoms = norms(params), offset_denominators(states, hs, o)
     if not add_offsets_(params, states, denoms, hs.factors, o, -1):
-        denoms = reach_denominators(states, denominators(states, o), o)
+        denoms = offset_denominators(states, denominators(states, o), o)
     us = norms(quotients(column(states, "exp_avg"), denoms))
     measured = Measured(z_norms, [u * factor for u, factor in zip(us, hs.factors, strict=True)], means)
     if "shard_sums" in states[0]:
@@ -281,7 +281,7 @@ def store_reach_means_(states: list[State], o: Options) -> None:
 def store_norms_(states: list[State], measured: Measured, numels: list[int], dtype: torch.dtype, o: Options) -> None:
     """Store ρ, N and the mean of h for the next step, from norms of whole tensors."""
     counts = [max(n, 1) ** 0.5 for n in numels]
-    z, u = (torch.stack(div_(x, counts)) for x in (measured.z_norms, measured.u_norms))
+    z, u = (torch.stack(divided(x, counts)) for x in (measured.z_norms, measured.u_norms))
     means = None if measured.means is None else torch.stack(measured.means)
     store_rms_(states, z, u, means, dtype, o)
 
@@ -316,7 +316,7 @@ def no_gradient_yet(dtype: torch.dtype, o: Options) -> float:
     """Return the largest mean of h that v = 0 gives: ε rounded to ``dtype``, in float16 perhaps a subnormal number."""
     info = torch.finfo(dtype)
     smallest = info.smallest_normal * info.eps / math.sqrt(1 - o.beta2)  # least h · factor over the least factor
-    return NO_GRADIENT_YET * (o.eps * (1 + info.eps) + smallest)
+    return EPS_MARGIN * (o.eps * (1 + info.eps) + smallest)
 
 
 def next_means(means: Tensor, last: Tensor, dtype: torch.dtype, o: Options) -> Tensor:

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from . import reach
 from .options import CHECKS
 from .state import hidden_flags, scalar
+from .straightening import EVALUATING, refuse_inside
 
 OPTIONS = ("gamma", "travel", "horizon", "fade", "hidden")
 SCALARS = ("reach", "rms_ratio", "path_length")
@@ -94,8 +95,9 @@ class Straightened(Optimizer):
         Raises:
             RuntimeError: after :meth:`eval` or inside :meth:`straightened`. No parameter has changed.
         """
+        refuse_inside(self, "step()")
         if self.evaluating:
-            raise RuntimeError("step() needs the weights at which gradients are taken; call optimizer.train() first")
+            raise RuntimeError(EVALUATING)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -153,18 +155,18 @@ class Straightened(Optimizer):
     @torch.no_grad()
     def eval(self) -> None:
         """Bring the parameters to z, to evaluate or to save the model. A step is refused until :meth:`train`."""
-        if not self.evaluating:
-            self._move(list(self.state), -1)
-            self.evaluating = True
+        self._switch(evaluating=True)
 
     @torch.no_grad()
     def train(self, mode: bool = True) -> None:
         """Bring the parameters back to w, up to rounding; ``train(False)`` is :meth:`eval`."""
-        if not mode:
-            self.eval()
-        elif self.evaluating:
-            self._move(list(self.state), 1)
-            self.evaluating = False
+        self._switch(evaluating=not mode)
+
+    def _switch(self, *, evaluating: bool) -> None:
+        refuse_inside(self, "eval() or train()")
+        if self.evaluating != evaluating:
+            self._move(list(self.state), -1 if evaluating else 1)
+            self.evaluating = evaluating
 
     @contextmanager
     def straightened(self) -> Iterator[None]:
@@ -193,7 +195,12 @@ class Straightened(Optimizer):
         return {**self.base.state_dict(), "straightened": {"state": own, "evaluating": self.evaluating}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a result of :meth:`state_dict`, or a state dict of the base; then the parameters are taken to be z."""
+        """Load a result of :meth:`state_dict`, or a state dict of the base; then the parameters are taken to be z.
+
+        Raises:
+            RuntimeError: inside :meth:`straightened`.
+        """
+        refuse_inside(self, "load_state_dict()")
         rest = {key: x for key, x in state_dict.items() if key != "straightened"}
         own = state_dict.get("straightened", {"state": {}, "evaluating": False})
         self.base.load_state_dict(rest)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..update import Options
 from . import cpu, gpu
-from .batches import PLAIN, BatchPlan, Columns, kinds, numels, plan_batches
+from .batches import PLAIN, BatchPlan, Columns, numels, plan_batches, tensor_types
 
 KERNELS: dict[str, ModuleType] = {"cpu": cpu, "cuda": gpu}
 """The kernel modules by device type. Each has ``unavailable_reason()``, ``supports(dtypes, options)`` and
@@ -104,7 +104,7 @@ def step(
         RuntimeError: see :func:`hatam.fused.batches.plan_batches`.
     """
     strides = all(map(Tensor.is_contiguous, params)) or [*map(Tensor.stride, params)]
-    tensor_info = kinds(params), kinds(grads), numels(params), numels(grads), strides
+    tensor_info = tensor_types(params), tensor_types(grads), numels(params), numels(grads), strides
     key = (devices, o.modulator, o.eps, o.round_param, o.round_state, *tensor_info)
     if plan is None or not plan.is_current(params, state, key):
 
@@ -113,7 +113,7 @@ def step(
 
         plan = plan_batches(params, grads, state, param_indices, key, supports)
     for batch in plan.batches:
-        own_grads, batch.at["grad"] = batch.take_grads(grads)
+        own_grads, batch.addresses["grad"] = batch.aligned_grads(grads)
         KERNELS[batch.device].step(batch, o)
         del own_grads  # kept until here: the kernel has only addresses, also of copies made for it
     return plan

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..storage import MOMENTS, SCALARS
+from ..storage import MOMENTS, REACH_STATE
 
 Columns = dict[str, list[Tensor]]
 Addresses: TypeAlias = "array[int]"
@@ -27,11 +27,11 @@ class Batch:
         self.places, self.params, self.param_indices = places, selected["param"], select(param_indices, places)
         self.device, self.contiguous = self.params[0].device.type, all(map(Tensor.is_contiguous, self.params))
         self.dtypes = {key: column[0].dtype for key, column in selected.items()}  # by state key, "param" and "grad"
-        self.at = {key: addresses(column) for key, column in selected.items() if key != "grad"}
-        self.at["numel"] = numels(self.params)
+        self.addresses = {key: addresses(column) for key, column in selected.items() if key != "grad"}
+        self.addresses["numel"] = numels(self.params)
         self.kernel_cache: Any = None  # what the kernel keeps between steps
 
-    def take_grads(self, grads: list[Tensor]) -> tuple[list[Tensor], Addresses]:
+    def aligned_grads(self, grads: list[Tensor]) -> tuple[list[Tensor], Addresses]:
         """The gradients in their parameters' layouts, copied where they differ, and their addresses."""
         selected = select(grads, self.places)
         if self.contiguous and all(map(Tensor.is_contiguous, selected)) and not any(map(Tensor.is_neg, selected)):
@@ -48,12 +48,14 @@ class BatchPlan(NamedTuple):
     batches: list[Batch]
     rest: list[int]
     key: Any
-    at: Addresses | None  # of :func:`plan_addresses`; None if there are tensor subclasses: the plan is not reused then
+    addresses: (
+        Addresses | None
+    )  # of :func:`plan_addresses`; None if there are tensor subclasses: the plan is not reused then
     scalars: list[Tensor]  # aliases of the 0-dim state, to keep its memory alive: the kernel has its addresses
 
     def is_current(self, params: list[Tensor], state: Columns, key: Any) -> bool:
         """Whether key and addresses are unchanged. The lists must be those that the plan was made from."""
-        return self.key == key and self.at is not None and self.at == plan_addresses(params, state)
+        return self.key == key and self.addresses is not None and self.addresses == plan_addresses(params, state)
 
 
 def plan_addresses(params: list[Tensor], state: Columns) -> Addresses:
@@ -85,13 +87,13 @@ def state_rows(state: Columns) -> list[dict[str, Tensor]]:
     return [dict(zip(state, row, strict=True)) for row in zip(*state.values(), strict=True)]
 
 
-def kinds(xs: list[Tensor]) -> Any:
+def tensor_types(xs: list[Tensor]) -> Any:
     """Type, dtype and device index of tensors: one tuple if they are alike, otherwise a list of one per tensor."""
     types, dtypes, devices = set(map(type, xs)), {x.dtype for x in xs}, set(map(device_index, xs))
-    return kind(xs[0]) if len(types) == len(dtypes) == len(devices) == 1 else list(map(kind, xs))
+    return tensor_type(xs[0]) if len(types) == len(dtypes) == len(devices) == 1 else list(map(tensor_type, xs))
 
 
-def kind(x: Tensor) -> tuple[type, torch.dtype, int]:
+def tensor_type(x: Tensor) -> tuple[type, torch.dtype, int]:
     """Type, dtype and device index of a tensor."""
     return type(x), x.dtype, device_index(x)
 
@@ -102,18 +104,18 @@ shape = attrgetter("shape")
 
 def by_kind(columns: Columns) -> dict[Any, list[int]]:
     """The places of parameters, grouped by their device and the kind of their entry in each column."""
-    params, column_kinds = columns["param"], [kinds(column) for column in columns.values()]
+    params, column_kinds = columns["param"], [tensor_types(column) for column in columns.values()]
     if len({p.device for p in params}) == 1 and all(isinstance(one, tuple) for one in column_kinds):
         return {(params[0].device, *column_kinds): list(range(len(params)))}
     batches: dict[Any, list[int]] = {}
     for i, row in enumerate(zip(*columns.values(), strict=True)):
-        batches.setdefault((params[i].device, *map(kind, row)), []).append(i)
+        batches.setdefault((params[i].device, *map(tensor_type, row)), []).append(i)
     return batches
 
 
 def dtypes_match(dtypes: dict[str, torch.dtype]) -> bool:
     """Whether dtypes, by state key, "param" and "grad", meet the conditions that all kernels share."""
-    scalars = {dtypes[key] for key in SCALARS if key in dtypes}
+    scalars = {dtypes[key] for key in REACH_STATE if key in dtypes}
     scalars_fit = {dtypes["step"], *scalars} <= {torch.float32, torch.float64}
     return scalars_fit and len(scalars) <= 1 and dtypes["grad"] == dtypes["param"]
 

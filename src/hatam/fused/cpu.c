@@ -48,7 +48,7 @@ static void set_scalar(void *x, int32_t dtype, double value) {
 }
 
 /* A mean of eps means v = 0: sharpness is not known yet. An infinite mean gives S = 0. */
-static double known_mean(double mean, const Options *o) { return mean > o->no_gradient_yet ? mean : INFINITY; }
+static double mean_or_inf(double mean, const Options *o) { return mean > o->no_gradient_yet ? mean : INFINITY; }
 
 /* kappa of this step, from rho and N of the step before; 0 for tensors without a reach. */
 static double reach_of(const Table *table, const Options *o, int64_t t) {
@@ -132,7 +132,7 @@ static void finish(const Table *table, const Options *o, int64_t t, const Sum *s
     const double mean = sum.roots / n / sqrt(1 - pow(o->beta2, step)) + o->eps;
     double known = INFINITY;
     if (!o->uniform) {
-        known = known_mean(scalar(table->denom_mean[t], o->scalar_dtype), o);
+        known = mean_or_inf(scalar(table->denom_mean[t], o->scalar_dtype), o);
         set_scalar(table->reach_mean[t], o->scalar_dtype, known);
     }
     double *parts = table->shard_sums == NULL ? NULL : table->shard_sums[t];
@@ -153,7 +153,7 @@ static void finish(const Table *table, const Options *o, int64_t t, const Sum *s
 int32_t hatam_layout(void) { return HATAM_LAYOUT; }
 
 /* Whether there is a loop for these dtypes and this eps. */
-int32_t hatam_takes(const Options *o) {
+int32_t hatam_supports(const Options *o) {
     return o->param_dtype == FLOAT64 ? choose_double(o) != NULL : choose_float(o) != NULL;
 }
 

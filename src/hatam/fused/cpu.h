@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#define HATAM_LAYOUT 12 /* raised at each change of this file or of rounding, to detect binaries of another version */
+#define HATAM_LAYOUT 13 /* raised at each change of this file or of rounding, to detect binaries of another version */
 
 enum dtype { FLOAT32, FLOAT64, BFLOAT16 };
 

@@ -17,11 +17,11 @@ import torch
 
 from ..modulators import CAP, RELATIVE, UNIFORM
 from ..reach import GROWTH
-from ..storage import MOMENTS, SCALARS
-from ..update import NO_GRADIENT_YET, Options
+from ..storage import MOMENTS, REACH_STATE
+from ..update import EPS_MARGIN, Options
 from .batches import Batch, dtypes_match
 
-LAYOUT = 12  # HATAM_LAYOUT of cpu.h
+LAYOUT = 13  # HATAM_LAYOUT of cpu.h
 LIBRARY = Path(__file__).with_name("_cpu.so")
 REMEDY = "install hatam where a C compiler is present (in its clone: pip install --force-reinstall --no-deps .)"
 DTYPE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
@@ -31,7 +31,7 @@ class _Table(ctypes.Structure):
     _fields_ = [
         ("tensors", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("numel", "param_index", "param", "grad")),
-        *((name, ctypes.c_void_p) for name in (*MOMENTS, "step", *SCALARS, "shard_sums")),
+        *((name, ctypes.c_void_p) for name in (*MOMENTS, "step", *REACH_STATE, "shard_sums")),
     ]
 
 
@@ -101,17 +101,17 @@ def torch_threads() -> ctypes.c_void_p:
 def supports(dtypes: dict[str, torch.dtype], o: Options) -> bool:
     """Whether the kernel has a loop for these options and dtypes, which are by state key, "param" and "grad"."""
     known = dtypes_match(dtypes) and set(dtypes.values()) <= DTYPE.keys() and o.modulator in (UNIFORM, RELATIVE)
-    return known and bool(library().hatam_takes(ctypes.byref(_options(dtypes, o))))
+    return known and bool(library().hatam_supports(ctypes.byref(_options(dtypes, o))))
 
 
 def step(batch: Batch, o: Options) -> None:
     """Take one step with a batch that :func:`supports` accepts."""
     if batch.kernel_cache is None:
         indices = array("I", batch.param_indices)
-        columns = {"param_index": indices, **batch.at}
+        columns = {"param_index": indices, **batch.addresses}
         batch.kernel_cache = indices, _Table(len(indices), **{key: x.buffer_info()[0] for key, x in columns.items()})
     _, table = batch.kernel_cache
-    table.grad = batch.at["grad"].buffer_info()[0]
+    table.grad = batch.addresses["grad"].buffer_info()[0]
     options = _options(batch.dtypes, o)
     if not library().hatam_step(ctypes.byref(table), ctypes.byref(options), torch_threads()):
         raise MemoryError(
@@ -133,7 +133,7 @@ def _options(dtypes: dict[str, torch.dtype], o: Options) -> _Options:
         float(o.max_reach),
         CAP,
         float(o.grad_factor),
-        NO_GRADIENT_YET * o.eps,
+        EPS_MARGIN * o.eps,
         GROWTH,
         "denom_mean" not in dtypes,
         *(DTYPE[dtypes[key]] for key in ("param", *MOMENTS, "step")),

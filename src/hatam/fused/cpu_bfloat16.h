@@ -47,7 +47,7 @@ static inline float rounded(float x, uint32_t random, const int at_random) {
 
 /* The middle of the 2^16 float32 numbers that are rounded to x with these random bits. There are two in the middle, and
  * the lowest random bit chooses one of them. */
-static inline float middle(float x, uint32_t random) {
+static inline float center(float x, uint32_t random) {
     return x - x == 0 && x != 0 ? float_of(bits_of(x) - (random & 0xffffU) + 0x7fffU + (random & 1U)) : x;
 }
 

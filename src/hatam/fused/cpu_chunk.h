@@ -46,7 +46,7 @@ static FN(Constants) FN(constants)(const Table *table, const Options *o, int64_t
         .key_of_param_before = ~key_of(o->seed, table->param_index[t], (uint32_t)before),
     };
     if (!o->uniform) {
-        c.inv_mean = (REAL)(1 / known_mean(scalar(table->denom_mean[t], o->scalar_dtype), o));
+        c.inv_mean = (REAL)(1 / mean_or_inf(scalar(table->denom_mean[t], o->scalar_dtype), o));
         c.inv_mean_before = (REAL)(1 / scalar(table->reach_mean[t], o->scalar_dtype));
     }
     return c;

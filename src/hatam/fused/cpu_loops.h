@@ -19,7 +19,7 @@ typedef struct {
 typedef struct {
     void *param, *exp_avg, *exp_avg_sq;
     const void *grad;
-    uint32_t at; /* index of the first element in its tensor */
+    uint32_t first_index; /* index of the first element in its tensor */
     int n;
 } FN(Run);
 
@@ -54,23 +54,23 @@ INLINE uint32_t FN(draw)(uint32_t at, int i, uint32_t key, const int wanted) {
 }
 
 /* One step: z = w + kappa u, AdamW on z with the gradient at w, and w = z - kappa u, where u = S m / h. */
-INLINE void FN(advance)(FN(Run) r, FN(Sums) *restrict sums, const FN(Constants) *c, const Types t) {
+INLINE void FN(update_run)(FN(Run) r, FN(Sums) *restrict sums, const FN(Constants) *c, const Types t) {
     const FN(Constants) k = *c;
     SIMD for (int i = 0; i < r.n; i++) {
         REAL w = FN(read)(r.param, t.param, i), g = FN(read)(r.grad, t.param, i) * k.grad_factor;
         REAL m = FN(read)(r.exp_avg, t.exp_avg, i), v = FN(read)(r.exp_avg_sq, t.exp_avg_sq, i);
-        uint32_t for_state = FN(draw)(r.at, i, k.key, t.random_state && t.exp_avg == BFLOAT16);
-        uint32_t for_param = FN(draw)(r.at, i, k.key_of_param, t.random_param || (t.random_state && t.exp_avg_sq == BFLOAT16));
+        uint32_t for_state = FN(draw)(r.first_index, i, k.key, t.random_state && t.exp_avg == BFLOAT16);
+        uint32_t for_param = FN(draw)(r.first_index, i, k.key_of_param, t.random_param || (t.random_state && t.exp_avg_sq == BFLOAT16));
 
         REAL h_before = SQRT(v) * k.h_factor_before + k.eps;
         v = FN(store)(r.exp_avg_sq, t.exp_avg_sq, i, v * k.beta2 + k.rate2 * g * g, for_param >> 16, t.random_state);
         REAL root = SQRT(v), h = root * k.h_factor + k.eps;
 
         /* z = w + kappa u. In bfloat16, rounding to nearest mostly restores the z of the last step. */
-        uint32_t for_w_before = FN(draw)(r.at, i, k.key_of_param_before, t.random_param) >> 16;
-        REAL middle_w = t.random_param && k.reach_before != 0 ? (REAL)middle((float)w, for_w_before) : w;
+        uint32_t for_w_before = FN(draw)(r.first_index, i, k.key_of_param_before, t.random_param) >> 16;
+        REAL center_w = t.random_param && k.reach_before != 0 ? (REAL)center((float)w, for_w_before) : w;
         REAL u_before = t.uniform ? m / h_before : m * FN(at_most)(k.cap / h_before, k.inv_mean_before);
-        REAL z = FN(as_read)(t.param, middle_w + k.reach_before * u_before, 0, 0);
+        REAL z = FN(as_read)(t.param, center_w + k.reach_before * u_before, 0, 0);
 
         /* z <- z - lr (m / h + wd z) */
         m = FN(store)(r.exp_avg, t.exp_avg, i, m + k.rate1 * (g - m), for_state, t.random_state);
@@ -90,19 +90,19 @@ INLINE void *FN(beyond)(const void *x, const int type, int i) {
 }
 
 /* Updates LANES elements at a time, one per lane. */
-INLINE void FN(walk)(FN(Run) r, FN(Sums) *restrict sums, const FN(Constants) *c, const Types t) {
+INLINE void FN(update_lanes)(FN(Run) r, FN(Sums) *restrict sums, const FN(Constants) *c, const Types t) {
     for (int i = 0; i < r.n; i += LANES) {
         const int n = r.n - i < LANES ? r.n - i : LANES;
         FN(Run) part = {FN(beyond)(r.param, t.param, i), FN(beyond)(r.exp_avg, t.exp_avg, i),
-                        FN(beyond)(r.exp_avg_sq, t.exp_avg_sq, i), FN(beyond)(r.grad, t.param, i), r.at + (uint32_t)i, n};
-        FN(advance)(part, sums, c, t);
+                        FN(beyond)(r.exp_avg_sq, t.exp_avg_sq, i), FN(beyond)(r.grad, t.param, i), r.first_index + (uint32_t)i, n};
+        FN(update_run)(part, sums, c, t);
     }
 }
 
 /* The two loops of one combination of dtypes: with S from the mean of h, and with S = 1. */
 #define LOOP(name, ...)                                                                        \
     CLONES static void FN(name)(FN(Run) r, FN(Sums) *restrict sums, const FN(Constants) * c) { \
-        FN(walk)(r, sums, c, (Types){__VA_ARGS__});                                            \
+        FN(update_lanes)(r, sums, c, (Types){__VA_ARGS__});                                            \
     }
 #define LOOPS(name, p, m, v, state, param)           \
     LOOP(name##_relative, p, m, v, state, param, 0)   \

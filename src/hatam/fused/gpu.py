@@ -27,15 +27,15 @@ from torch import Tensor
 
 from ..modulators import CAP, RELATIVE, UNIFORM
 from ..reach import GROWTH, Scalar
-from ..storage import MOMENTS, SCALARS
-from ..update import NO_GRADIENT_YET, Options
+from ..storage import MOMENTS, REACH_STATE
+from ..update import EPS_MARGIN, Options
 from .batches import Batch, dtypes_match
 
 CHUNK = 2048  # elements per program: 8 for each of 256 threads
 WARPS = 8
 LANES = 128  # tensors per program of `prepare`
-SPARES = 256  # limit of cached tables, and of spare memory for captures; the oldest are dropped
-ADDRESSES = ("param", "grad", *MOMENTS, "step", *SCALARS, "shard_sums")  # the order of gpu_words.py
+MAX_TABLES = 256  # limit of cached tables, and of spare memory for captures; the oldest are dropped
+ADDRESSES = ("param", "grad", *MOMENTS, "step", *REACH_STATE, "shard_sums")  # the order of gpu_words.py
 
 COMBINATIONS = {
     (torch.float32, torch.float32, torch.float32),
@@ -113,7 +113,7 @@ class Layout(NamedTuple):
     def of(batch: Batch, o: Options) -> Layout:
         """The layout of a batch."""
         absent, dtypes = array("Q", bytes(8 * len(batch.params))), batch.dtypes
-        columns = [batch.at.get(key, absent) for key in (*ADDRESSES, "numel")]
+        columns = [batch.addresses.get(key, absent) for key in (*ADDRESSES, "numel")]
         scratch = Scratch(
             len(batch.params), dtypes["param"] == torch.float64, "reach" in dtypes, "denom_mean" in dtypes
         )
@@ -121,7 +121,7 @@ class Layout(NamedTuple):
             "STEP_TYPE": triton_type(dtypes["step"]),
             "SCALAR_TYPE": triton_type(dtypes.get("reach", torch.float32)),
         }
-        return Layout([*columns, array("Q", batch.param_indices)], scratch, scalars, loop(dtypes, o))
+        return Layout([*columns, array("Q", batch.param_indices)], scratch, scalars, update_constants(dtypes, o))
 
 
 class Scratch(NamedTuple):
@@ -157,64 +157,64 @@ class Tables(NamedTuple):
 
 def table_key(batch: Batch) -> bytes:
     """The table's columns as bytes, which are the key of cached tables."""
-    batch.kernel_cache.columns[ADDRESSES.index("grad")] = batch.at["grad"]
+    batch.kernel_cache.columns[ADDRESSES.index("grad")] = batch.addresses["grad"]
     return b"".join(batch.kernel_cache.columns)
 
 
-def tables(listing: bytes, scratch: Scratch, device: torch.device) -> Tables:
+def tables(key: bytes, scratch: Scratch, device: torch.device) -> Tables:
     """The tables for a table key; an earlier step's, if it had the same key on the same stream."""
     if device.type != "cuda":
-        return cached(listing, scratch, device, 0)
+        return cached(key, scratch, device, 0)
     if torch.cuda.is_current_stream_capturing():
-        return captured(listing, scratch, device)
-    spare_for(listing, scratch.tensors, device)
-    return cached(listing, scratch, device, torch.cuda.current_stream(device).cuda_stream)
+        return graph_tables(key, scratch, device)
+    reserve_pinned(key, scratch.tensors, device)
+    return cached(key, scratch, device, torch.cuda.current_stream(device).cuda_stream)
 
 
-@lru_cache(maxsize=SPARES)
-def cached(listing: bytes, scratch: Scratch, device: torch.device, stream: int) -> Tables:
+@lru_cache(maxsize=MAX_TABLES)
+def cached(key: bytes, scratch: Scratch, device: torch.device, stream: int) -> Tables:
     """Tables for use on one stream only, so that the allocator can reuse their memory once they are dropped."""
-    return build(listing, blank(scratch.tensors, device), scratch, device)
+    return build(key, empty_rows(scratch.tensors, device), scratch, device)
 
 
 _spares: dict[bytes, Tensor] = {}  # pinned memory for tables of captures, which cannot allocate any
 _in_graphs: list[Tables] = []  # kept for the graphs that read them
 
 
-def whose(listing: bytes, tensors: int) -> bytes:
+def param_addresses_of(key: bytes, tensors: int) -> bytes:
     """The part of a table key with the parameters' addresses, which stay the same when those of gradients change."""
-    return listing[: 8 * tensors]
+    return key[: 8 * tensors]
 
 
-def spare_for(listing: bytes, tensors: int, device: torch.device) -> None:
+def reserve_pinned(key: bytes, tensors: int, device: torch.device) -> None:
     """Reserve pinned memory, so that a step of these parameters can be captured."""
-    key = whose(listing, tensors)
+    key = param_addresses_of(key, tensors)
     if key not in _spares:
-        _spares[key] = blank(tensors, device)
-    if len(_spares) > SPARES:
+        _spares[key] = empty_rows(tensors, device)
+    if len(_spares) > MAX_TABLES:
         del _spares[next(iter(_spares))]
 
 
-def captured(listing: bytes, scratch: Scratch, device: torch.device) -> Tables:
+def graph_tables(key: bytes, scratch: Scratch, device: torch.device) -> Tables:
     """New tables for a CUDA graph, which copies them to the device at every replay."""
-    spare = _spares.pop(whose(listing, scratch.tensors), None)
+    spare = _spares.pop(param_addresses_of(key, scratch.tensors), None)
     if spare is None:
         raise RuntimeError(
             f"step() was captured in a CUDA graph with {scratch.tensors} tensors on one code path, but they had "
             "no eager step since the last capture; take one before the capture, as torch's notes on CUDA graphs show"
         )
-    _in_graphs.append(build(listing, spare, scratch, device))
+    _in_graphs.append(build(key, spare, scratch, device))
     return _in_graphs[-1]
 
 
-def blank(tensors: int, device: torch.device) -> Tensor:
+def empty_rows(tensors: int, device: torch.device) -> Tensor:
     """CPU memory for the rows of a table, pinned so that the copy to a GPU is asynchronous."""
     return torch.empty(tensors, len(ADDRESSES) + 3, dtype=torch.int64, pin_memory=device.type == "cuda")
 
 
-def build(listing: bytes, source: Tensor, scratch: Scratch, device: torch.device) -> Tables:
+def build(key: bytes, source: Tensor, scratch: Scratch, device: torch.device) -> Tables:
     """Fill in the rows, cut the tensors into chunks, and copy both to the device."""
-    columns = torch.frombuffer(bytearray(listing), dtype=torch.int64).view(len(ADDRESSES) + 2, -1)
+    columns = torch.frombuffer(bytearray(key), dtype=torch.int64).view(len(ADDRESSES) + 2, -1)
     numel = columns[len(ADDRESSES)]
     chunks = (numel + CHUNK - 1) // CHUNK
     source[:, :-1] = columns.T
@@ -235,7 +235,7 @@ def launch(table: Tables, layout: Layout, o: Options) -> None:
     constants, keys, *sums = table.scratch
     tensors, chunks, reaches = layout.scratch.tensors, len(table.chunks), layout.scratch.reaches
     found_inf = None if o.found_inf is None else o.found_inf.to(device, non_blocking=True)
-    shared = {"log_beta2": log(o.beta2), "eps": float(o.eps), "no_gradient_yet": NO_GRADIENT_YET * o.eps}
+    shared = {"log_beta2": log(o.beta2), "eps": float(o.eps), "no_gradient_yet": EPS_MARGIN * o.eps}
 
     k.prepare[(-(-tensors // LANES),)](
         table.rows, constants, keys, tensors, o.seed, found_inf, **options(o, device), **shared, **layout.scalars,
@@ -259,7 +259,7 @@ def triton_type(dtype: torch.dtype) -> Any:
     return {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.uint16}[dtype]
 
 
-def loop(dtypes: dict[str, torch.dtype], o: Options) -> dict[str, Any]:
+def update_constants(dtypes: dict[str, torch.dtype], o: Options) -> dict[str, Any]:
     """The dtypes and flags for which ``update`` is compiled."""
     narrow = {key for key, dtype in dtypes.items() if dtype == torch.bfloat16}
     return {

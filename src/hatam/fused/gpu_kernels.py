@@ -14,7 +14,7 @@ import triton.language as tl
 
 from . import gpu_words as words  # used as words.NAME: Triton checks global names at every launch
 from .gpu_update import update
-from .gpu_words import column, known, number_or_at, one_minus_power, scalars, scatter, skipped, wide
+from .gpu_words import column, mean_or_inf, number_or_at, one_minus_power, scalar_addresses, scatter, skipped, wide
 
 __all__ = ["finish", "nothing", "prepare", "tl", "update", "words"]
 
@@ -37,7 +37,7 @@ def prepare(
     moves = inside & (skipped(found_inf) == 0)
     row, k = table + t * words.COLUMNS, constants + t * words.CONSTANTS
 
-    step_at = scalars(row, words.STEP, STEP_TYPE, inside)
+    step_at = scalar_addresses(row, words.STEP, STEP_TYPE, inside)
     before = tl.load(step_at, mask=inside, other=0).to(tl.float64)
     step = before + 1
     tl.store(step_at, step, mask=moves)
@@ -74,20 +74,24 @@ def prepare_reach(
     UNIFORM: tl.constexpr, SCALAR_TYPE: tl.constexpr,
 ):  # fmt: skip
     """Compute kappa from rho and N of the step before and, if S is not 1, the means of h."""
-    ratio = tl.load(scalars(row, words.RMS_RATIO, SCALAR_TYPE, inside), mask=inside, other=0).to(tl.float64)
-    path_length = tl.load(scalars(row, words.PATH_LENGTH, SCALAR_TYPE, inside), mask=inside, other=0).to(tl.float64)
+    ratio = tl.load(scalar_addresses(row, words.RMS_RATIO, SCALAR_TYPE, inside), mask=inside, other=0).to(tl.float64)
+    path_length = tl.load(scalar_addresses(row, words.PATH_LENGTH, SCALAR_TYPE, inside), mask=inside, other=0).to(
+        tl.float64
+    )
     share = tl.maximum(path_length - 1, 0.0) / tl.where(travel > 0, travel, 1.0)
     share = tl.where(travel > 0, tl.minimum(share, 1.0), 1.0)
     now = tl.minimum(reach_factor * ratio * share * share, max_reach)
-    reach_at = scalars(row, words.REACH, SCALAR_TYPE, inside)
+    reach_at = scalar_addresses(row, words.REACH, SCALAR_TYPE, inside)
     tl.store(k + words.REACH_BEFORE, tl.load(reach_at, mask=inside, other=0), mask=inside)
     tl.store(k + words.REACH_NOW, now, mask=inside)
     tl.store(reach_at, now, mask=moves)
     if not UNIFORM:
-        mean_before_at = scalars(row, words.REACH_MEAN, SCALAR_TYPE, inside)
+        mean_before_at = scalar_addresses(row, words.REACH_MEAN, SCALAR_TYPE, inside)
         mean_before = tl.load(mean_before_at, mask=inside, other=1).to(tl.float64)
-        mean = tl.load(scalars(row, words.DENOM_MEAN, SCALAR_TYPE, inside), mask=inside, other=1).to(tl.float64)
-        mean = known(mean, no_gradient_yet)
+        mean = tl.load(scalar_addresses(row, words.DENOM_MEAN, SCALAR_TYPE, inside), mask=inside, other=1).to(
+            tl.float64
+        )
+        mean = mean_or_inf(mean, no_gradient_yet)
         tl.store(k + words.INV_MEAN, 1 / mean, mask=inside)
         tl.store(k + words.INV_MEAN_BEFORE, 1 / mean_before, mask=inside)
         tl.store(mean_before_at, mean, mask=moves)
@@ -136,7 +140,7 @@ def finish(
         mean = mean_of(roots, first, chunks, numel, WIDTH)  # of sqrt(v)
         mean = mean / tl.sqrt(one_minus_power(wide(log_beta2), step)) + wide(eps)
         mean_at = column(row, words.DENOM_MEAN).to(tl.pointer_type(SCALAR_TYPE))
-        last = known(tl.load(mean_at).to(tl.float64), wide(no_gradient_yet))
+        last = mean_or_inf(tl.load(mean_at).to(tl.float64), wide(no_gradient_yet))
         tl.store(mean_at, tl.where((mean < float("inf")) & (numel > 0), mean, last), mask=is_whole & begun)
         tl.store(parts + 2, mean * n, mask=is_part)
 

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from . import gpu_words as words  # used as words.NAME: Triton checks global names at every launch
-from .gpu_words import address, as_read, at_most, column, draw, middle, ratio, read, root, skipped, write
+from .gpu_words import address, as_read, at_most, center, column, divide, draw, read, root, skipped, write
 
 
 @triton.jit
@@ -68,19 +68,19 @@ def advance(
     # z = w + kappa u. In bfloat16, rounding to nearest mostly restores the z of the last step.
     reach, cap = tl.load(k + words.REACH_BEFORE), tl.load(k + words.CAP)
     most = tl.load(k + words.INV_MEAN_BEFORE)
-    u_before = ratio(m, h_before) if UNIFORM else m * at_most(ratio(cap, h_before), most)
-    middle_w = middle(w, for_w_before) if ROUND_PARAM else w
-    z = tl.where(reach != 0, as_read(param, middle_w + reach * u_before, for_param, False), w)
+    u_before = divide(m, h_before) if UNIFORM else m * at_most(divide(cap, h_before), most)
+    center_w = center(w, for_w_before) if ROUND_PARAM else w
+    z = tl.where(reach != 0, as_read(param, center_w + reach * u_before, for_param, False), w)
 
     # z <- z - lr (m / h + wd z)
     m = write(m_at, m + tl.load(k + words.RATE1) * (g - m), for_state, inside, ROUND_M)
-    plain = ratio(m, h)
+    plain = divide(m, h)
     z = z * tl.load(k + words.KEEP) - tl.load(k + words.STEP_SIZE) * plain
     z = as_read(param, z, for_param, ROUND_PARAM)
 
     # w = z - kappa u
     reach = tl.load(k + words.REACH_NOW)
-    u = plain if UNIFORM else m * at_most(ratio(cap, h), tl.load(k + words.INV_MEAN))
+    u = plain if UNIFORM else m * at_most(divide(cap, h), tl.load(k + words.INV_MEAN))
     write(param, tl.where(reach != 0, z - reach * u, z), for_param >> 16, inside, ROUND_PARAM)
     return z, u, r
 

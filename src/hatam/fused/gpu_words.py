@@ -44,7 +44,7 @@ def root(x):
 
 
 @triton.jit
-def ratio(x, y):
+def divide(x, y):
     return x / y if y.dtype == tl.float64 else tl.div_rn(x, y)
 
 
@@ -55,7 +55,7 @@ def at_most(x, most):
 
 
 @triton.jit
-def known(mean, no_gradient_yet):
+def mean_or_inf(mean, no_gradient_yet):
     """The mean, or infinity if it is eps: v = 0 then, sharpness is not known yet, and S has to be 0."""
     return tl.where(mean > no_gradient_yet, mean, float("inf"))
 
@@ -97,8 +97,8 @@ def narrowed(x, random, AT_RANDOM: tl.constexpr):
 
 
 @triton.jit
-def middle(x, random):
-    """``middle`` of hatam/rounding.py."""
+def center(x, random):
+    """``center`` of hatam/rounding.py."""
     found = (x.to(tl.uint32, bitcast=True) - (random & 0xFFFF) + 0x7FFF + (random & 1)).to(tl.float32, bitcast=True)
     return tl.where((tl.abs(x) < float("inf")) & (x != 0), found, x)
 
@@ -109,7 +109,7 @@ def column(row, name: tl.constexpr):
 
 
 @triton.jit
-def scalars(row, name: tl.constexpr, TYPE: tl.constexpr, inside):
+def scalar_addresses(row, name: tl.constexpr, TYPE: tl.constexpr, inside):
     """The addresses of one 0-dim state tensor of each of many tensors."""
     return tl.load(row + name, mask=inside, other=0).to(tl.pointer_type(TYPE))
 
