@@ -1,12 +1,14 @@
 """HATAM with accelerate: mixed precision, gradient accumulation and clipping, a checkpoint in mid-training.
 
-Needs, in a clone: pip install . accelerate scikit-learn. Run it with: python examples/accelerate_train.py
+Needs, in a clone: pip install . accelerate scikit-learn. Run it with: python examples/accelerate_train.py,
+or with: accelerate launch --num_processes 2 examples/accelerate_train.py
 """
 
 import tempfile
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
@@ -34,7 +36,8 @@ def main() -> None:
             right = model(x[1200:].to(accelerator.device)).argmax(1) == y[1200:].to(accelerator.device)
         return float(right.float().mean())
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as own:
+        (folder,) = broadcast_object_list([own])  # that of the first process
         for epoch in range(EPOCHS):
             for inputs, targets in loader:
                 with accelerator.accumulate(model):
@@ -46,6 +49,7 @@ def main() -> None:
             schedule.step()
             if epoch == EPOCHS // 2:  # outside of straightened(): this is for going on
                 accelerator.save_state(folder)
+                accelerator.wait_for_everyone()
                 accelerator.load_state(folder)
     print(f"accuracy: {accuracy():.3f}")
 

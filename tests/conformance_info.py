@@ -62,7 +62,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"betas": (0.9, torch.tensor(0.99))}, TypeError, r"betas\[1\] must be a number in \[0, 1\)"),
     ({"betas": (torch.tensor(0.9), 0.99)}, TypeError, r"betas\[0\] must be a number in \[0, 1\)"),
     ({"weight_decay": -1}, ValueError, r"weight_decay=-1 is out of range: it must be in \[0, inf\)"),
-    ({"lr": torch.tensor(0.001), "foreach": True}, ValueError, "needs capturable=True where foreach=True"),
+    ({"lr": torch.tensor(0.001), "foreach": True}, ValueError, "needs capturable=True if foreach=True"),
     ({"foreach": True, "fused": True}, ValueError, "fused=True and foreach=True exclude each other"),
     ({"fused": True, "differentiable": True}, ValueError, "fused=True and differentiable=True exclude each other"),
 ]

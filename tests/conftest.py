@@ -5,9 +5,13 @@ from __future__ import annotations
 import copy
 import io
 import math
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+# Two workers of pytest-xdist on two cores: their threads would wait for each other. Before torch reads it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
-from hatam import HATAM, sharded
+from hatam import HATAM, follow, sharded
 
 KINDS: dict[str, dict[str, Any]] = {
     "uniform": {},
@@ -303,6 +303,32 @@ def case_ddp() -> dict[str, float]:
         everyones = [torch.empty_like(p) for _ in range(size)]
         dist.all_gather(everyones, p.detach())
         assert all(torch.equal(p.isnan(), q.isnan()) for q in everyones)
+    return errors
+
+
+def case_follow() -> dict[str, float]:
+    """``eval()`` of a followed model takes the weights to z, whatever shards or wraps it."""
+    size, rank = dist.get_world_size(), dist.get_rank()
+    whole = network()
+    reference = Falling(whole.parameters(), 3e-3)
+    train(whole, reference, 0, 10)
+    errors = {}
+    for kind in ("FSDP2", "DDP"):
+        model = network()
+        inner = sharded_fully(model, world()) if kind == "FSDP2" else model
+        outer = inner if kind == "FSDP2" else DistributedDataParallel(model)
+        optimizer = Falling(inner.parameters(), 3e-3)
+        follow(inner, optimizer)
+        train(outer, optimizer, 0, 10, size, rank)
+        w = [full(p.detach()).clone() for p in inner.parameters()]
+        outer.eval()
+        outer(batch(0, torch.float64)[0])
+        with reference.straightened():
+            errors[kind] = error(list(inner.parameters()), list(whole.parameters()))
+        assert errors[kind] < 1e-11, errors
+        assert error(list(inner.parameters()), w) > 1e-6
+        outer.train()
+        assert error(list(inner.parameters()), w) < 1e-12
     return errors
 
 

@@ -39,7 +39,7 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def run(processes: int, script: Path, *arguments: Any, folder: Path) -> tuple[list[int | None], str]:
+def run(processes: int, script: Path, *arguments: Any, folder: Path, **variables: str) -> tuple[list[int | None], str]:
     """Run a job to its end, or until one of its processes fails.
 
     Returns:
@@ -47,7 +47,11 @@ def run(processes: int, script: Path, *arguments: Any, folder: Path) -> tuple[li
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    environment = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    environment = {
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    } | variables
     logs = [folder / f"rank-{time.monotonic_ns()}-{rank}.log" for rank in range(processes)]
     job = [
         context.Process(target=run_rank, args=(rank, environment, str(script), [*map(str, arguments)], str(log)))

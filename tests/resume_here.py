@@ -11,6 +11,8 @@ from conftest import state_bits
 
 from hatam import HATAM
 
+STEPS = 80
+
 
 def network(dtype: torch.dtype, seed: int = 0) -> torch.nn.Sequential:
     """Whose first weight is large enough for 8-bit state."""
@@ -31,8 +33,8 @@ def train(model: torch.nn.Module, optimizer: HATAM, schedule: Any, first: int, l
 
 
 def schedule_of(optimizer: HATAM) -> torch.optim.lr_scheduler.LRScheduler:
-    """Up, and down to 0 at step 200."""
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=201, cycle_momentum=False)
+    """Up, and down to 0 at the last step."""
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=STEPS + 1, cycle_momentum=False)
 
 
 def end(model: torch.nn.Module, optimizer: HATAM) -> list[bytes]:
@@ -53,7 +55,7 @@ def main(source: Path, target: Path) -> None:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
-        train(model, optimizer, schedule, 100, 200)
+        train(model, optimizer, schedule, STEPS // 2, STEPS)
         ends[name] = end(model, optimizer)
     torch.save(ends, target)
 

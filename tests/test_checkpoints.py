@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import VARIANTS, Falling, feed, generator, gradients, state_bits, through_a_file
-from resume_here import end, network, schedule_of, train
+from resume_here import STEPS, end, network, schedule_of, train
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,7 +41,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[bytes], list[bytes]]]:
-    """Of every case: after 200 steps, and after 100, a file, and 100 more in a new process."""
+    """Of every case: after all steps, and after half of them, a file, and the rest in a new process."""
     folder, saved, straight = tmp_path_factory.mktemp("resumed"), {}, {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -50,10 +50,10 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[bytes
             model = network(dtype)
             optimizer = HATAM(model.parameters(), 0.01, **options)
             schedule = schedule_of(optimizer)
-            train(model, optimizer, schedule, 0, 100)
+            train(model, optimizer, schedule, 0, STEPS // 2)
             parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
             saved[name] = through_a_file({key: part.state_dict() for key, part in parts.items()})
-            train(model, optimizer, schedule, 100, 200)
+            train(model, optimizer, schedule, STEPS // 2, STEPS)
             straight[name] = end(model, optimizer)
     finally:
         torch.set_num_threads(threads)
@@ -67,7 +67,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[bytes
 @pytest.mark.compatible("checkpoints", "resumed in a new process, bit for bit, on every path and state dtype")
 @pytest.mark.parametrize("name", CASES)
 def test_resuming_in_a_new_process(name: str, ends: dict[str, tuple[list[bytes], list[bytes]]]) -> None:
-    """200 steps are 100 steps, a file, and 100 more in a new process: bit for bit, state and all."""
+    """A training is half of it, a file, and the rest in a new process: bit for bit, state and all."""
     straight, resumed = ends[name]
     assert straight == resumed
 

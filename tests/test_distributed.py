@@ -38,7 +38,7 @@ def checked(processes: int, folder: Path, *cases: str) -> dict[str, Any]:
 
 @pytest.mark.compatible("DDP, FSDP2, tensor parallel", "the numbers of unsharded training, on 2 processes")
 def test_two_processes(tmp_path: Path) -> None:
-    found = checked(2, tmp_path, "collectives", "parity", "modules", "ddp", "scaler", "merged", "telemetry")
+    found = checked(2, tmp_path, "collectives", "parity", "modules", "ddp", "follow", "scaler", "merged", "telemetry")
     assert len(found["parity"]) == 36
     for name, error in {**found["parity"], **found["modules"]}.items():
         assert error < (2e-5 if "float32" in name else 1e-12), name

@@ -182,3 +182,104 @@ def test_lightning_does_not_clip_where_the_step_unscales() -> None:
     params = [torch.zeros(3, requires_grad=True)]
     assert HATAM(params)._step_supports_amp_scaling is False
     assert HATAM(params, fused=True)._step_supports_amp_scaling is True
+
+
+@pytest.mark.compatible("PyTorch Lightning", "fit, checkpoint, resume: bit for bit, BatchNorm's statistics at z")
+def test_lightning_resumes(tmp_path: Path) -> None:
+    """4 epochs are 2 epochs, its checkpoint, and 2 more with everything made anew. What is saved is z."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import lightning
+        from lightning.pytorch.callbacks import ModelCheckpoint
+
+        from hatam import update_bn
+        from hatam.integrations.lightning import EvaluateStraightened
+
+        rng = torch.Generator().manual_seed(0)
+        x = torch.randn(96, 8, generator=rng)
+        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, x[:, :3].argmax(1)), batch_size=32)
+
+        class Module(lightning.LightningModule):
+            def __init__(self) -> None:
+                super().__init__()
+                self.model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.model(x)
+
+            def configure_optimizers(self):
+                optimizer = HATAM(self.named_parameters(), lr=0.05, gamma=1.0, travel=0.0, horizon=20.0)
+                schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 14)
+                return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+            def training_step(self, batch, index):
+                return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+            def validation_step(self, batch, index):
+                self.log("loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+        ends, quiet = [], {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        for resume in (None, str(tmp_path / "epoch=1-step=6.ckpt")):
+            lightning.seed_everything(1, verbose=False)
+            module = Module()
+            callbacks = [EvaluateStraightened(bn_loader=loader), ModelCheckpoint(tmp_path, save_top_k=-1)]
+            made: dict[str, Any] = {"max_epochs": 4, "accelerator": "cpu", "callbacks": callbacks, **quiet}
+            trainer = lightning.Trainer(**made)
+            trainer.fit(module, loader, loader, ckpt_path=resume)
+            ends.append([bits(x) for x in module.state_dict().values()] + state_bits(trainer.optimizers[0]))
+        assert ends[0] == ends[1]
+
+        saved = torch.load(tmp_path / "epoch=1-step=6.ckpt", weights_only=True)
+        module = Module()
+        module.load_state_dict(saved["state_dict"])
+        optimizer = module.configure_optimizers()["optimizer"]
+        optimizer.load_state_dict(saved["optimizer_states"][0])
+        assert optimizer.state[module.model[0].weight]["reach"] > 0
+        z = [bits(p) for p in module.parameters()]
+        statistics = [bits(b) for b in module.buffers()]
+        with optimizer.straightened():
+            assert [bits(p) for p in module.parameters()] == z
+        module.model[1].reset_running_stats()
+        update_bn(loader, module, optimizer)
+        assert [bits(b) for b in module.buffers()] == statistics
+        optimizer.train()
+        assert [bits(p) for p in module.parameters()] != z
+
+
+def test_hf_trainer_gathers_the_statistics_of_batch_norm(tmp_path: Path) -> None:
+    """What it saves are z and the statistics there."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from safetensors.torch import load_model
+        from transformers import Trainer, TrainingArguments
+
+        from hatam.integrations.transformers import SaveStraightened
+
+        class Normed(Net):
+            def __init__(self) -> None:
+                super().__init__()
+                self.norm = nn.BatchNorm1d(8)
+
+            def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+                outputs = self.layer(self.norm(x))
+                return (
+                    {"loss": nn.functional.mse_loss(outputs, labels), "logits": outputs} if labels is not None else {}
+                )
+
+        rng = torch.Generator().manual_seed(0)
+        data = [{"x": torch.randn(8, generator=rng), "labels": torch.randn(1, generator=rng)} for _ in range(64)]
+        inputs = torch.stack([one["x"] for one in data]).split(16)
+        model = Normed()
+        quiet: dict[str, Any] = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "logging_strategy": "no"}
+        arguments = TrainingArguments(
+            str(tmp_path), per_device_train_batch_size=4, max_steps=20, save_steps=10, **quiet
+        )
+        kinds = (HATAM, {"lr": 0.05, "gamma": 2.0, "travel": 0.0, "horizon": 100.0, "hidden": True})
+        callbacks = [SaveStraightened(bn_loader=list(inputs))]
+        trainer = Trainer(model, arguments, train_dataset=data, optimizer_cls_and_kwargs=kinds, callbacks=callbacks)
+        trainer.train()
+        saved = Normed()
+        load_model(saved, tmp_path / "checkpoint-10/model.safetensors")
+        statistics = [bits(b) for b in saved.norm.buffers()]
+        torch.optim.swa_utils.update_bn(list(inputs), saved)
+        assert [bits(b) for b in saved.norm.buffers()] == statistics

@@ -81,9 +81,9 @@ def test_agrees_over_a_thousand_steps(options: dict[str, Any], path: dict[str, A
     optimizer = HATAM(params, **{"lr": 0.02, **path, **options, "travel": 2.0})
     references = oracles(params, optimizer)
     compare(optimizer, params, references, gradients(params, 1000), cosine(1000, 0.02, 50), 1e-9)
-    assert all(oracle.ratio > 0 for oracle in references)
-    assert all(oracle.way > 1 for oracle in references), "no reach, then a part of it"
-    assert any(oracle.way > 3 for oracle in references), "then the whole"
+    assert all(oracle.rms_ratio > 0 for oracle in references)
+    assert all(oracle.path_length > 1 for oracle in references), "no reach, then a part of it"
+    assert any(oracle.path_length > 3 for oracle in references), "then the whole"
 
 
 @every_path

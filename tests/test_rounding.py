@@ -29,8 +29,8 @@ def test_scatter_of_ints_and_of_tensors() -> None:
     """The same permutation, in Python's integers and in int32 that wrap around."""
     edges = [0, 1, 2, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF]
     numbers = edges + torch.randint(0, 2**32, (5000,), generator=generator()).tolist()
-    x = torch.tensor([rounding.signed(n) for n in numbers], dtype=torch.int32)
-    assert rounding.scatter_(x.clone()).tolist() == [rounding.signed(rounding.scatter(n)) for n in numbers]
+    x = torch.tensor([rounding.as_int32(n) for n in numbers], dtype=torch.int32)
+    assert rounding.scatter_(x.clone()).tolist() == [rounding.as_int32(rounding.scatter(n)) for n in numbers]
     assert rounding.scatter_(torch.arange(1 << 20, dtype=torch.int32)).unique().numel() == 1 << 20
 
 

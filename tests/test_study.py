@@ -69,7 +69,7 @@ def cell_file(folder: Path, name: str = "tiny/adamw-steps") -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def with_ratios(tmp_path_factory: pytest.TempPathFactory) -> Coordinator:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Coordinator:
     plan = make_plan(budget=make_budget(rounds=2, sensitivity=2), factors=(0.5, 2.0))
     study = make_study(tmp_path_factory.mktemp("study"), plan)
     lead(study)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 
+from ..batch_norm import update_bn
 from ..optimizer import HATAM
 from ..reports import Report, flat
 from ..telemetry import Telemetry
@@ -22,6 +25,10 @@ class EvaluateStraightened(Callback):
     The weights move to z when one of these begins, and back to w at the next training batch. Training can resume from
     a checkpoint. But ``save_weights_only=True`` with ``every_n_train_steps`` saves w.
 
+    Args:
+        bn_loader: loader for :func:`hatam.update_bn`, which then runs at z before an evaluation or a checkpoint; its
+            batches, or their first entries, are inputs of the module. None leaves BatchNorm's statistics as they are.
+
     Raises:
         ValueError: StochasticWeightAveraging is before this callback in the list, and would average other weights; or
             the list has a WeightAveraging.
@@ -30,6 +37,9 @@ class EvaluateStraightened(Callback):
 
         lightning.Trainer(callbacks=[EvaluateStraightened(), ModelCheckpoint(monitor="loss")])
     """
+
+    def __init__(self, bn_loader: Iterable[Any] | None = None) -> None:
+        self.bn_loader, self._has_trained = bn_loader, False
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Refuse callbacks that would average other weights. Lightning calls callbacks in the order of their list."""
@@ -47,13 +57,21 @@ class EvaluateStraightened(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Move the weights to w."""
+        self._has_trained = True
         for optimizer in _found(trainer):
             optimizer.train()
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Move the weights to z."""
-        for optimizer in _found(trainer):
+        """Move the weights to z, and compute BatchNorm's statistics there once."""
+        optimizers = _found(trainer)
+        for optimizer in optimizers:
             optimizer.eval()
+        if self.bn_loader is not None and self._has_trained:
+            self._has_trained = False
+            with ExitStack() as stack:
+                for optimizer in optimizers[1:]:
+                    stack.enter_context(optimizer.straightened())  # a followed model does not move them then
+                update_bn(self.bn_loader, pl_module, optimizers[0], pl_module.device)
 
     # on_train_epoch_start is among them because StochasticWeightAveraging reads the weights then.
     on_test_start = on_predict_start = on_train_epoch_start = on_train_epoch_end = on_train_end = on_validation_start

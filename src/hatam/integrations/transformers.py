@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from transformers import TrainerCallback
 
+from ..batch_norm import update_bn
 from ..reports import Report
 from ..telemetry import Telemetry
 from . import unwrapped
@@ -19,20 +20,30 @@ class SaveStraightened(TrainerCallback):  # type: ignore[misc,unused-ignore]
     saves, models saved or pushed at the end of training, and ``load_best_model_at_end``. Training can resume from a
     checkpoint.
 
+    Args:
+        bn_loader: loader for :func:`hatam.update_bn`, which then runs at z before an evaluation or a save; its batches,
+            or their first entries, are the model's first argument. None leaves BatchNorm's statistics as they are.
+
     Example::
 
         Trainer(model, …, optimizer_cls_and_kwargs=(HATAM, {"lr": 1e-3}), callbacks=[SaveStraightened()])
     """
 
-    def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        """Move the weights to z before Trainer saves or ends. Its next training step calls ``optimizer.train()``."""
-        if control.should_save or control.should_training_stop or state.global_step >= state.max_steps:
-            unwrapped(optimizer).eval()
+    def __init__(self, bn_loader: Iterable[Any] | None = None) -> None:
+        self.bn_loader = bn_loader
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        """Move the weights to z before Trainer saves or ends after an epoch."""
-        if control.should_save or control.should_training_stop:
-            unwrapped(optimizer).eval()
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Move the weights to z before Trainer saves or ends. Its next training step calls ``optimizer.train()``."""
+        saves = control.should_save or control.should_training_stop or state.global_step >= state.max_steps
+        if saves or (control.should_evaluate and self.bn_loader is not None):
+            found = unwrapped(optimizer)
+            found.eval()
+            if self.bn_loader is not None:
+                update_bn(self.bn_loader, model, found, args.device)
+
+    on_epoch_end = on_step_end
 
 
 class TelemetryCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
