@@ -52,7 +52,7 @@ study-quick: $(VENV)/bench ## a first look at the study and its report, with too
 
 readme: $(VENV)/dev ## render tables and plots of README and docs from the committed records
 	$(BIN)/hatam study table --name first --everyone --update docs/results.md
-	for script in step_cost training_cost host_time small_state task_ranges travelled compatibility; do $(BIN)/python benchmarks/$$script.py --render || exit; done
+	for script in step_cost training_cost host_time small_state task_ranges travelled compatibility batch_norm; do $(BIN)/python benchmarks/$$script.py --render || exit; done
 	$(BIN)/python benchmarks/screened.py
 	$(BIN)/python benchmarks/telemetry.py --render
 	$(BIN)/hatam theory --render --results results/theory --figures docs/figures --update docs/theory.md

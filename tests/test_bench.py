@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jobs
 import pytest
 import torch
 from rich.table import Table
@@ -239,28 +240,19 @@ def test_every_help_has_an_example(command: list[str]) -> None:
     assert "Example: hatam" in result.output
 
 
-def test_compare_end_to_end_and_resume(tmp_path: Path) -> None:
-    arguments = [
-        sys.executable,
-        "-m",
-        "hatam.bench",
-        "compare",
-        "--task",
-        "diabetes",
-        "--seeds",
-        "2",
-        "--steps",
-        "20",
-    ]
-    arguments += ["--contender", "adamw", "--contender", "hatam:gamma=0.1", "--records", str(tmp_path), "--jobs", "2"]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
-    assert "hatam:gamma=0.1" in done.stdout
+def test_compare_end_to_end_and_resume(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    arguments = ["compare", "--task", "diabetes", "--seeds", "2", "--steps", "20", "--jobs", "2"]
+    arguments += ["--contender", "adamw", "--contender", "hatam:gamma=0.1", "--records", str(tmp_path)]
+    logs = tmp_path_factory.mktemp("logs")
+    done = jobs.Started("hatam.bench", *arguments, folder=logs)
+    assert done.wait() == 0, done.output
+    assert "hatam:gamma=0.1" in done.output
     for kind in ("curves", "cost"):
         assert (tmp_path / f"{kind}-diabetes.png").stat().st_size > 10_000
         assert "hatam:gamma=0.1" in (tmp_path / f"{kind}-diabetes.svg").read_text()
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("[0-9].json")}
     assert len(written) == 4
-    subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert jobs.Started("hatam.bench", *arguments, folder=logs).wait() == 0
     assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("[0-9].json")}
     (compared,), _ = report.comparisons(report.find(tmp_path).entries)
     adamw, hatam = compared.contestants
@@ -268,26 +260,21 @@ def test_compare_end_to_end_and_resume(tmp_path: Path) -> None:
     assert compared.difference(hatam).n == 2
 
 
-def heed_sigint() -> None:
-    """A background job ignores Ctrl-C, and what it starts would inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_comparison_leaves_whole_records(tmp_path: Path, how: signal.Signals) -> None:
-    arguments = [sys.executable, "-m", "hatam.bench", "compare", "--task", "diabetes", "--seeds", "200"]
-    arguments += ["--steps", "20", "--contender", "adamw", "--records", str(tmp_path), "--jobs", "1"]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=heed_sigint)
-    while len(list(tmp_path.rglob("[0-9]*.json"))) < 2:
-        assert process.poll() is None
+    arguments = ["compare", "--task", "diabetes", "--seeds", "200", "--steps", "20", "--contender", "adamw"]
+    (tmp_path / "logs").mkdir()
+    records_ = tmp_path / "records"
+    started = jobs.Started("hatam.bench", *arguments, "--records", records_, "--jobs", "1", folder=tmp_path / "logs")
+    while len(list(records_.rglob("[0-9]*.json"))) < 2:
+        assert started.process.is_alive(), started.output
         time.sleep(0.05)
-    process.send_signal(how)
-    output, _ = process.communicate()  # ends only when the workers, who share the pipe, have ended too
-    assert process.returncode == (130 if how is signal.SIGINT else -signal.SIGKILL)
-    assert len(records.read_all(tmp_path)) >= 2
+    os.kill(started.pid, how)
+    assert started.wait() == (130 if how is signal.SIGINT else -signal.SIGKILL)
+    assert len(records.read_all(records_)) >= 2
     if how is signal.SIGINT:
-        assert b"interrupted" in output
-        assert b"Traceback" not in output
+        assert "interrupted" in started.output
+        assert "Traceback" not in started.output
 
 
 def test_a_task_that_raises_is_reported_and_holds_up_nobody(tmp_path: Path) -> None:

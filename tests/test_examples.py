@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import jobs
 import pytest
 import torch
 from conftest import bits, state_bits
@@ -20,48 +18,43 @@ from hatam import HATAM
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
-def last_number(script: str) -> float:
+def last_number(script: str, folder: Path) -> float:
     """What an example prints at the end, which is how well it did."""
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / script],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr
-    return float(done.stdout.split()[-1 if done.stdout.split()[-1] != "after" else -2])
+    started = jobs.Started(EXAMPLES / script, folder=folder, HF_HUB_OFFLINE="1")
+    assert started.wait() == 0, started.output
+    words = started.output.split()
+    return float(words[-1 if words[-1] != "after" else -2])
 
 
 @pytest.mark.compatible("Hugging Face Trainer", "optimizer_cls_and_kwargs, accumulation, clipping, evaluation")
-def test_hf_trainer() -> None:
+def test_hf_trainer(tmp_path: Path) -> None:
     """From 8 bits per byte to fewer than text without context needs."""
-    assert last_number("hf_trainer.py") < 5.0
+    assert last_number("hf_trainer.py", tmp_path) < 5.0
 
 
 @pytest.mark.compatible("accelerate", "bfloat16, accumulation, clipping, save_state and load_state")
-def test_accelerate() -> None:
-    assert last_number("accelerate_train.py") > 0.85
+def test_accelerate(tmp_path: Path) -> None:
+    assert last_number("accelerate_train.py", tmp_path) > 0.85
 
 
 @pytest.mark.compatible("PyTorch Lightning", "its closure, bfloat16, clipping, validation hooks")
-def test_lightning() -> None:
-    assert last_number("lightning_train.py") > 0.85
+def test_lightning(tmp_path: Path) -> None:
+    assert last_number("lightning_train.py", tmp_path) > 0.85
 
 
 @pytest.mark.compatible("timm", "by name in its registry, with timm's groups without weight decay")
-def test_timm() -> None:
-    assert last_number("timm_train.py") > 0.8
+def test_timm(tmp_path: Path) -> None:
+    assert last_number("timm_train.py", tmp_path) > 0.8
 
 
 @pytest.mark.compatible("torch.optim.swa_utils", "an average of the straightened points")
-def test_averaged_weights() -> None:
-    assert last_number("averaged_weights.py") > 0.85
+def test_averaged_weights(tmp_path: Path) -> None:
+    assert last_number("averaged_weights.py", tmp_path) > 0.85
 
 
 @pytest.mark.compatible("gradient release", "the step inside backward(), bit for bit that of one optimizer")
-def test_gradient_release() -> None:
-    assert last_number("gradient_release.py") > 0.85
+def test_gradient_release(tmp_path: Path) -> None:
+    assert last_number("gradient_release.py", tmp_path) > 0.85
 
 
 class Net(nn.Module):

@@ -75,15 +75,15 @@ def test_agrees_with_the_reference(
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
 @every_variant
-def test_agrees_over_a_thousand_steps(options: dict[str, Any], path: dict[str, Any]) -> None:
+def test_agrees_over_many_steps(options: dict[str, Any], path: dict[str, Any]) -> None:
     """Rounding must not add up: the offset is undone and redone in every step."""
     params = parameters(dtype=torch.float64)
-    optimizer = HATAM(params, **{"lr": 0.02, **path, **options, "travel": 2.0})
+    optimizer = HATAM(params, **{"lr": 0.03, **path, **options, "travel": 1.0})
     references = oracles(params, optimizer)
-    compare(optimizer, params, references, gradients(params, 1000), cosine(1000, 0.02, 50), 1e-9)
+    compare(optimizer, params, references, gradients(params, 500), cosine(500, 0.03, 25), 1e-9)
     assert all(oracle.rms_ratio > 0 for oracle in references)
     assert all(oracle.path_length > 1 for oracle in references), "no reach, then a part of it"
-    assert any(oracle.path_length > 3 for oracle in references), "then the whole"
+    assert any(oracle.path_length > 2 for oracle in references), "then the whole"
 
 
 @every_path

@@ -11,13 +11,12 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import jobs
 import pytest
 import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -592,11 +591,9 @@ def test_looking_makes_no_queue(tmp_path: Path, command: str) -> None:
     assert not list((tmp_path / "full").iterdir())
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), "study", *arguments, "--results", str(folder)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+def start(folder: Path, *arguments: str) -> jobs.Started:
+    (folder / "logs").mkdir(exist_ok=True)
+    return jobs.Started(SCRIPT, "study", *arguments, "--results", folder, folder=folder / "logs", COLUMNS="200")
 
 
 def count(folder: Path) -> dict[Path, int]:
@@ -607,18 +604,16 @@ def count(folder: Path) -> dict[Path, int]:
 def test_interrupted_and_given_again_it_repeats_no_run(tmp_path: Path, how: signal.Signals) -> None:
     options = ("run", "--plan", "slow", "--jobs", "1", "--heartbeat", "1")
     first = start(tmp_path, *options)
-    while len(count(tmp_path)) < 3 and first.poll() is None:
+    while len(count(tmp_path)) < 3 and first.process.is_alive():
         time.sleep(0.05)
     os.kill(first.pid, how)
-    output, errors = first.communicate(timeout=130)
-    assert first.returncode == 130, errors
-    assert "the same command goes on" in output
+    assert first.wait() == 130, first.output
+    assert "the same command goes on" in first.output
     before = count(tmp_path)
     assert 3 <= len(before) < 15
     second = start(tmp_path, *options)
-    output, errors = second.communicate(timeout=130)
-    assert second.returncode == 0, errors
-    assert "cost in thousands of gradients" in output
+    assert second.wait() == 0, second.output
+    assert "cost in thousands of gradients" in second.output
     after = count(tmp_path)
     assert len(after) == 6 + 6 + 3
     assert before.items() <= after.items()
