@@ -36,7 +36,7 @@ types: $(VENV)/dev ## strict types on src/
 	$(BIN)/mypy
 
 unit: $(VENV)/dev ## tests and doctests
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 format: $(VENV)/dev ## format the code
 	$(BIN)/ruff check --fix .

@@ -1,7 +1,7 @@
 """What evaluation at z costs with BatchNorm's statistics of w, on Fashion-MNIST with a convolutional net.
 
-    python benchmarks/batch_norm.py             measure, write results/batch_norm.json, fill in docs/from_adamw.md
-    python benchmarks/batch_norm.py --render    fill in from the record alone
+python benchmarks/batch_norm.py             measure, write results/batch_norm.json, fill in docs/from_adamw.md
+python benchmarks/batch_norm.py --render    fill in from the record alone
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What HATAM works with, from the outcomes of the tests that show it: those marked ``compatible``.
 
 python benchmarks/compatibility.py              run them, write results/compatibility.json, fill in the page
+python benchmarks/compatibility.py --junit XML  take the outcomes of a run that was made with pytest --junitxml=XML
 python benchmarks/compatibility.py --render     fill in docs/compatibility.md from the record alone
 """
 
@@ -27,13 +28,17 @@ RECORD = ROOT / "results/compatibility.json"
 PACKAGES = ("torch", "transformers", "accelerate", "lightning", "timm", "tensorboard", "torchao")
 
 
-def measured() -> dict[str, Any]:
+def run() -> Path:
+    """Run the marked tests; returns their outcomes."""
+    found = Path(tempfile.mkdtemp()) / "outcomes.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-m", "compatible", "tests", f"--junitxml={found}"]
+    subprocess.run(command, cwd=ROOT, check=False)
+    return found
+
+
+def measured(found: Path) -> dict[str, Any]:
     """Counts of outcomes by what was shown."""
-    with tempfile.TemporaryDirectory() as folder:
-        found = Path(folder) / "outcomes.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-m", "compatible", "tests", f"--junitxml={found}"]
-        subprocess.run(command, cwd=ROOT, check=False)
-        cases = list(ElementTree.parse(found).iter("testcase"))
+    cases = list(ElementTree.parse(found).iter("testcase"))
     outcomes: dict[str, dict[str, int]] = {}
     for case in cases:
         failed = case.find("failure") is not None or case.find("error") is not None
@@ -76,7 +81,8 @@ def conformance() -> str:
 
 if __name__ == "__main__":
     if "--render" not in sys.argv[1:]:
-        records.write(RECORD, measured())
+        given = sys.argv[sys.argv.index("--junit") + 1] if "--junit" in sys.argv else None
+        records.write(RECORD, measured(Path(given) if given else run()))
     found = json.loads(RECORD.read_text(encoding="utf-8"))
     report.fill_in(ROOT / "docs/compatibility.md", "compatibility", table(found))
     report.fill_in(ROOT / "docs/compatibility.md", "conformance", conformance())

@@ -7,6 +7,8 @@ import timm
 import torch
 from sklearn.datasets import load_digits
 from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from timm.utils import accuracy, dispatch_clip_grad
 from torch.nn import functional as F
 
 import hatam.integrations.timm  # noqa: F401, registers the name
@@ -23,17 +25,18 @@ def main() -> None:
     optimizer = create_optimizer_v2(model, opt="hatam", lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1)
     print(f"without weight decay, by timm: {len(optimizer.param_groups[0]['params'])} tensors")
     follow(model, optimizer)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    for _ in range(STEPS):
+    schedule = CosineLRScheduler(optimizer, t_initial=STEPS, warmup_t=5, warmup_lr_init=1e-4, t_in_epochs=False)
+    for step in range(STEPS):
         batch = torch.randint(1200, (64,))
         optimizer.zero_grad()
         F.cross_entropy(model(x[batch]), y[batch], label_smoothing=0.1).backward()
+        dispatch_clip_grad(model.parameters(), value=1.0, mode="norm")
         optimizer.step()
-        schedule.step()
+        schedule.step_update(step + 1)
     model.eval()
     with torch.no_grad():
-        accuracy = float((model(x[1200:]).argmax(1) == y[1200:]).float().mean())
-    print(f"accuracy: {accuracy:.3f}")
+        (found,) = accuracy(model(x[1200:]), y[1200:])
+    print(f"accuracy: {found.item() / 100:.3f}")
 
 
 if __name__ == "__main__":

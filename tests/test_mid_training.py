@@ -266,3 +266,17 @@ def test_an_option_of_another_type_is_named(changed: dict[str, Any]) -> None:
     optimizer.param_groups[0].update(changed)
     with pytest.raises((TypeError, ValueError), match=next(iter(changed))):
         feed(optimizer, params, gradients(params, 1))
+
+
+def test_the_peak_of_an_lr_that_was_a_tensor_is_a_float_again() -> None:
+    params = parameters()
+    optimizer, other = HATAM(params, torch.tensor(0.02)), HATAM(twins(params), 0.02)
+    for one in (optimizer, other):
+        feed(one, one.param_groups[0]["params"], gradients(params, 1))
+    assert isinstance(optimizer.param_groups[0]["lr_peak"], torch.Tensor)
+    for one in (optimizer, other):
+        one.param_groups[0]["lr"] = 0.01
+        feed(one, one.param_groups[0]["params"], gradients(params, 2))
+    assert type(optimizer.param_groups[0]["lr_peak"]) is float
+    assert optimizer.param_groups[0]["lr_peak"] == pytest.approx(0.02)
+    assert all(torch.allclose(p, q) for p, q in zip(params, other.param_groups[0]["params"], strict=True))

@@ -210,10 +210,12 @@ class HATAM(Optimizer):
             RuntimeError: a gradient is sparse, or the call is inside :meth:`straightened` or after :meth:`eval`; no
                 parameter changes then. Or a parameter's data has a new shape; earlier groups have changed then.
         """
-        straightening.refuse_inside(self, "step()")
+        if self._straightened:
+            straightening.refuse_inside(self, "step()")
         if any(group["evaluating"] for group in self.param_groups):
             raise RuntimeError(straightening.EVALUATING)
-        self._shards.wait()
+        if self._is_sharded:
+            self._shards.wait()
         check_capture = getattr(self, "_accelerator_graph_capture_health_check", None)  # torch 2.11 and later
         (check_capture or self._cuda_graph_capture_health_check)()
         loss = None
@@ -234,7 +236,8 @@ class HATAM(Optimizer):
             if any(g is not None for g in grads[i]):
                 self._step_group(i, first, group, grads[i], found_inf)
             first += len(group["params"])
-        self._shards.send()
+        if self._is_sharded:
+            self._shards.send()
         return loss
 
     def _step_group(

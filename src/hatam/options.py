@@ -142,8 +142,9 @@ def raise_peak(group: dict[str, Any], found_inf: Tensor | None = None) -> Scalar
     ``found_inf`` is given if only the device knows whether the step is skipped. From then on the peak is a tensor on
     that device, in float64 for a float lr.
     """
-    peak = group["lr_peak"] = peak_like_lr(group)
-    lr = group["lr"]
+    lr, peak = group["lr"], group["lr_peak"]
+    if isinstance(lr, Tensor) or isinstance(peak, Tensor):
+        peak = group["lr_peak"] = peak_like_lr(group)
     if found_inf is None and not isinstance(peak, Tensor):
         peak = group["lr_peak"] = max(peak, lr)
         return peak
