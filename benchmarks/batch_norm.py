@@ -100,7 +100,7 @@ def shown(values: list[float]) -> str:
 
 if __name__ == "__main__":
     if "--render" not in sys.argv[1:]:
-        torch.set_num_threads(2)
+        torch.set_num_threads(1)
         runs = [train(seed) for seed in SEEDS]
         records.write(RECORD, {"environment": records.environment(), "seeds": [*SEEDS], "runs": runs})
     report.fill_in(ROOT / "docs/from_adamw.md", "batch_norm", table(json.loads(RECORD.read_text(encoding="utf-8"))))

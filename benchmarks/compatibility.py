@@ -1,7 +1,7 @@
 """What HATAM works with, from the outcomes of the tests that show it: those marked ``compatible``.
 
 python benchmarks/compatibility.py              run them, write results/compatibility.json, fill in the page
-python benchmarks/compatibility.py --junit XML  take the outcomes of a run that was made with pytest --junitxml=XML
+python benchmarks/compatibility.py --junit XML…   take the outcomes of runs that were made with pytest --junitxml=XML
 python benchmarks/compatibility.py --render     fill in docs/compatibility.md from the record alone
 """
 
@@ -36,11 +36,15 @@ def run() -> Path:
     return found
 
 
-def measured(found: Path) -> dict[str, Any]:
-    """Counts of outcomes by what was shown."""
-    cases = list(ElementTree.parse(found).iter("testcase"))
+def measured(*found: Path) -> dict[str, Any]:
+    """Counts of outcomes by what was shown, of one run or of several; a test has the outcome of its last run."""
+    cases = {
+        (case.get("classname"), case.get("name")): case
+        for xml in found
+        for case in ElementTree.parse(xml).iter("testcase")
+    }
     outcomes: dict[str, dict[str, int]] = {}
-    for case in cases:
+    for case in cases.values():
         failed = case.find("failure") is not None or case.find("error") is not None
         outcome = "failed" if failed else "skipped" if case.find("skipped") is not None else "passed"
         for shown in case.iterfind("properties/property[@name='compatible']"):
@@ -81,8 +85,8 @@ def conformance() -> str:
 
 if __name__ == "__main__":
     if "--render" not in sys.argv[1:]:
-        given = sys.argv[sys.argv.index("--junit") + 1] if "--junit" in sys.argv else None
-        records.write(RECORD, measured(Path(given) if given else run()))
+        given = [Path(xml) for xml in sys.argv[2:]] if "--junit" in sys.argv else [run()]
+        records.write(RECORD, measured(*given))
     found = json.loads(RECORD.read_text(encoding="utf-8"))
     report.fill_in(ROOT / "docs/compatibility.md", "compatibility", table(found))
     report.fill_in(ROOT / "docs/compatibility.md", "conformance", conformance())
