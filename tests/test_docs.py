@@ -104,3 +104,11 @@ def test_the_snippets_of_the_migration_page_run(
         exec(snippet, names)
     assert len(snippets) == 7
     assert "3.weight (1, 16)" in capsys.readouterr().out
+
+
+def test_what_batch_norm_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module("batch_norm")
+    page = (ROOT / "docs/from_adamw.md").read_text(encoding="utf-8")
+    record = json.loads(script.RECORD.read_text(encoding="utf-8"))
+    assert report.replace_between(page, "batch_norm", script.table(record)) == page
