@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,9 @@ class Started:
         """Its exit status, negative for a signal, None where it had to be killed."""
         self.process.join(timeout)
         ended = self.process.exitcode
+        if ended is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)  # what it started, too
         self.process.kill()
         self.process.join()
         return ended

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import jobs
 import pytest
 import torch
-from conftest import bits, state_bits
+from conftest import bits, state_bits, through_a_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,24 +20,16 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 Build = Callable[[], tuple[nn.Module, HATAM]]
 
 
-def through_bytes(saved: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(saved, file)
-    file.seek(0)
-    loaded: dict[str, Any] = torch.load(file, weights_only=True)
-    return loaded
-
-
-def end_of(build: Build, step: Callable[[nn.Module, HATAM, int], None], steps: int, interrupt: int | None) -> Any:
+def end_of(build: Build, step: Callable[[nn.Module, HATAM, int], None], steps: int, *, interrupted: bool) -> Any:
     """Train; where it is interrupted, go on with everything made anew from a checkpoint of the point to evaluate."""
     model, optimizer = build()
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for i in range(steps):
         if i == steps // 2:
             optimizer.eval()  # the uninterrupted training evaluates there, too
-            if interrupt is not None:
+            if interrupted:
                 saved = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-                saved = through_bytes({"model": model.state_dict(), **saved})
+                saved = through_a_file({"model": model.state_dict(), **saved})
                 model, optimizer = build()
                 schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
                 model.load_state_dict(saved["model"])
@@ -55,7 +46,8 @@ def end_of(build: Build, step: Callable[[nn.Module, HATAM, int], None], steps: i
 
 
 def resumes(build: Build, step: Callable[[nn.Module, HATAM, int], None], steps: int) -> None:
-    assert end_of(build, step, steps, None) == end_of(build, step, steps, steps // 2)
+    whole, resumed = (end_of(build, step, steps, interrupted=interrupted) for interrupted in (False, True))
+    assert whole == resumed
 
 
 @pytest.mark.compatible("torch.compile", "a compiled model, accumulation, clipping: resumed, bit for bit")

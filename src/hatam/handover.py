@@ -47,13 +47,11 @@ def to_adamw(optimizer: HATAM) -> torch.optim.AdamW:
         groups.append({"params": params, **{key: group[key] for key in SHARED}})
     adamw = torch.optim.AdamW(groups)
     for group in adamw.param_groups:
-        stays = group["capturable"] or group["fused"]
+        stays = group["capturable"] or group["fused"]  # else the CPU reads the step count at each step
         for p in group["params"]:
             state = optimizer.state.get(p, {})
             if "step" in state:
                 moments = {key: dequantized(state[key]) if is_quantized(state[key]) else state[key] for key in MOMENTS}
                 adamw.state[p] = {key: x.to(p.dtype) for key, x in moments.items()}
-                adamw.state[p]["step"] = (
-                    state["step"] if stays else state["step"].cpu()
-                )  # the CPU reads it at each step
+                adamw.state[p]["step"] = state["step"] if stays else state["step"].cpu()
     return adamw

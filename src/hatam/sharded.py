@@ -24,7 +24,7 @@ from .update import Options
 
 FLATTENED = "_fsdp_flattened"  # set by FSDP1 on its flat parameters, and on their views
 SUMS = "shard_sums"
-_groups: dict[Any, Any] = {}  # process groups by world and ranks
+_groups: dict[Any, Any] = {}  # process groups of the present "world", by ranks
 
 
 def is_sharded(x: Tensor) -> bool:

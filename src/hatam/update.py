@@ -131,19 +131,12 @@ def quotients(xs: Tensors, ys: Tensors) -> Tensors:
     return ys
 
 
-def add_scaled_(xs: Tensors, ys: Tensors, scales: list[Scalar]) -> None:
-    """Add scale · y to every x. May overwrite y."""
-    if torch.is_grad_enabled():
-        ys = list(torch._foreach_mul(ys, scales))
-    else:
-        torch._foreach_mul_(ys, scales)
-    torch._foreach_add_(xs, ys)
-
-
 def add_quotients_(xs: Tensors, ys: Tensors, zs: Tensors, scales: list[Scalar]) -> bool:
     """Add scale · y / z to every x. May overwrite z; returns True if every z is unchanged."""
     if any(isinstance(scale, Tensor) for scale in scales):
-        add_scaled_(xs, quotients(ys, zs), scales)
+        found = quotients(ys, zs)
+        torch._foreach_mul_(found, scales)
+        torch._foreach_add_(xs, found)
         return torch.is_grad_enabled()
     torch._foreach_addcdiv_(xs, clone_for_autograd(ys), zs, scales)
     return True

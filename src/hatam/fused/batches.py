@@ -48,9 +48,7 @@ class BatchPlan(NamedTuple):
     batches: list[Batch]
     rest: list[int]
     key: Any
-    addresses: (
-        Addresses | None
-    )  # of :func:`plan_addresses`; None if there are tensor subclasses: the plan is not reused then
+    addresses: Addresses | None  # of :func:`plan_addresses`; None with tensor subclasses, whose plan is not reused
     scalars: list[Tensor]  # aliases of the 0-dim state, to keep its memory alive: the kernel has its addresses
 
     def is_current(self, params: list[Tensor], state: Columns, key: Any) -> bool:

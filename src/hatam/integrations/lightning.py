@@ -66,7 +66,7 @@ class EvaluateStraightened(Callback):
         optimizers = _found(trainer)
         for optimizer in optimizers:
             optimizer.eval()
-        if self.bn_loader is not None and self._has_trained:
+        if optimizers and self.bn_loader is not None and self._has_trained:
             self._has_trained = False
             with ExitStack() as stack:
                 for optimizer in optimizers[1:]:

@@ -30,7 +30,7 @@ class SaveStraightened(TrainerCallback):  # type: ignore[misc,unused-ignore]
     """
 
     def __init__(self, bn_loader: Iterable[Any] | None = None) -> None:
-        self.bn_loader = bn_loader
+        self.bn_loader, self._step_of_statistics = bn_loader, -1
 
     def on_step_end(
         self, args: Any, state: Any, control: Any, optimizer: Any = None, model: Any = None, **kwargs: Any
@@ -40,7 +40,8 @@ class SaveStraightened(TrainerCallback):  # type: ignore[misc,unused-ignore]
         if saves or (control.should_evaluate and self.bn_loader is not None):
             found = unwrapped(optimizer)
             found.eval()
-            if self.bn_loader is not None:
+            if self.bn_loader is not None and state.global_step != self._step_of_statistics:
+                self._step_of_statistics = state.global_step  # the end of an epoch is also that of a step
                 update_bn(self.bn_loader, model, found, args.device)
 
     on_epoch_end = on_step_end
