@@ -10,8 +10,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .own import compare, evaluating
+    from .own import compare
     from .tasks import Data, Shift, Split, Task
+    from .trainers import evaluating
 
 __all__ = ["Data", "Shift", "Split", "Task", "compare", "evaluating"]
 
@@ -20,5 +21,6 @@ def __getattr__(name: str) -> object:
     """Imports what is asked for when it is asked for: the command must start without the extra, to say that."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f".{'own' if name in ('compare', 'evaluating') else 'tasks'}", __name__)
+    where = {"compare": "own", "evaluating": "trainers"}.get(name, "tasks")
+    module = importlib.import_module(f".{where}", __name__)
     return getattr(module, name)

@@ -1,15 +1,18 @@
-"""Trainers that are evaluated at an average of the weights that they went through, or go by one."""
+"""Peers that are evaluated at an average of their iterates, or look ahead along one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from schedulefree import AdamWScheduleFreePaper
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from .sam import not_negative
 from .trainers import Loss, Trainer, restoring
 
 
@@ -49,40 +52,30 @@ def _tensors(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *model.buffers()]
 
 
-class ScheduleFreeTrainer(Trainer):
-    """Schedule-Free AdamW (arXiv 2405.15682): trains at y, evaluates at the average x; lr stays up after its warm-up.
+class ScheduleFree(AdamWScheduleFreePaper):  # type: ignore[misc]
+    """Schedule-Free AdamW (arXiv 2405.15682): trains at y, evaluates at the average x; lr stays at its peak.
 
-    The optimizer is the one that its authors call the paper's; their default one differs in its first steps. The
-    statistics of a batch norm are those of y.
+    The class is the one that its authors call the paper's; their default one differs in its first steps.
+
+    Raises:
+        ValueError: β1 is 0: x is extrapolated from y with 1 / β1.
     """
 
-    optimizer: AdamWScheduleFreePaper
-
-    def __init__(self, model: nn.Module, loss: Loss, optimizer: AdamWScheduleFreePaper) -> None:
-        super().__init__(model, loss, optimizer)
-        for group in optimizer.param_groups:
-            if not 0 < group["betas"][0] < 1:
-                raise ValueError(
-                    f"beta1={group['betas'][0]!r} is out of range: it must be in (0, 1), as x is extrapolated from y "
-                    "with 1 / beta1; the paper's is 0.9"
-                )
-        optimizer.train()
-
-    @contextmanager
-    def evaluation(self) -> Iterator[None]:
-        with restoring(p for group in self.optimizer.param_groups for p in group["params"]):
-            self.optimizer.eval()
-            try:
-                yield
-            finally:
-                self.optimizer.train()
+    def __init__(self, params: ParamsT, **kwargs: Any) -> None:
+        if not 0 < kwargs.get("betas", (0.9, 0.999))[0] < 1:
+            raise ValueError(
+                f"beta1={kwargs['betas'][0]!r} is out of range: it must be in (0, 1), as x is extrapolated from y with "
+                "1 / beta1; the paper's is 0.9"
+            )
+        super().__init__(params, **kwargs)
+        self.train()
 
 
 class GPA(torch.optim.AdamW):
     """Generalized Primal Averaging on AdamW (arXiv 2512.17131): AdamW, with its momentum and weight decay, moves z by
     the gradient at y = μ_y x + (1 − μ_y) z, and then x ← μ_x x + (1 − μ_x) z.
 
-    The parameters are y between steps; :meth:`averaged` gives x. Weight decay is z's, as in the paper; its authors'
+    The parameters are y between steps; :meth:`straightened` gives x. Weight decay is z's, as in the paper; its authors'
     code also has it at y.
 
     Args:
@@ -97,12 +90,12 @@ class GPA(torch.optim.AdamW):
         >>> optimizer = GPA([w], mu_x=0.5, mu_y=0.0, lr=0.1, weight_decay=0.0)
         >>> w.grad = torch.tensor([3.0, -4.0])
         >>> optimizer.step()
-        >>> with optimizer.averaged():
+        >>> with optimizer.straightened():
         ...     print(w.detach())
         tensor([0.9500, 1.0500])
     """
 
-    def __init__(self, params: torch.optim.optimizer.ParamsT, *, mu_x: float, mu_y: float, **kwargs: object) -> None:
+    def __init__(self, params: ParamsT, *, mu_x: float, mu_y: float, **kwargs: object) -> None:
         if not 0 <= mu_x < 1:
             raise ValueError(f"mu_x={mu_x!r} is out of range: it must be in [0, 1); 0 is AdamW")
         if not 0 <= mu_y <= 1:
@@ -113,34 +106,29 @@ class GPA(torch.optim.AdamW):
         self.z: dict[Tensor, Tensor] = {}
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Take one step."""
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         moving = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         for p in moving:
             self.x.setdefault(p, p.clone())
             p.copy_(self.z.setdefault(p, p.clone()))
-        super().step(closure)
+        super().step()
         for p in moving:
             self.x[p].lerp_(p, 1 - self.mu_x)
             self.z[p].copy_(p)
             p.lerp_(self.x[p], self.mu_y)
+        return loss
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def straightened(self) -> Iterator[None]:
         """Inside, the parameters are x; afterwards exactly what they were."""
         with restoring(self.x):
             with torch.no_grad():
                 for p, x in self.x.items():
                     p.copy_(x)
             yield
-
-
-class GPATrainer(Trainer):
-    """Evaluates GPA at the average x. The statistics of a batch norm are those of y."""
-
-    optimizer: GPA
-
-    def evaluation(self) -> AbstractContextManager[None]:
-        return self.optimizer.averaged()
 
 
 class EMANesterovTrainer(Trainer):
@@ -159,13 +147,12 @@ class EMANesterovTrainer(Trainer):
         self, model: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer, ahead: float, decay: float, rest: float
     ) -> None:
         super().__init__(model, loss, optimizer)
-        if not 0 <= ahead < float("inf"):
-            raise ValueError(f"ahead={ahead!r} is out of range: it must be in [0, inf); 0 does not look ahead")
         if not 0 <= decay < 1:
             raise ValueError(f"decay={decay!r} is out of range: it must be in [0, 1); 0 goes by the last step alone")
         if not 0 <= rest <= 1:
             raise ValueError(f"rest={rest!r} is out of range: it must be in [0, 1]; 1 does not look ahead")
-        self.ahead, self.decay, self.rest, self.beta = ahead, decay, rest, 0.0
+        self.ahead = not_negative("ahead", ahead, "0 does not look ahead")
+        self.decay, self.rest, self.beta = decay, rest, 0.0
         self.m = [torch.zeros_like(p, requires_grad=False) for p in model.parameters()]
 
     def arrive(self, step: int, steps: int, warmup: float, lr: float) -> None:

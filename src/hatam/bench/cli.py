@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from . import records, report, runner
+from . import running
 from .contenders import CONTENDERS, parse
-from .landscape import landscape
-from .records import Run
-from .report.compared import Comparison
-from .report.load import Entry, Found
+from .records import Run, Store
 from .study.cli import app as study
 from .tasks import Task, all_tasks, ready, source
-from .terminal import plain_console, show
-from .theory.cli import theory
+from .terminal import as_table, plain_console, show
 from .training import prepare
 
 app = typer.Typer(
@@ -32,8 +26,6 @@ app = typer.Typer(
     help="Compare HATAM with its peers, over many seeds.\n\nExample: hatam compare --task mnist1d-mlp --seeds 5",
 )
 app.add_typer(study, name="study")
-app.command()(theory)
-app.command()(landscape)
 console = plain_console()
 
 
@@ -59,8 +51,7 @@ def compare(
     first_seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
     steps: Annotated[int | None, typer.Option(min=2, help="Steps of a run. Default: the task's.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Parallel processes. Default: the cores.")] = None,
-    records_: Annotated[Path, typer.Option("--records", help="Folder of the records.")] = Path("runs"),
-    out: Annotated[Path | None, typer.Option(help="Folder of the plot. Default: that of the records.")] = None,
+    records: Annotated[Path, typer.Option(help="Folder of records.parquet, table and plots.")] = Path("runs"),
 ) -> None:
     """Train contenders on a task over several seeds and print what each reached and cost.
 
@@ -69,34 +60,31 @@ def compare(
 
     Example: hatam compare --task mnist1d-conv --contender adamw --contender hatam:gamma=0.1 --seeds 8
     """
-    chosen = ready(task)
+    chosen, store = ready(task), Store(records)
     runs = [
         make_run(chosen, spec, seed, steps)
         for seed in range(first_seed, first_seed + seeds)
         for spec in contender or CONTENDERS
     ]
-    runner.refuse_twice([run for run in runs if run.seed == first_seed], records_)
-    todo = runner.missing(runs, records_)
+    running.refuse_twice([run for run in runs if run.seed == first_seed])
+    todo = running.missing(runs, store)
     if len(todo) < len(runs):
         console.print(f"{len(runs) - len(todo)} of {len(runs)} runs have records already")
     _refuse_unusable(chosen, todo)
-    failed = _run_with_progress(chosen, todo, records_, jobs or os.cpu_count() or 1)
-    failures = {id(run) for run, _ in failed}
-    entries = [_entry(run, records_) for run in runs if id(run) not in failures]
-    for compared in report.comparisons(entries)[0]:
-        _show(chosen, compared)
-        for path in report.draw(compared, out or records_):
-            console.print(f"plot: {path}", soft_wrap=True)
+    failed = _run_with_progress(chosen, todo, store, jobs or os.cpu_count() or 1)
+    _show(store, runs)
     for run, error in failed:
         console.print(f"failed: {run.label}, seed {run.seed}: {error}", soft_wrap=True)
     if failed:
         raise typer.Exit(1)
 
 
-def _entry(run: Run, root: Path) -> Entry:
-    """A run as its record tells it, by the name that was asked for."""
-    path = run.path(root)
-    return replace(report.entry(path.relative_to(root), records.read(path)), label=run.label)
+def make_run(task: Task, spec: str, seed: int, steps: int | None = None) -> Run:
+    """A run of ``spec`` with the task's budget."""
+    contender, options = parse(spec, task.name)
+    length = steps or task.steps
+    code = source(task.name)
+    return Run(task.name, spec, contender.name, options, seed, length, task.batch_size, task.warmup, source=code)
 
 
 def _refuse_unusable(task: Task, runs: Sequence[Run]) -> None:
@@ -108,57 +96,90 @@ def _refuse_unusable(task: Task, runs: Sequence[Run]) -> None:
             raise ValueError(f"contender {run.label!r}: {error}") from error
 
 
+def _run_with_progress(task: Task, runs: list[Run], store: Store, jobs: int) -> running.Failed:
+    if not runs:
+        return []
+    task.data()  # once, before the workers all want it
+    label = TextColumn("{task.description:32}", markup=False)
+    with Progress(label, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console) as bars:
+        totals = {label: sum(run.steps for run in runs if run.label == label) for label in {r.label: 0 for r in runs}}
+        ids = {label: bars.add_task(label, total=steps) for label, steps in totals.items()}
+        try:
+            jobs = min(jobs, len(runs))
+            with running.one_thread():
+                return running.run_all(runs, store, jobs, lambda run, n: bars.advance(ids[run.label], n))
+        except KeyboardInterrupt:
+            bars.stop()
+            console.print("interrupted; finished runs are kept, the same command goes on", soft_wrap=True)
+            raise typer.Exit(130) from None
+
+
+def _show(store: Store, runs: Sequence[Run]) -> None:
+    """The table and the plots of these runs, by the labels that were asked for."""
+    from .report import plots, tables  # slow to import
+
+    labels = {run.key: run.label for run in runs}
+    found = store.read()
+    found = found[found["key"].isin(labels)]
+    if not len(found):
+        return
+    found = found.assign(label=found["key"].map(labels))
+    rows = tables.summary(found)
+    first = rows.iloc[0]
+    better = "higher" if first["higher_is_better"] else "lower"
+    title = f"{first['task']}: {first['metric']}, {better} is better; mean ± 95% interval, paired by seed"
+    show(as_table(tables.compared(rows), title))
+    for draw, kind in ((plots.curves, "curves"), (plots.cost, "cost")):
+        path = draw(found, store.path.parent / f"{kind}-{file_name(first['task'])}")
+        if path is not None:
+            console.print(f"plot: {path}", soft_wrap=True)
+
+
+def file_name(name: str) -> str:
+    """A name as that of a file: what is neither letter, digit, ``_``, ``.`` nor ``-`` becomes ``-``.
+
+    Example:
+        >>> file_name("../my task.py:TASK")
+        'my-task-py-TASK'
+    """
+    return "-".join("".join(char if char.isalnum() or char in "_-" else " " for char in name).split())[-100:] or "_"
+
+
 @app.command()
 def table(
-    records_: Annotated[Path, typer.Argument(metavar="RECORDS", help="Folder of the records.")],
-    update: Annotated[
-        Path | None, typer.Option(help="A Markdown file with the lines <!-- TASK:start --> and <!-- TASK:end -->.")
-    ] = None,
-    plots: Annotated[Path | None, typer.Option(help="Also draw the plots into this folder.")] = None,
+    records: Annotated[Path, typer.Argument(metavar="RECORDS", help="A Parquet file, or the folder of one.")],
+    csv: Annotated[bool, typer.Option(help="All numbers as CSV instead of a table for each task.")] = False,
 ) -> None:
-    """Print the tables of committed records as Markdown, or put them into a document.
+    """Print the tables of records as Markdown.
 
     Example: hatam table runs/demo
     """
-    found = report.find(records_)
-    _say_damaged(found)
-    texts: dict[str, list[str]] = {}  # by task, which may have been run in several folders or for several times
-    for compared in report.comparisons(found.entries)[0]:
-        texts.setdefault(compared.task, []).append(f"{compared.title}\n\n{report.markdown(compared)}")
-        if plots is not None:
-            report.draw(compared, plots)
-    if update is None:
-        for parts in texts.values():
-            console.print("\n\n".join(parts), "\n", soft_wrap=True)
+    from .report import tables
+
+    rows = tables.summary(Store(records).read())
+    if csv:
+        print(rows.to_csv(index=False, float_format="%.6g"), end="")
         return
-    page = update.read_text(encoding="utf-8")
-    marked = [task for task in texts if f"<!-- {task}:start -->" in page]
-    if not marked:
-        raise ValueError(
-            f"{update} has no line <!-- TASK:start --> of a task in {records_}: {', '.join(texts) or 'none'}"
-        )
-    for task in marked:
-        report.fill_in(update, task, "\n\n".join(texts[task]))
+    for (comparison, task, metric), group in rows.groupby(["comparison", "task", "metric"], sort=False):
+        where = f", equal {comparison}" if comparison else ""
+        print(f"{task}, {metric}{where}\n\n{tables.markdown(tables.compared(group))}\n")
 
 
-@app.command("report")
-def report_(
-    records_: Annotated[Path, typer.Argument(metavar="RECORDS", help="Folder of the records.")] = Path("runs"),
-    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("runs/report"),
+@app.command()
+def report(
+    records: Annotated[Path, typer.Argument(metavar="RECORDS", help="A Parquet file, or the folder of one.")] = Path(
+        "runs"
+    ),
+    out: Annotated[Path, typer.Option(help="Folder of the page.")] = Path("runs/report"),
 ) -> None:
-    """Render records into one page, index.html, with its figures and tables as files beside it.
+    """Render records into one page, index.html, with figures and summary.csv beside it.
 
-    Example: hatam report results/first --out runs/report
+    Example: hatam report results/study.parquet --out runs/report
     """
-    found = report.write(records_, out)
-    _say_damaged(found)
-    counted = f"{len(found.entries)} records of runs, {found.others} other JSON files left out"
-    console.print(f"report: {out / 'index.html'} ({counted})", soft_wrap=True)
+    from .report import page
 
-
-def _say_damaged(found: Found) -> None:
-    for path, what in found.damaged:
-        console.print(f"damaged and left out: {path}: {what}", soft_wrap=True)
+    path = page.write(Store(records).read(), records.name, out)
+    console.print(f"report: {path}", soft_wrap=True)
 
 
 @app.command()
@@ -167,8 +188,7 @@ def tasks() -> None:
     for task in all_tasks().values():
         console.print(f"{task.name:20}{task.summary}", soft_wrap=True)
         if task.options:
-            options = ", ".join(f"{key}={value}" for key, value in task.options.items())
-            console.print(f"{'':20}{options}", soft_wrap=True)
+            console.print(f"{'':20}{_listed(task.options)}", soft_wrap=True)
         if missing := task.missing():
             console.print(f"{'':20}cannot run: {missing}", soft_wrap=True)
 
@@ -178,50 +198,8 @@ def contenders() -> None:
     """List the contenders and their options. Example: hatam contenders"""
     for contender in CONTENDERS.values():
         console.print(f"{contender.name:20}{contender.summary} ({contender.source})", soft_wrap=True)
-        options = ", ".join(f"{key}={value}" for key, value in contender.every.items())
-        console.print(f"{'':20}{options}", soft_wrap=True)
-        for task, changed in contender.by_task.items():
-            there = ", ".join(f"{key}={value}" for key, value in changed.items())
-            console.print(f"{'':20}on {task}: {there}", soft_wrap=True)
+        console.print(f"{'':20}{_listed(contender.every)}", soft_wrap=True)
 
 
-def make_run(task: Task, spec: str, seed: int, steps: int | None = None) -> Run:
-    """A run of ``spec`` with the task's budget."""
-    contender, options = parse(spec, task.name)
-    return Run(
-        task.name,
-        spec,
-        contender.name,
-        options,
-        seed,
-        steps or task.steps,
-        task.batch_size,
-        task.warmup,
-        source=source(task.name),
-    )
-
-
-def _run_with_progress(task: Task, runs: list[Run], root: Path, jobs: int) -> list[tuple[Run, str]]:
-    if not runs:
-        return []
-    task.data()  # once, before the workers all want it
-    label = TextColumn("{task.description:32}", markup=False)
-    with Progress(label, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console) as bars:
-        total = {label: sum(run.steps for run in runs if run.label == label) for label in {r.label: 0 for r in runs}}
-        ids = {label: bars.add_task(label, total=steps) for label, steps in total.items()}
-        try:
-            jobs = min(jobs, len(runs))
-            return runner.run_all(runs, root, jobs, lambda run, n: bars.advance(ids[run.label], n))
-        except KeyboardInterrupt:
-            bars.stop()
-            console.print("interrupted; finished runs are kept, the same command goes on", soft_wrap=True)
-            raise typer.Exit(130) from None
-
-
-def _show(task: Task, compared: Comparison) -> None:
-    shown = Table(title=f"{task.name}: {task.metric_name}, mean ± 95% interval; differences paired by seed")
-    for index, column in enumerate(report.columns(compared)):
-        shown.add_column(column, justify="left" if index == 0 else "right")
-    for contestant in compared.contestants:
-        shown.add_row(*report.cells(compared, contestant))
-    show(shown)
+def _listed(options: object) -> str:
+    return ", ".join(f"{key}={value}" for key, value in dict(options).items())  # type: ignore[call-overload]

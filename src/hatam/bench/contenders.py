@@ -1,4 +1,4 @@
-"""The contenders: a name, the options that it takes with their defaults, and how it trains.
+"""The contenders: a name, the options that it takes with their defaults and search ranges, and how it trains.
 
 On the command line ``hatam:gamma=0.1,lr=0.01`` is the contender ``hatam`` with two options changed.
 """
@@ -8,224 +8,221 @@ from __future__ import annotations
 import ast
 import difflib
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeAlias
 
-from . import builders
-from .builders import Contender, Options
+import torch
+from torch import nn
+
+from hatam import HATAM, PublishedHATAM
+
+from .averaged import GPA, EMANesterovTrainer, EMATrainer, ScheduleFree
+from .packages import AdEMAMixTrainer, ademamix
+from .sam import MSAM, SAM, KSAMTrainer, LateSAMTrainer
 from .schedules import SCHEDULES
+from .spaces import Factor, Range, Rate, Space, choices
 from .tasks import all_tasks, find
+from .trainers import Loss, Trainer
+
+Options: TypeAlias = dict[str, Any]
+MakeOptimizer: TypeAlias = Callable[..., torch.optim.Optimizer]
 
 ADAMW_OPTIONS: Options = {"lr": 0.03, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.15}
+DECAYING = choices("cosine", "late")
 
 
-def first_options(form: str, **changed: Any) -> Options:
-    """AdamW's options and those of HATAM's first forms; None leaves a default to the form."""
-    own: Options = {
-        "gamma": 1.0,
-        "beta_c": None,
-        "modulator": "relative",
-        "modulator_cap": None,
-        "form": form,
-        "fade": None,
-        "foreach": None,
-    }
-    return {**ADAMW_OPTIONS, **own, **changed}
+@dataclass(frozen=True)
+class Contender:
+    """One way to train.
+
+    Attributes:
+        name: how the command line calls it.
+        summary: one line for lists and tables.
+        source: where it was published.
+        optimizer: builds the optimizer from named parameters and torch's options.
+        options: the options beyond AdamW's, with their defaults; ``schedule`` among them.
+        space: the search ranges of its own options, and of AdamW's where they differ from everyone's.
+        trainer: builds the trainer from model, loss, optimizer and the trainer's own options.
+        of_trainer: names of the trainer's own options.
+        gradients: per step, nominally; the measured number is in the records.
+    """
+
+    name: str
+    summary: str
+    source: str
+    optimizer: MakeOptimizer
+    options: Options = field(default_factory=dict)
+    space: Mapping[str, Space] = field(default_factory=dict)
+    trainer: Callable[..., Trainer] = Trainer
+    of_trainer: tuple[str, ...] = ()
+    gradients: float = 1.0
+
+    @property
+    def every(self) -> Options:
+        """All options with their defaults."""
+        return {**ADAMW_OPTIONS, "schedule": "cosine", **self.options}
+
+    def make(self, params: Iterable[Any], options: Options) -> torch.optim.Optimizer:
+        """The optimizer alone."""
+        rest = {key: value for key, value in options.items() if key not in ("schedule", *self.of_trainer)}
+        betas = tuple(rest.pop(key) for key in ("beta1", "beta2", "beta3") if key in rest)
+        return self.optimizer(params, betas=betas, **rest)
+
+    def train(self, model: nn.Module, loss: Loss, options: Options) -> Trainer:
+        """Its trainer, with the schedule of the options."""
+        optimizer = self.make(model.named_parameters(), options)
+        trainer = self.trainer(model, loss, optimizer, **{key: options[key] for key in self.of_trainer})
+        trainer.schedule = SCHEDULES[options["schedule"]]
+        return trainer
 
 
+FUSED = partial(torch.optim.AdamW, fused=True)
+FUSED_SAM = partial(SAM, fused=True)
+RHO = Range(0.01, 2.0)
 SEED_DOCUMENT = "the source document"
-MLPS = ("mnist1d-mlp", "mnist1d-mlp-plain", "mnist1d-mlp-noise", "digits", "digits-noise", "diabetes", "breast-cancer")
+PUBLISHED: Options = {"gamma": 1.0, "beta_c": 0.9}
+REACH: Options = {"gamma": 0.2, "travel": 15.0, "horizon": 2.0, "fade": 0.1}
+REACH_SPACE = {"gamma": Range(0.02, 2.0), "horizon": Range(0.5, 16.0)}
 
 CONTENDERS: dict[str, Contender] = {
     contender.name: contender
     for contender in (
-        Contender("adamw", "AdamW", "arXiv 1711.05101", builders.adamw, ADAMW_OPTIONS),
+        Contender("adamw", "AdamW", "arXiv 1711.05101", FUSED),
         Contender(
-            "adamw-no-momentum",
-            "AdamW at β1 = 0, its better setting on the MLPs",
-            "arXiv 1711.05101",
-            builders.adamw,
-            {**ADAMW_OPTIONS, "beta1": 0.0},
+            "adamw-ema",
+            "AdamW, evaluated at the exponential moving average of its weights",
+            "arXiv 1803.05407",
+            FUSED,
+            {"decay": 0.99},
+            {"decay": Rate(0.9, 0.999), "schedule": choices("cosine", "late", "constant")},
+            EMATrainer,
+            ("decay",),
         ),
         Contender(
-            "sam",
-            "SAM on AdamW, at β1 = 0 on the MLPs",
-            "arXiv 2010.01412",
-            builders.sam,
-            {**ADAMW_OPTIONS, "rho": 0.05},
-            by_task={task: {"beta1": 0.0, "rho": 0.5} for task in MLPS},
-        ),
-        Contender(
-            "asam",
-            "adaptive SAM on AdamW: the perturbation scales with the weights",
-            "arXiv 2102.11600",
-            builders.asam,
-            {**ADAMW_OPTIONS, "rho": 0.5, "eta": 0.01},
-        ),
-        Contender(
-            "k-sam",
-            "SAM on the half of the batch with the highest losses",
-            "arXiv 2210.12864",
-            builders.k_sam,
-            {**ADAMW_OPTIONS, "rho": 0.05, "k_fraction": 0.5},
-            by_task={task: {"beta1": 0.0, "rho": 0.2} for task in MLPS},
+            "sam", "SAM on AdamW", "arXiv 2010.01412", FUSED_SAM, {"rho": 0.05}, {"rho": RHO}, gradients=2.0
         ),
         Contender(
             "late-sam",
             "SAM on AdamW in the last tenth of the steps, AdamW before",
             "arXiv 2410.10373",
-            builders.late_sam,
-            {**ADAMW_OPTIONS, "rho": 0.05, "share": 0.1},
-            by_task={task: {"beta1": 0.0, "rho": 0.5} for task in MLPS},
+            FUSED_SAM,
+            {"rho": 0.05, "share": 0.1},
+            {"rho": RHO},
+            LateSAMTrainer,
+            ("share",),
+            gradients=1.1,
+        ),
+        Contender(
+            "k-sam",
+            "SAM on the half of the batch with the highest losses",
+            "arXiv 2210.12864",
+            FUSED_SAM,
+            {"rho": 0.05, "k_fraction": 0.5},
+            {"rho": RHO},
+            KSAMTrainer,
+            ("k_fraction",),
         ),
         Contender(
             "msam",
             "probing with the momentum, at w − ρ m / ‖m‖",
             "arXiv 2401.12033",
-            builders.msam,
-            {**ADAMW_OPTIONS, "rho": 0.3},
-            by_task={task: {"rho": 2.0} for task in MLPS},
-        ),
-        Contender(
-            "adamw-ema",
-            "AdamW, evaluated at the exponential moving average of its weights",
-            "arXiv 1803.05407",
-            builders.adamw_ema,
-            {**ADAMW_OPTIONS, "decay": 0.99},
+            partial(MSAM, fused=True),
+            {"rho": 0.3},
+            {"rho": Range(0.03, 6.0), "beta1": Rate(0.5, 0.98)},
         ),
         Contender(
             "schedule-free",
-            "Schedule-Free AdamW: lr stays up, evaluated at an average of the weights",
+            "Schedule-Free AdamW: lr stays at its peak, evaluated at an average of the weights",
             "arXiv 2405.15682",
-            builders.schedule_free,
-            ADAMW_OPTIONS,
-            schedule="constant",
-            later={"r": 0.0},
+            ScheduleFree,
+            {"r": 0.0, "schedule": "constant"},
+            {"r": Range(0.0, 8.0, log=False), "beta1": Rate(0.5, 0.98), "schedule": choices("constant")},
         ),
         Contender(
             "gpa",
             "AdamW at an interpolation of its iterate and an exponential moving average, evaluated at the average",
             "arXiv 2512.17131",
-            builders.gpa,
-            {**ADAMW_OPTIONS, "mu_x": 0.9967, "mu_y": 0.7},
+            partial(GPA, fused=True),
+            {"mu_x": 0.99, "mu_y": 0.7},
+            {"mu_x": Rate(0.9, 0.9967), "mu_y": Range(0.3, 0.95, log=False)},
         ),
         Contender(
             "ema-nesterov",
             "AdamW from a point ahead along the exponential moving average of its displacements",
             "arXiv 2605.25395",
-            builders.ema_nesterov,
-            {**ADAMW_OPTIONS, "ahead": 0.5, "decay": 0.99, "rest": 0.1},
-        ),
-        Contender(
-            "sgd",
-            "SGD with Nesterov's momentum; weight decay is in the gradient",
-            "torch.optim.SGD",
-            builders.sgd,
-            {"lr": 0.3, "momentum": 0.9, "weight_decay": 5e-4},
-            scaled=("lr",),
-        ),
-        Contender(
-            "nadam",
-            "Adam with Nesterov's momentum, weight decay decoupled",
-            "OpenReview OM0jvwB8jIp57ZJjtNEZ",
-            builders.nadam,
-            {**ADAMW_OPTIONS, "momentum_decay": 4e-3},
-        ),
-        Contender(
-            "adabelief",
-            "v from the gradient's distance to its mean",
-            "arXiv 2010.07468",
-            builders.adabelief,
-            {**ADAMW_OPTIONS, "eps": 1e-16},
+            FUSED,
+            {"ahead": 0.5, "decay": 0.99, "rest": 0.1},
+            {"ahead": Range(0.1, 2.0), "decay": Rate(0.9, 0.99)},
+            EMANesterovTrainer,
+            ("ahead", "decay", "rest"),
         ),
         Contender(
             "ademamix",
             "AdamW with a second, slower momentum; its weight and its memory grow over the run",
             "arXiv 2409.03137",
-            builders.ademamix,
-            {**ADAMW_OPTIONS, "beta3": 0.999, "alpha": 5.0},
-        ),
-        Contender(
-            "adan",
-            "Nesterov's momentum by the moving average of gradient differences",
-            "arXiv 2208.06677",
-            builders.adan,
-            {"lr": 0.03, "beta1": 0.98, "beta2": 0.92, "beta3": 0.99, "eps": 1e-8, "weight_decay": 0.15},
-        ),
-        Contender(
-            "mars",
-            "MARS-AdamW, approximate: gradients corrected by their last difference",
-            "arXiv 2411.10438",
-            builders.mars,
-            {**ADAMW_OPTIONS, "gamma": 0.025},
-        ),
-        Contender(
-            "lion",
-            "the sign of an interpolated momentum",
-            "arXiv 2302.06675",
-            builders.lion,
-            {"lr": 0.003, "beta1": 0.9, "beta2": 0.99, "weight_decay": 1.5},
-            scaled=("lr", "weight_decay"),
+            ademamix,
+            {"beta3": 0.999, "alpha": 5.0},
+            {"beta3": Rate(0.99, 0.9999), "alpha": Range(1.0, 10.0), "beta1": Rate(0.5, 0.98)},
+            AdEMAMixTrainer,
         ),
         Contender(
             "atam",
             "isotropic straightening of the trajectory, ĝ = g + γ c",
             SEED_DOCUMENT,
-            builders.published,
-            first_options("published", modulator="uniform", beta_c=0.9),
-        ),
-        Contender(
-            "atam-decoupled",
-            "HATAM without anisotropy, S = 1",
-            SEED_DOCUMENT,
-            builders.first_hatam,
-            first_options("decoupled", radius="relative", modulator="uniform", gamma=0.03),
+            partial(PublishedHATAM, modulator="uniform"),
+            PUBLISHED,
+            {"gamma": Range(0.1, 10.0), "beta_c": Rate(0.5, 0.97)},
         ),
         Contender(
             "hatam-published",
             "HATAM, the source document's pseudocode",
             SEED_DOCUMENT,
-            builders.published,
-            first_options("published", beta_c=0.9),
-        ),
-        Contender(
-            "hatam-raw",
-            "HATAM with v from the raw gradient and a cap",
-            SEED_DOCUMENT,
-            builders.first_hatam,
-            first_options("raw", modulator_cap=3.0),
-        ),
-        Contender(
-            "hatam-lr",
-            "HATAM with a radius in units of the peak lr",
-            SEED_DOCUMENT,
-            builders.first_hatam,
-            first_options("decoupled", radius="lr", modulator_cap=3.0),
-        ),
-        Contender(
-            "hatam-relative",
-            "HATAM with a radius in units of each tensor's weights",
-            SEED_DOCUMENT,
-            builders.first_hatam,
-            first_options("decoupled", radius="relative", modulator_cap=1.0, gamma=0.03),
-        ),
-        Contender(
-            "hatam-first",
-            "HATAM's first form: a displacement of a norm like SAM's, further in sharp coordinates",
-            SEED_DOCUMENT,
-            builders.first_hatam,
-            # γ is where the study's search begins, with SAM's ρ
-            first_options("decoupled", radius="absolute", modulator_cap=1.0, gamma=0.5),
+            PublishedHATAM,
+            PUBLISHED,
+            {"gamma": Range(0.1, 10.0), "beta_c": Rate(0.5, 0.97)},
         ),
         Contender(
             "hatam",
             "HATAM: AdamW whose gradient is taken ahead of its iterate once lr falls from its peak",
             SEED_DOCUMENT,
-            builders.hatam,
-            {**ADAMW_OPTIONS, "gamma": 0.2, "travel": 15.0, "horizon": 2.0, "modulator": "uniform", "fade": 0.1},
+            partial(HATAM, fused=True),
+            REACH,
+            REACH_SPACE,
+        ),
+        Contender(
+            "hatam-relative",
+            "HATAM with the modulator: further ahead where a coordinate is sharp",
+            SEED_DOCUMENT,
+            partial(HATAM, fused=True, modulator="relative"),
+            REACH,
+            REACH_SPACE,
         ),
     )
 }
+
+SHARED_SPACE: Mapping[str, Space] = {
+    "lr": Factor(16),
+    "weight_decay": Factor(10),
+    "beta1": Rate(0.0, 0.98),
+    "schedule": DECAYING,
+}
+"""Search ranges of everyone's options. lr and weight decay are around the task's usual values for AdamW."""
+
+
+def space(contender: str, task: str) -> dict[str, Space]:
+    """The search space of a contender on a task, by option; every other option keeps its default.
+
+    Example:
+        >>> sorted(space("sam", "mnist1d-mlp"))
+        ['beta1', 'lr', 'rho', 'schedule', 'weight_decay']
+        >>> space("sam", "mnist1d-mlp")["lr"]
+        Range(low=0.001875, high=0.48, log=True)
+    """
+    usual = parse(contender, task)[1]
+    found = {**SHARED_SPACE, **CONTENDERS[contender].space}
+    return {key: each.around(usual[key]) if isinstance(each, Factor) else each for key, each in found.items()}
 
 
 def parse(spec: str, task: str) -> tuple[Contender, Options]:
@@ -241,11 +238,14 @@ def parse(spec: str, task: str) -> tuple[Contender, Options]:
     """
     name, _, changes = spec.partition(":")
     contender = CONTENDERS[known(name, CONTENDERS, "contender")]
-    options = {**contender.options, **_of_task(contender, task), **contender.by_task.get(task, {})}
+    options = contender.every
+    of_task = find(task).options if task in all_tasks() or ":" in task else {}
+    for key, value in of_task.items():
+        options[known(key, options, f"option of task {task}")] = value
     for key, value in changed(spec, filter(None, changes.split(","))).items():
         options[known(key, contender.every, f"option of {name}")] = value
-    known(str(options.get("schedule", contender.schedule)), SCHEDULES, "schedule")
-    return contender, contender.recorded(options)
+    known(str(options["schedule"]), SCHEDULES, "schedule")
+    return contender, options
 
 
 def changed(spec: str, changes: Iterable[str]) -> Options:
@@ -260,20 +260,6 @@ def changed(spec: str, changes: Iterable[str]) -> Options:
         if not equals:
             raise ValueError(f"{change!r} in {spec!r} is not of the form option=value")
         found[key.strip()] = value_of(text.strip())
-    return found
-
-
-def _of_task(contender: Contender, task: str) -> Options:
-    """The defaults that a task asks for. They are AdamW's: what a contender has on a scale of its own keeps its ratio
-    to AdamW's, as the lr of SGD and Lion, or stays."""
-    found: Options = {}
-    every = dict.fromkeys(key for each in CONTENDERS.values() for key in each.options)
-    for key, value in (find(task).options if task in all_tasks() or ":" in task else {}).items():
-        own, usual = contender.options.get(known(key, every, f"option of task {task}")), ADAMW_OPTIONS.get(key)
-        if own is not None and (own == usual or usual is None):
-            found[key] = value
-        elif key in contender.scaled:
-            found[key] = value * own / usual
     return found
 
 

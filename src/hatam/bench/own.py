@@ -3,38 +3,60 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import operator
 import os
 import pickle
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import pandas as pd
 import torch
 from rich.progress import Progress as Bars
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from . import execution, records, runner
-from .builders import Options
-from .contenders import changed, parse
+from . import running
+from .contenders import Options, changed, parse
 from .digests import digest
-from .records import Run
-from .results import Result, tabulate
-from .terminal import plain_console
+from .records import Record, Run, Store, row
+from .report.tables import compared, summary
+from .terminal import as_table, plain_console, show
 from .trainers import Trainer
 from .training import Progress
 
 MakeOptimizer: TypeAlias = Callable[[ParamsT], Optimizer]
 TrainFunction: TypeAlias = Callable[[MakeOptimizer, int], float | Mapping[str, float]]
 OwnFactory: TypeAlias = Callable[..., Optimizer]
+
+
+class Result(NamedTuple):
+    """What a comparison gave.
+
+    Attributes:
+        table: a row for each score and contender, see :func:`hatam.bench.report.tables.summary`; ``metric`` names the
+            score, and ``time`` is that of a run.
+        scores: of each run: label, seed, metric and score.
+        failures: the runs that raised, as (label, seed, what and where).
+    """
+
+    table: pd.DataFrame
+    scores: pd.DataFrame
+    failures: list[tuple[str, int, str]]
+
+    def show(self) -> None:
+        """Print one table for each score, and the failures."""
+        for metric, rows in self.table.groupby("metric", sort=False):
+            show(as_table(compared(rows), f"{metric}: mean ± 95% interval; differences to the first, paired by seed"))
+        for label, seed, text in self.failures:
+            plain_console().print(f"failed: {label}, seed {seed}: {text}", soft_wrap=True)
 
 
 class Contestant(NamedTuple):
@@ -68,16 +90,17 @@ def compare(
     Args:
         train_fn: ``train_fn(make_optimizer, seed)`` trains once and returns a score, or several by name. It gets its
             optimizer from ``make_optimizer(params)``, an ordinary ``torch.optim.Optimizer``, and takes its scores
-            inside ``with evaluating(optimizer):``. torch's generator is seeded with ``seed`` before.
+            inside ``with evaluating(optimizer):``. torch's generator is seeded with ``seed`` before. With SAM among the
+            contenders it calls ``optimizer.step(closure)``, as torch's LBFGS asks for, which the others take too.
         contenders: names as ``hatam contenders`` lists them, with options as in ``"hatam:gamma=0.1,lr=0.01"``, or pairs
             ``(name, factory)`` with a ``factory(params, **options)``. The first is the one to which differences are.
-            Only those with one gradient a step: SAM and its kin own the step and need a :class:`Task`.
+            Those that own the whole step, as K-SAM, or depend on its place in the run, need a :class:`Task`.
         seeds: how many, or which.
         options: of all contenders, such as ``{"lr": 1e-3}``; their defaults are those of the study. A list or an array
             is a grid: every contender runs with each of its values. What a contender's own text says counts more.
         jobs: processes, of one thread each. With more than one, ``train_fn`` must be a function of a module, and a
             script needs ``if __name__ == "__main__":`` around what it does.
-        folder: of the records.
+        folder: of the file with the records, ``NAME.parquet``.
         name: of the comparison; by default the name of ``train_fn``.
 
     Raises:
@@ -97,10 +120,9 @@ def compare(
         ...         return model(x).square().mean().item()
         >>> result = compare(train, seeds=2, options={"lr": 0.01}, folder=tempfile.mkdtemp())  # doctest: +ELLIPSIS
         score: mean ± 95% interval...
-        >>> [row.label for row in result.rows]
+        >>> list(result.table["label"])
         ['adamw:lr=0.01', 'hatam:lr=0.01']
     """
-    root = Path(folder)
     if isinstance(contenders, str):
         raise ValueError(f"contenders={contenders!r} must be a list of contenders; put it in brackets")
     chosen = [operator.index(seed) for seed in (seeds if isinstance(seeds, Iterable) else range(seeds))]
@@ -119,66 +141,55 @@ def compare(
         for seed in chosen
         for c in contestants
     ]
-    runner.refuse_twice([run for run in runs if run.seed == chosen[0]], root)
+    running.refuse_twice([run for run in runs if run.seed == chosen[0]])
+    store = Store(Path(folder) / f"{re.sub(r'[^\w-]+', '-', task)}.parquet")
     work = partial(_train, train_fn, {c.label: c for c in contestants})
-    todo = runner.missing(runs, root)
+    todo = running.missing(runs, store)
     if len(todo) < len(runs):
-        print(f"{len(runs) - len(todo)} of {len(runs)} runs have records in {root / records.file_name(task)} already")
-    failures = _run(todo, root, jobs, work)
-    failed = {id(run) for run, _ in failures}
-    read = [(run, records.read(run.path(root))) for run in runs if id(run) not in failed]
-    result = Result(tabulate(read, labels), [(run.label, run.seed, text) for run, text in failures])
-    print(result)
+        print(f"{len(runs) - len(todo)} of {len(runs)} runs have records in {store.path} already")
+    failures = _run(todo, store, jobs, work)
+    scores = _scores(store.read(), {run.key: run.label for run in runs})
+    table = summary(scores, labels[0], labels)
+    result = Result(table, scores, [(run.label, run.seed, text) for run, text in failures])
+    result.show()
     return result
 
 
-def evaluating(optimizer: Optimizer) -> AbstractContextManager[None]:
-    """Inside, the model has the weights at which its optimizer is meant to be evaluated; afterwards what it had.
-
-    For HATAM that is :meth:`hatam.HATAM.straightened`, for MSAM the undisplaced weights; for most it changes nothing.
-    """
-    own: Any = getattr(optimizer, "_evaluation", None) or getattr(optimizer, "straightened", nullcontext)
-    return own()  # type: ignore[no-any-return]
+def _scores(records: pd.DataFrame, labels: Mapping[str, str]) -> pd.DataFrame:
+    """A row for each score of each of these runs, with the time of the run as that of a step."""
+    mine = records[records["key"].isin(labels)]
+    rows = [
+        {
+            **one,
+            "label": labels[one["key"]],
+            "metric": metric,
+            "test": float(score),
+            "status": "ok" if math.isfinite(float(score)) else "diverged",
+            "step_s": one["seconds"],
+        }
+        for one in mine.to_dict("records")
+        for metric, score in json.loads(one["scores"]).items()
+    ]
+    return pd.DataFrame(rows, columns=[*mine.columns] if not rows else None)
 
 
 def make_optimizer(contestant: Contestant, params: ParamsT) -> Optimizer:
-    """The optimizer of a contender that takes one gradient a step.
+    """The optimizer of a contender.
 
     Raises:
-        ValueError: it takes more.
+        ValueError: it is more than an optimizer.
     """
     if contestant.factory is not None:
         return contestant.factory(params, **contestant.options)
     contender, _ = parse(contestant.name, "")
-    if "schedule" in contestant.options:
+    if "schedule=" in contestant.label:
         raise ValueError(f"schedule of {contestant.label!r} has no effect here: your own loop sets lr; remove it")
-    trainer = contender.train(_Parameters(params), _no_loss, contestant.options)  # type: ignore[arg-type]
-    if type(trainer).step is not Trainer.step or type(trainer).arrive is not Trainer.arrive:
+    if contender.trainer is not Trainer:
         raise ValueError(
-            f"{contestant.label!r} owns the step, with several gradients or the model, or depends on the length of the "
-            "run: it cannot be used through make_optimizer. Write your problem as a hatam.bench.Task and run: hatam "
-            "compare --task ./file.py:TASK"
+            f"{contestant.label!r} owns the whole step, or depends on its place in the run: it cannot be used through "
+            "make_optimizer. Write your problem as a hatam.bench.Task and run: hatam compare --task ./file.py:TASK"
         )
-    trainer.optimizer._evaluation = trainer.evaluation  # type: ignore[attr-defined]
-    return trainer.optimizer
-
-
-class _Parameters:
-    """All that a contender of one gradient sees of a model."""
-
-    def __init__(self, params: ParamsT) -> None:
-        self.params = list(params)
-
-    def parameters(self) -> list[Any]:
-        return self.params
-
-    def named_parameters(self) -> list[Any]:
-        """As they were given: named or not, or in groups."""
-        return self.params
-
-
-def _no_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    raise NotImplementedError("the loss is train_fn's own")
+    return contender.make(params, contestant.options)
 
 
 def _contestants(contender: str | tuple[str, OwnFactory], options: Mapping[str, Any]) -> list[Contestant]:
@@ -211,7 +222,7 @@ def plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
 
 
-def _run(todo: Sequence[Run], root: Path, jobs: int, work: execution.Work) -> list[tuple[Run, str]]:
+def _run(todo: Sequence[Run], store: Store, jobs: int, work: running.Work) -> running.Failed:
     """Do the runs, here or in processes, behind a progress bar; return those that raised."""
     if jobs > 1:
         try:
@@ -227,15 +238,12 @@ def _run(todo: Sequence[Run], root: Path, jobs: int, work: execution.Work) -> li
             ) from None
     with Bars(console=plain_console(stderr=True), transient=True) as bars:
         bar = bars.add_task("training", total=len(todo))
-        if jobs > 1 and todo:
-            return runner.run_all(todo, root, min(jobs, len(todo)), lambda run, n: bars.advance(bar, n), work=work)
-        return execution.do(todo, root, lambda run, n: bars.advance(bar, n), work=work)
+        jobs = min(jobs, max(1, len(todo)))
+        return running.run_all(todo, store, jobs, lambda run, n: bars.advance(bar, n), work=work)
 
 
-def _train(
-    train_fn: TrainFunction, contestants: Mapping[str, Contestant], run: Run, progress: Progress
-) -> dict[str, Any]:
-    """One call of ``train_fn`` and its record, which ``hatam table`` can read too."""
+def _train(train_fn: TrainFunction, contestants: Mapping[str, Contestant], run: Run, progress: Progress) -> Record:
+    """One call of ``train_fn`` and its record."""
     torch.manual_seed(run.seed)
     started, before = time.time(), time.perf_counter()
     returned = train_fn(partial(make_optimizer, contestants[run.label]), run.seed)
@@ -247,18 +255,14 @@ def _train(
         raise ValueError("train_fn returned a mapping without a score; it must have one at least")
     scores = {key: float(value) for key, value in named.items()}
     progress(1)
-    return {
-        "schema": records.SCHEMA,
-        "run": vars(run),
-        "environment": records.environment(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "curve": [],
-        "result": {
-            "status": "ok" if all(map(math.isfinite, scores.values())) else "diverged",
-            "scores": scores,
-            "test": next(iter(scores.values())),
-            "hessian_lambda_max": math.nan,
-        },
-        "time": {"step_median_s": math.nan, "total_s": seconds},
-        "gradients_per_step": 1.0,
-    }
+    return row(
+        run,
+        metric=next(iter(scores)),
+        higher_is_better=True,
+        status="ok" if all(map(math.isfinite, scores.values())) else "diverged",
+        scores=scores,
+        test=next(iter(scores.values())),
+        seconds=seconds,
+        gradients_per_step=math.nan,
+        started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+    )

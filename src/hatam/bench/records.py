@@ -1,4 +1,8 @@
-"""Records: one JSON file per run, written whole or not at all, and found again by what was run."""
+"""Records: one row per run in one Parquet file per study, written whole or not at all.
+
+``pandas.read_parquet("results/study.parquet")`` reads a study. Columns: those of :class:`Run`, what it reached, what it
+cost, and the software. ``options``, ``curve``, ``shifts`` and ``scores`` are JSON.
+"""
 
 from __future__ import annotations
 
@@ -7,111 +11,143 @@ import json
 import math
 import os
 import platform
-import re
 import subprocess
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import pandas as pd
 import torch
+from filelock import FileLock
 
-from . import archive
-
-SCHEMA = 1
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Run:
     """What is run: everything that decides the outcome, apart from the code and the machine.
 
-    A run whose purpose is "tune" reads the validation data alone; a "judge" one also scores on the test data, once, and
-    a "final" one measures all that a finished run can tell of there.
-    ``source`` is a digest of code of the user's own that decides the outcome too.
+    Attributes:
+        task: name of the task.
+        label: the contender as it was asked for, such as ``"sam:rho=0.1"``.
+        contender: its name.
+        options: all of its options.
+        seed: of model and batches.
+        steps, batch_size, warmup: the length of the run, and the share of its steps in which lr rises.
+        comparison: "steps" or "gradients": what is equal for all contenders; "" where nothing is fixed.
+        stage: "search", "select" or "final". Only a final run reads the test data.
+        source: digest of the user's own code that decides the outcome, or "".
     """
 
     task: str
     label: str
     contender: str
-    options: dict[str, Any]
+    options: dict[str, Any] = field(hash=False)
     seed: int
     steps: int
     batch_size: int
     warmup: float
-    purpose: str = "final"
+    comparison: str = ""
+    stage: str = "final"
     source: str = ""
 
-    def path(self, root: Path) -> Path:
-        """Where its record lies. The name of the folder tells the options apart."""
-        what = {key: value for key, value in jsonable(asdict(self)).items() if key not in ("seed", "label")}
-        if self.purpose == "final":
-            del what["purpose"]
-        if not self.source:
-            del what["source"]
-        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]
-        return root / file_name(self.task) / f"{file_name(self.contender)}-{digest}" / f"{self.seed}.json"
-
-
-def file_name(name: str) -> str:
-    """A name as that of a file or folder: what is neither letter, digit, ``_``, ``.`` nor ``-`` becomes ``-``.
-
-    Example:
-        >>> file_name("../my task.py:TASK")
-        'my-task.py-TASK'
-    """
-    return re.sub(r"[^\w.-]+", "-", name)[-100:].strip(".-") or "_"
+    @property
+    def key(self) -> str:
+        """Digest of all that decides the outcome: runs with one key are one run."""
+        what = {k: v for k, v in asdict(self).items() if k not in ("label", "comparison", "stage")}
+        what["tests"] = self.stage == "final"
+        return hashlib.sha256(json.dumps(jsonable(what), sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def jsonable(value: Any) -> Any:
-    """The value with what JSON cannot say in words: infinity and NaN."""
+    """The value with what JSON cannot say in words: infinity and NaN. Floats keep seven digits."""
     if isinstance(value, dict):
-        return {key: jsonable(x) for key, x in value.items()}
+        return {str(key): jsonable(x) for key, x in value.items()}
     if isinstance(value, (list, tuple)):
         return [jsonable(x) for x in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
+    if isinstance(value, float):
+        return float(f"{value:.7g}") if math.isfinite(value) else str(value)
     return value
 
 
-def write(path: Path, record: dict[str, Any]) -> None:
-    """Write a record so that a reader, or the next run, sees all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with archive.whole(path) as file:
-        file.write(json.dumps(jsonable(record), indent=1, allow_nan=False).encode() + b"\n")
+def row(run: Run, **found: Any) -> Record:
+    """A record: the run, what was found, and the environment. Mappings and lists become JSON."""
+    whole = {"key": run.key, **asdict(run), **found, **environment()}
+    return {
+        key: json.dumps(jsonable(value)) if isinstance(value, (dict, list)) else value for key, value in whole.items()
+    }
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A record.
+class Store:
+    """The records of a study or of comparisons: one Parquet file.
 
-    Raises:
-        ValueError: the file is not a record of this version; the message names it.
+    Args:
+        path: of the file, which need not exist; a folder means ``records.parquet`` in it.
     """
-    return parsed(path, path.read_bytes())
+
+    def __init__(self, path: Path) -> None:
+        self.path = path if path.suffix == ".parquet" else path / "records.parquet"
+
+    def read(self) -> pd.DataFrame:
+        """All records; an empty frame where there is no file.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        if not self.path.exists():
+            return pd.DataFrame({"key": pd.Series(dtype=str)})
+        try:
+            frame = pd.read_parquet(self.path)
+            if not {"key", "task", "contender", "seed", "stage", "test"} <= set(frame.columns):
+                raise ValueError(f"it has the columns {', '.join(map(str, frame.columns))}")
+        except Exception as error:
+            raise ValueError(
+                f"{self.path} holds no records of runs ({type(error).__name__}: {error}); restore it, or remove it and "
+                "run again"
+            ) from error
+        return frame
+
+    def add(self, records: Iterable[Record]) -> None:
+        """Add records; one with the key, comparison and stage of another takes its place.
+
+        The file is locked meanwhile: several processes may add.
+        """
+        new = pd.DataFrame(list(records))
+        if new.empty:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path.with_suffix(".lock")):
+            frame = pd.concat([old, new]) if len(old := self.read()) else new
+            frame = frame.drop_duplicates(["key", "comparison", "stage"], keep="last")
+            with whole(self.path) as file:
+                frame.to_parquet(file, index=False, compression="zstd")
 
 
-def parsed(path: Path, text: bytes) -> dict[str, Any]:
-    """A record from its text; see :func:`read`."""
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file so that a reader sees all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as file:
+        file.write(json.dumps(jsonable(content), indent=1, allow_nan=False).encode() + b"\n")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write. A reader, or the next run, sees all of it or nothing."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
+    os.chmod(temporary, 0o644)  # else nobody but its owner could read it
     try:
-        record = json.loads(text)
-        if record["schema"] != SCHEMA:
-            raise ValueError(f"schema {record['schema']!r}")
-        _ = record["run"]["seed"], record["result"]["status"], record["time"]["step_median_s"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a record of schema {SCHEMA} ({error}); remove it and run again") from error
-    record["run"] = {"purpose": "final", "source": "", **record["run"]}  # older records lack these
-    return record  # type: ignore[no-any-return]
-
-
-def read_all(root: Path) -> list[dict[str, Any]]:
-    """Every record below a folder, loose or archived, in the order of their paths."""
-    if not root.exists():
-        raise ValueError(f"{root} does not exist; run 'hatam compare --records {root}' first")
-    found = []
-    for path, text in archive.files(root):
-        if isinstance(text, ValueError):
-            raise text
-        found.append((path.parent, int(path.stem), parsed(path, text)))
-    return [record for _, _, record in sorted(found, key=lambda each: each[:2])]
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 @cache
@@ -129,7 +165,7 @@ def environment() -> dict[str, Any]:
 
 @cache
 def commit() -> dict[str, Any]:
-    """The commit of the source tree that runs, and whether the library's code differs from it; none outside git."""
+    """The commit of the source tree, and whether the library's code differs from it; none outside git."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:

@@ -1,24 +1,23 @@
-"""How a contender takes one training step. Most only need an optimizer; SAM and its kin own the whole step, and where
-the weights of an evaluation are not those of the training, a trainer says so."""
+"""How a contender takes one training step, and at which weights it is evaluated."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from hatam import HATAM
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
 
 from . import schedules
-from .first_forms import FirstHATAM
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Trainer:
-    """One gradient of the batch's mean loss, one optimizer step.
+    """One call of ``optimizer.step`` per batch, with a closure that evaluates loss and gradient.
 
     Args:
         model: the model to train, in place.
@@ -26,32 +25,36 @@ class Trainer:
         optimizer: its learning rate is set from outside, in ``optimizer.param_groups``.
 
     Attributes:
-        schedule: the factor on lr, ``schedule(step, steps, warmup)`` with the step counted from 0;
-            the contender sets it.
+        schedule: the factor of lr, ``schedule(step, steps, warmup)`` with the step counted from 0.
+        samples_differentiated: number of samples whose gradient was taken: the measured cost.
     """
 
     schedule: schedules.Schedule
 
-    def __init__(self, model: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, model: nn.Module, loss: Loss, optimizer: Optimizer) -> None:
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.samples_differentiated = 0
 
     def arrive(self, step: int, steps: int, warmup: float, lr: float) -> None:
-        """To be told before each step where in the run it is, counted from 0: sets lr, of which this is the peak."""
+        """Set the learning rate of a step, counted from 0; ``lr`` is the peak."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr * self.schedule(step, steps, warmup)
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
-        """Train on one batch; returns the loss at the weights at which the gradient was taken."""
-        loss = self.gradient(x, y)
-        self.optimizer.step()
-        return loss
+        """Train on one batch. Returns the loss at the weights of the first gradient."""
+        losses: list[Tensor] = []
+
+        def closure() -> Tensor:
+            # A second pass at perturbed weights must not move BatchNorm's running statistics.
+            with statistics_held(self.model) if losses else nullcontext():
+                losses.append(self.gradient(x, y))
+            return losses[-1]
+
+        self.optimizer.step(closure)  # type: ignore[arg-type]
+        return losses[0]
 
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
-        """Leave the gradient of the mean loss of these samples in ``.grad`` and return that loss.
-
-        The samples are counted: a contender's cost is measured, not declared.
-        """
+        """Leave the gradient of the mean loss of these samples in ``.grad`` and return that loss."""
         self.optimizer.zero_grad()
         loss = self.loss(self.model(x), y).mean()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -60,39 +63,41 @@ class Trainer:
 
     def evaluation(self) -> AbstractContextManager[None]:
         """Inside, the model has the weights at which the contender is meant to be evaluated."""
-        return nullcontext()
+        return evaluating(self.optimizer)
 
 
-class HATAMTrainer(Trainer):
-    """Evaluates HATAM at the straightened point."""
+def evaluating(optimizer: Optimizer) -> AbstractContextManager[None]:
+    """Inside, the parameters are those at which the optimizer is meant to be evaluated; afterwards what they were.
 
-    optimizer: HATAM | FirstHATAM
+    These are :meth:`hatam.HATAM.straightened` for HATAM, the average for Schedule-Free and GPA, the undisplaced weights
+    for MSAM, and for most optimizers the parameters themselves. An optimizer of your own takes part by a method
+    ``straightened()`` that returns a context manager, or by ``eval()`` and ``train()``.
 
-    def evaluation(self) -> AbstractContextManager[None]:
-        return self.optimizer.straightened()
-
-
-class AdEMAMixTrainer(Trainer):
-    """AdEMAMix (arXiv 2409.03137), whose α and β3 reach their values at the end of the run, as in its paper.
-
-    The package's class does that when told the number of steps. Its weight decay is in the gradient by default, where
-    the paper's is decoupled, and its β3 comes from log β1.
+    Example:
+        >>> import torch
+        >>> from hatam.bench import evaluating
+        >>> w = torch.nn.Parameter(torch.ones(1))
+        >>> with evaluating(torch.optim.AdamW([w])):
+        ...     print(w.item())
+        1.0
     """
+    own: Any = getattr(optimizer, "straightened", None)
+    if own is not None:
+        return own()  # type: ignore[no-any-return]
+    if hasattr(optimizer, "eval") and hasattr(optimizer, "train"):
+        return _in_eval_mode(optimizer)
+    return nullcontext()
 
-    def __init__(self, model: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer) -> None:
-        super().__init__(model, loss, optimizer)
-        for group in optimizer.param_groups:
-            beta1, _, beta3 = group["betas"]
-            if not 0 < beta1 <= beta3 < 1:
-                raise ValueError(
-                    f"beta1={beta1!r} and beta3={beta3!r} are out of range: β3 grows from beta1 to beta3, so that they "
-                    "must be 0 < beta1 <= beta3 < 1; the paper's are 0.9 and 0.9999"
-                )
 
-    def arrive(self, step: int, steps: int, warmup: float, lr: float) -> None:
-        super().arrive(step, steps, warmup, lr)
-        for group in self.optimizer.param_groups:
-            group["t_alpha_beta3"] = steps
+@contextmanager
+def _in_eval_mode(optimizer: Any) -> Iterator[None]:
+    """``eval()`` and ``train()`` move the weights there and back; rounding may not return them exactly."""
+    with restoring(p for group in optimizer.param_groups for p in group["params"]):
+        optimizer.eval()
+        try:
+            yield
+        finally:
+            optimizer.train()
 
 
 @contextmanager
@@ -105,3 +110,19 @@ def restoring(tensors: Iterable[Tensor]) -> Iterator[None]:
         with torch.no_grad():
             for tensor, value in saved:
                 tensor.copy_(value)
+
+
+@contextmanager
+def statistics_held(model: nn.Module) -> Iterator[None]:
+    """Inside, training leaves BatchNorm's running statistics alone.
+
+    Those at perturbed weights or on a part of the batch would differ from the statistics of the evaluated weights.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    try:
+        for norm in norms:
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

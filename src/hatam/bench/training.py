@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import records
 from .contenders import CONTENDERS
-from .records import Run
+from .records import Record, Run, row
 from .sharpness import KEYS, measure
 from .tasks import Data, Split, Task
 from .trainers import Trainer
@@ -23,7 +22,7 @@ TRAIN_EVALUATED = 4000  # training samples on which a finished run is evaluated,
 Progress = Callable[[int], None]
 
 
-def train(task: Task, run: Run, progress: Progress = lambda steps: None) -> dict[str, Any]:
+def train(task: Task, run: Run, progress: Progress = lambda steps: None) -> Record:
     """Do a run and return its record.
 
     Model and batches depend on the seed alone, so that contenders can be compared seed by seed. A run whose loss is
@@ -43,23 +42,28 @@ def prepare(task: Task, run: Run) -> Trainer:
     return CONTENDERS[run.contender].train(task.model(), task.loss, run.options)
 
 
-def carry_out(task: Task, run: Run, trainer: Trainer, progress: Progress = lambda steps: None) -> dict[str, Any]:
+def carry_out(task: Task, run: Run, trainer: Trainer, progress: Progress = lambda steps: None) -> Record:
     """A run with a trainer that is made already; see :func:`train` for the arguments."""
     data = task.data()
     started = time.time()
     curve, step_times = _steps(task, run, trainer, data, progress)
+    diverged = not math.isfinite(curve[-1]["train_loss"])
+    final = run.stage == "final"
     with trainer.evaluation():
-        return {
-            "schema": records.SCHEMA,
-            "run": vars(run),
-            "metric": {"name": task.metric_name, "higher_is_better": task.higher_is_better},
-            "environment": records.environment(),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-            "curve": curve,
-            "result": _result(task, run, trainer.model, data, curve[-1]),
-            "time": {"step_median_s": median(step_times), "steps_s": sum(step_times)},
-            "gradients_per_step": trainer.samples_differentiated / (len(step_times) * run.batch_size),
-        }
+        found = measured(task, trainer.model, data, diverged=diverged) if final else {"test": math.nan}
+    return row(
+        run,
+        metric=task.metric_name,
+        higher_is_better=task.higher_is_better,
+        status="diverged" if diverged else "ok",
+        validation=curve[-1]["validation"],
+        **found,
+        curve=[[point["step"], point["train_loss"], point["validation"]] for point in curve] if final else [],
+        step_s=median(step_times),
+        seconds=sum(step_times),
+        gradients_per_step=trainer.samples_differentiated / (len(step_times) * run.batch_size),
+        started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+    )
 
 
 def _steps(
@@ -133,16 +137,6 @@ def _means(model: nn.Module, split: Split, *scores: Callable[[Tensor, Tensor], T
     return [float(torch.cat(found).mean()) for found in values]
 
 
-def _result(task: Task, run: Run, model: nn.Module, data: Data, end: dict[str, float]) -> dict[str, Any]:
-    diverged = not math.isfinite(end["train_loss"])
-    result = {"status": "diverged" if diverged else "ok", "validation": end["validation"]}
-    if run.purpose == "tune":
-        return result
-    if run.purpose == "judge":
-        return {**result, "test": evaluate(task, model, data.test)}
-    return {**result, **measured(task, model, data, diverged=diverged)}
-
-
 def measured(task: Task, model: nn.Module, data: Data, *, diverged: bool = False) -> dict[str, Any]:
     """What is measured at the end of a final run, and there alone: it reads the test data."""
     trained = Split(data.train.x[:TRAIN_EVALUATED], data.train.y[:TRAIN_EVALUATED])
@@ -153,8 +147,7 @@ def measured(task: Task, model: nn.Module, data: Data, *, diverged: bool = False
         "test": evaluate(task, model, data.test),
         "train": train_score,
         "train_loss": train_loss,
-        "hessian_lambda_max": sharpness["lambda_max"],
-        "sharpness": sharpness,
+        **sharpness,
         "shifts": {
             shift.name: {str(severity): evaluate(task, model, shift.split(severity)) for severity in shift.severities}
             for shift in task.shifts

@@ -1,14 +1,5 @@
-"""The report: records to tables, figures and one page. It reads records and never trains."""
+"""The report: records to one table model, and that to terminal, Markdown, CSV, plots and a page."""
 
-from .brief import brief
-from .compared import comparisons
 from .documents import fill_in, replace_between
-from .load import entry, find
-from .page import write
-from .sections import in_markdown
-from .tables import cells, columns, draw, markdown
 
-__all__ = [
-    "brief", "cells", "columns", "comparisons", "draw", "entry", "fill_in", "find", "in_markdown", "markdown",
-    "replace_between", "write",
-]  # fmt: skip
+__all__ = ["fill_in", "replace_between"]

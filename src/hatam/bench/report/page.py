@@ -1,53 +1,65 @@
-"""The page: one HTML file that needs nothing else, and its figures and tables as files beside it."""
+"""Records as one page with its figures and a CSV file beside it. It runs no code that a record names."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+import jinja2
+import pandas as pd
 
-from .load import Found, find
-from .sections import build, summary
-from .tables import save
+from ..stats import estimate
+from ..terminal import plain
+from . import plots, tables
 
 HERE = Path(__file__).parent
 
 
-def write(root: Path, out: Path) -> Found:
-    """Render the records below a folder into ``out/index.html``, ``out/figures`` and ``out/tables``.
-
-    The same records give the same bytes. Files of an earlier report in ``out`` stay unless they are written anew.
-
-    Args:
-        root: the folder of the records; what is not a record of a run is counted and left out.
-        out: the folder of the report.
-
-    Returns:
-        what was found, damaged records included; the page names those too.
+def write(records: pd.DataFrame, source: str, out: Path) -> Path:
+    """Write ``index.html``, ``summary.csv`` and the figures into a folder; returns the page.
 
     Raises:
-        ValueError: ``root`` is not a folder.
+        ValueError: there is no final run.
     """
-    found = find(root)
-    name = root.name if root.is_absolute() else root.as_posix()
-    sections = build(found, name)
-    (out / "tables").mkdir(parents=True, exist_ok=True)
-    for section in sections:
-        for figure in section.figures:
-            save(figure, out / "figures")
-        for table in section.tables:
-            (out / "tables" / f"{table.name}.md").write_text(table.markdown(), encoding="utf-8")
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["svg"] = Markup  # matplotlib has escaped the text in it
-    page = environment.get_template("page.html.j2").render(
-        root=name,
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+    finals = records[records["stage"] == "final"] if len(records) else records
+    if not len(finals):
+        raise ValueError(f"{source} holds no final run; make some with 'hatam compare --records FOLDER'")
+    out.mkdir(parents=True, exist_ok=True)
+    rows = tables.summary(finals)
+    rows.to_csv(out / "summary.csv", index=False, float_format="%.6g")
+    sections = [
+        _section(group, finals, key, number, out)
+        for number, (key, group) in enumerate(rows.groupby(["comparison", "task", "metric"], sort=False))
+    ]
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True)
+    page = out / "index.html"
+    style = jinja2.utils.markupsafe.Markup((HERE / "page.css").read_text(encoding="utf-8"))
+    html = environment.get_template("page.html.j2").render(
+        source=plain(source),
+        runs=len(finals),
+        diverged=int((finals["status"] == "diverged").sum()),
         sections=sections,
-        summary=summary(found),
-        damaged=found.damaged,
+        style=style,
     )
-    (out / "index.html").write_text(page, encoding="utf-8")
-    return found
+    page.write_text(html, encoding="utf-8")
+    return page
+
+
+def _section(group: pd.DataFrame, finals: pd.DataFrame, key: Any, number: int, out: Path) -> dict[str, Any]:
+    """A comparison on a task: its table and its figures, each told in words."""
+    comparison, task, metric = key
+    own = finals[(finals["comparison"] == comparison) & (finals["task"] == task) & (finals["metric"] == metric)]
+    where = f", equal {comparison}" if comparison else ""
+    shown = tables.compared(group)
+    means = "; ".join(f"{plain(r.label)} {r.mean:.4g}" for r in group.itertuples())
+    drawn = {
+        "Learning curves": plots.curves(own, out / f"curves-{number}"),
+        "Score against the time of a step": plots.cost(own, out / f"cost-{number}"),
+    }
+    figures = [
+        (path.name, f"{title} on {plain(task)}. Mean test scores: {means}.") for title, path in drawn.items() if path
+    ]
+    seeds = estimate(list(group["n"].astype(float))).mean
+    better = "higher" if group["higher_is_better"].iloc[0] else "lower"
+    title = f"{plain(task)}{where}: {plain(metric)}, {better} is better, {seeds:.3g} seeds"
+    return {"title": title, "table": shown, "figures": figures}

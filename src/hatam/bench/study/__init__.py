@@ -1,5 +1,5 @@
-"""The study: the protocol of the comparison, on a queue that any number of machines may work on.
+"""The study: every contender tuned, chosen and judged on every task by one protocol.
 
-``docs/study.md`` says it in words. :mod:`.plans` has what is compared and how often, :mod:`.stages` what is run next,
-:mod:`.queue` the queue, :mod:`.worker` who takes from it, and :mod:`.coordinator` who fills it.
+:mod:`.plans` says how much is spent, :mod:`.stages` what each stage runs, :mod:`.leader` leads from stage to stage,
+:mod:`.worker` does the runs, :mod:`.storage` is Optuna's storage between the two.
 """

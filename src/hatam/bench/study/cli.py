@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import importlib
+import multiprocessing
 import os
 import signal
+import sys
 import time
-from datetime import timedelta
+from collections.abc import Sequence
+from dataclasses import replace
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Annotated, cast
+from types import FrameType
+from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .. import archive, report
 from ..contenders import known
+from ..records import Store
+from ..running import start_quietly
 from ..tasks import all_tasks
 from ..terminal import plain_console, show
-from . import coordinator
-from .coordinator import Coordinator
-from .local import LocalWorkers
-from .plans import PLANS, STAGES
-from .queue import Queue, Waiting
-from .stages import Spaces
-from .storage import FILE, embedded
+from . import timing
+from .leader import Leader
+from .plans import COMPARISONS, PLANS, Plan
+from .storage import Storage, Waiting, counted, embedded
+from .worker import work as do_runs
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,30 +36,23 @@ app = typer.Typer(
 )
 console = plain_console()
 
-NAME = typer.Option(help="Of the study; its folder below --results. Default: the plan's.")
-RESULTS = typer.Option(help="Folder of all studies.")
-STORAGE = typer.Option(
-    help="Address of the queue, such as postgresql://user@host/database. Default: a file in the study's folder."
-)
+PLAN = typer.Option(help=f"One of: {', '.join(PLANS)}.")
+RESULTS = typer.Option(help="Folder of all studies' records; those of a plan are in PLAN.parquet.")
+STORAGE = typer.Option(help="Address, such as postgresql://user@host/database. Default: a file in runs/PLAN.")
 JOBS = typer.Option(min=0, help="Processes on this machine. Default: the cores.")
-ONLY = typer.Option(help="Lead only these contenders of the plan now; give it again for each. Default: all.")
-TASK = typer.Option(help="Lead only these tasks of the plan now; give it again for each. Default: all.")
-COMPARISON = typer.Option(help='Lead only "steps", or only "time", now. Default: both.')
 HEARTBEAT = typer.Option(min=1, help="Seconds between two signs of life of a worker; the same for all of a study.")
 
 
 @app.command()
 def run(
-    plan: Annotated[str, typer.Option(help=f"One of: {', '.join(PLANS)}.")] = "full",
-    name: Annotated[str | None, NAME] = None,
+    plan: Annotated[str, PLAN] = "study",
     results: Annotated[Path, RESULTS] = Path("results"),
     storage: Annotated[str | None, STORAGE] = None,
     jobs: Annotated[int | None, JOBS] = None,
     heartbeat: Annotated[int, HEARTBEAT] = 30,
-    contender: Annotated[list[str] | None, ONLY] = None,
-    comparison: Annotated[list[str] | None, COMPARISON] = None,
-    task: Annotated[list[str] | None, TASK] = None,
-    retry_failed: Annotated[bool, typer.Option(help="Try jobs again that failed for good.")] = False,
+    contender: Annotated[list[str] | None, typer.Option(help="Only these, now; once for each.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Only these, now; once for each.")] = None,
+    comparison: Annotated[list[str] | None, typer.Option(help=f"Only these, now: {', '.join(COMPARISONS)}.")] = None,
 ) -> None:
     """Do a study, from its plan to its last record. The same command goes on where it was interrupted.
 
@@ -64,151 +60,100 @@ def run(
 
     Example: hatam study run --plan quick --jobs 2
     """
-    chosen, left_out = PLANS[known(plan, PLANS, "plan")].resolved(all_tasks())
-    _say([f"left out: {line}" for line in left_out])
-    name = name or chosen.name
-    folder = results / name
-    folder.mkdir(parents=True, exist_ok=True)
-    url, waiting = storage or embedded(folder), _waiting(heartbeat)
-    archive.unpack(folder / "records")
-    queue = Queue(url, name, waiting)
-    spaces = cast(Spaces, importlib.import_module("hatam.bench.spaces"))
-    study = Coordinator(chosen, folder, queue, all_tasks(), spaces, contender, comparison, task)
-    if retry_failed:
-        queue.try_again()
-    for timed in study.time():
-        console.print(f"step times: {timed}")
-    count = _count(jobs)
-    finished = study.step()  # so that what is recorded already is known
-    _predict(study, count)
+    chosen, left_out = _only(PLANS[known(plan, PLANS, "plan")], contender, task, comparison).resolved(all_tasks())
+    for line in left_out:
+        console.print(f"left out: {line}", soft_wrap=True)
+    url = storage or _embedded(plan)
+    shared = Storage(url, plan, _waiting(heartbeat))
+    leader = Leader(chosen, Store(results / f"{plan}.parquet"), shared, all_tasks())
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a study in the background is ended by that
+    workers = Workers(_count(jobs), url, plan, shared.waiting)
     try:
-        if not finished:
-            _lead(study, LocalWorkers(count, url, name, study.root, waiting))
+        _lead(leader, workers)
     except KeyboardInterrupt:
         console.print("interrupted; finished runs are kept, the same command goes on", soft_wrap=True)
         raise typer.Exit(130) from None
     finally:
-        _pack(study.root)
-    _show_cost(study)
-    queue.close()
-    if study.failures:
+        workers.end()
+        shared.close()
+    for where, error in leader.failures.items():
+        console.print(f"failed: {where}: {error}", soft_wrap=True)
+    if leader.failures:
         raise typer.Exit(1)
 
 
 @app.command()
 def work(
-    name: Annotated[str, typer.Option(help="Of the study.")] = "full",
-    results: Annotated[Path, RESULTS] = Path("results"),
+    plan: Annotated[str, PLAN] = "study",
     storage: Annotated[str | None, STORAGE] = None,
     jobs: Annotated[int | None, JOBS] = None,
     heartbeat: Annotated[int, HEARTBEAT] = 30,
 ) -> None:
     """Work on a study that 'hatam study run' leads, on this or on another machine, until it is finished.
 
-    Example: hatam study work --name full --storage postgresql://hatam@queue.example/hatam
+    Example: hatam study work --plan study --storage postgresql://hatam@queue.example/hatam
     """
-    folder = results / name
-    url = storage or embedded(_there(folder))
-    waiting = _waiting(heartbeat)
-    workers = LocalWorkers(_count(jobs), url, name, folder / "records", waiting)
+    workers = Workers(_count(jobs), storage or _embedded(plan), plan, _waiting(heartbeat))
     try:
         while workers.watch():
             time.sleep(0.5)
     except KeyboardInterrupt:
-        console.print("interrupted; what was not finished is back in the queue", soft_wrap=True)
+        console.print("interrupted; what was not finished is done by others", soft_wrap=True)
         raise typer.Exit(130) from None
     finally:
         workers.end()
 
 
 @app.command()
-def status(
-    name: Annotated[str, typer.Option(help="Of the study.")] = "full",
-    results: Annotated[Path, RESULTS] = Path("results"),
-    storage: Annotated[str | None, STORAGE] = None,
-) -> None:
-    """Say how many jobs of each stage wait, run, are done or have failed, and why.
+def status(plan: Annotated[str, PLAN] = "study", storage: Annotated[str | None, STORAGE] = None) -> None:
+    """Say how many runs of each open stage wait, are done or have failed.
 
-    Example: hatam study status --name quick
+    Example: hatam study status --plan quick
     """
-    queue = Queue(storage or _queued(results / name), name)
-    counts = {stage: dict.fromkeys(("waiting", "running", "complete", "failed"), 0) for stage in STAGES}
-    errors = []
-    for stage in queue.stages():
-        for state in queue.states(stage):
-            counts[stage.partition("/")[0]][state.state] += 1
-            if state.error is not None:
-                errors.append(f"failed: {stage}: {state.error}")
-    shown = Table("stage", *counts[STAGES[0]], title=f"{name}: {'finished' if queue.noted('finished') else 'open'}")
-    for stage, row in counts.items():
-        shown.add_row(stage, *map(str, row.values()))
+    shared = Storage(storage or _embedded(plan), plan)
+    shown = Table("stage", "waiting", "running", "complete", "failed", title=plan)
+    for key in shared.noted("open") or []:
+        shown.add_row(key, *map(str, counted(shared.stage(key)).values()))
     show(shown)
-    _say(errors)
+    console.print("finished" if shared.noted("finished") else "open")
+    shared.close()
 
 
-@app.command()
-def collect(
-    name: Annotated[str, typer.Option(help="Of the study.")] = "full",
+@app.command("time")
+def time_(
+    plan: Annotated[str, PLAN] = "study",
     results: Annotated[Path, RESULTS] = Path("results"),
-    storage: Annotated[str | None, STORAGE] = None,
+    rounds: Annotated[int, typer.Option(min=3, help="Steps of each contender on each task.")] = 60,
 ) -> None:
-    """Write all records that the queue holds into the study's folder, for instance on another machine.
+    """Measure what a step of every contender costs on each task, in turns, and write PLAN-time.csv. On a quiet machine.
 
-    Example: hatam study collect --storage postgresql://hatam@queue.example/hatam
+    Example: hatam study time --plan quick
     """
-    queue = Queue(storage or _queued(results / name), name)
-    count = coordinator.collect(queue, results / name / "records")
-    console.print(f"{count} records are in {results / name / 'records'}", soft_wrap=True)
+    import pandas as pd
+
+    chosen, _ = PLANS[known(plan, PLANS, "plan")].resolved(all_tasks())
+    measured = [
+        timing.measure(all_tasks()[name], chosen.contenders or (), rounds if name != "minilm" else min(rounds, 8))
+        for name in chosen.tasks or ()
+    ]
+    path = results / f"{plan}-time.csv"
+    pd.concat(measured).to_csv(path, index=False, float_format="%.4g")
+    console.print(f"step times: {path}", soft_wrap=True)
 
 
-@app.command()
-def pack(
-    name: Annotated[str, typer.Option(help="Of the study.")] = "full",
-    results: Annotated[Path, RESULTS] = Path("results"),
-) -> None:
-    """Put the records that there are into one archive for each task, as 'hatam study run' does at its end.
-
-    Example: hatam study pack --name full
-    """
-    _pack(_there(results / name) / "records")
+def _only(plan: Plan, contenders: list[str] | None, tasks: list[str] | None, comparisons: list[str] | None) -> Plan:
+    """The plan for some of its contenders, tasks and comparisons alone."""
+    changed = {
+        field: tuple(known(name, getattr(plan, field) or (), f"{field[:-1]} of the plan") for name in names)
+        for field, names in (("contenders", contenders), ("tasks", tasks), ("comparisons", comparisons))
+        if names
+    }
+    return replace(plan, **changed)  # type: ignore[arg-type]
 
 
-@app.command()
-def table(
-    name: Annotated[str, typer.Option(help="Of the study.")] = "full",
-    results: Annotated[Path, RESULTS] = Path("results"),
-    update: Annotated[Path | None, typer.Option(help="Page with the lines <!-- NAME:start --> and …:end -->.")] = None,
-    everyone: Annotated[bool, typer.Option(help="All contenders, a table for each task, and their shifts.")] = False,
-) -> None:
-    """Print AdamW, SAM and HATAM task by task as Markdown, or fill a page in; 'hatam report' has figures too.
-
-    Example: hatam study table --name first --everyone --update docs/results.md
-    """
-    text = (report.in_markdown if everyone else report.brief)(_there(results / name))
-    if update is None:
-        print(text)
-    else:
-        report.fill_in(update, name, text)
-
-
-def _pack(root: Path) -> None:
-    if root.exists():
-        console.print(f"{archive.pack(root)} records are in the archives in {root}", soft_wrap=True)
-
-
-def _there(folder: Path) -> Path:
-    if not folder.exists():
-        raise ValueError(f"there is no study in {folder}; begin it with 'hatam study run', or give --storage")
-    return folder
-
-
-def _queued(folder: Path) -> str:
-    if not (_there(folder) / FILE).exists():
-        raise ValueError(
-            f"there is no queue in {folder}, so no job waits; 'hatam report {folder}' shows the records, "
-            "'hatam study run' makes a queue, --storage names one elsewhere"
-        )
+def _embedded(plan: str) -> str:
+    folder = Path("runs") / plan
+    folder.mkdir(parents=True, exist_ok=True)
     return embedded(folder)
 
 
@@ -220,55 +165,73 @@ def _waiting(heartbeat: int) -> Waiting:
     return Waiting(heartbeat=heartbeat, grace=4 * heartbeat, poll=min(2.0, heartbeat / 2))
 
 
-def _predict(study: Coordinator, jobs: int) -> None:
-    left = timedelta(seconds=round((study.seconds_in_all() - study.seconds_done()) / max(1, jobs)))
-    many = len(study.cells)
-    console.print(
-        f"{many} cells (task, contender, comparison) to tune and judge; left: about {left} on {jobs} cores",
-        highlight=False,
-    )
+def _lead(leader: Leader, workers: Workers) -> None:
+    """Until the study is finished."""
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console) as bars:
+        bar = bars.add_task("contenders × tasks", total=len(leader.cells))
+        while not leader.step():
+            bars.update(bar, completed=leader.judged)
+            workers.watch()
+            time.sleep(leader.storage.waiting.poll)
+        bars.update(bar, completed=leader.judged)
 
 
-def _lead(study: Coordinator, workers: LocalWorkers) -> None:
-    """Until the study is finished; progress is counted in seconds of work, as measured in the timing stage."""
-    bars = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.percentage:>5.1f}%"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        speed_estimate_period=1800,
-    )
+class Workers:
+    """Some processes of this machine, one thread each; one that is killed is replaced.
+
+    Args:
+        count: of processes.
+        url, name, waiting: of the storage.
+    """
+
+    def __init__(self, count: int, url: str, name: str, waiting: Waiting) -> None:
+        self._arguments = (url, name, waiting)
+        self._processes = [self._start() for _ in range(count)]
+
+    def _start(self) -> SpawnProcess:
+        process = multiprocessing.get_context("spawn").Process(target=worker_process, args=self._arguments)
+        process.start()
+        return process
+
+    def watch(self) -> bool:
+        """Replace workers that were killed; False when all have come to their end.
+
+        Raises:
+            RuntimeError: a worker ended with an error, which it has printed.
+        """
+        for index, process in enumerate(self._processes):
+            if process.exitcode is None or process.exitcode == 0:
+                continue
+            if process.exitcode > 0:
+                raise RuntimeError("a worker stopped, see above; finished runs are kept, the same command goes on")
+            self._processes[index] = self._start()
+        return any(process.exitcode is None for process in self._processes)
+
+    def end(self) -> None:
+        """End all of them; the runs that they are at are done again."""
+        ended: Sequence[SpawnProcess] = [process for process in self._processes if process.exitcode is None]
+        for process in ended:
+            process.terminate()
+        for process in ended:
+            process.join(10)
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+
+
+def worker_process(url: str, name: str, waiting: Waiting) -> None:
+    """Work until the study is finished."""
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt  # Optuna then knows that the run is not being done any more
+
+    start_quietly()
+    signal.signal(signal.SIGTERM, leave)
     try:
-        with bars:
-            bar = bars.add_task("study", total=study.seconds_in_all())
-            while not study.step():
-                bars.update(bar, completed=study.seconds_done())
-                workers.watch()
-                time.sleep(study.queue.waiting.poll)
-            bars.update(bar, completed=study.seconds_in_all())
-    finally:
-        workers.end()
-
-
-def _show_cost(study: Coordinator) -> None:
-    """What each contender's stages took, in thousands of gradients of a batch, and what failed."""
-    shown = Table("contender", *STAGES, "all", title="cost in thousands of gradients")
-    for contender in study.only or study.plan.contenders or ():
-        costs = [_cost(study, contender, stage) for stage in STAGES]
-        shown.add_row(contender, *(f"{cost / 1e3:.1f}" for cost in (*costs, sum(costs))))
-    show(shown)
-    _say([f"failed: {failure.stage} {failure.params}: {failure.error}" for failure in study.failures])
-
-
-def _cost(study: Coordinator, contender: str, stage: str) -> float:
-    cells = [cell for cell in study.cells if cell.contender == contender]
-    runs = {run.path(study.root): run for cell in cells for run in study.runs(cell, stage)}  # some are two cells'
-    results = [study.result(run) for run in runs.values()]
-    return sum((float(result["gradients"]) for result in results if result is not None), 0.0)
-
-
-def _say(lines: list[str]) -> None:
-    for line in lines:
-        console.print(line, soft_wrap=True)
+        do_runs(Storage(url, name, waiting), all_tasks())
+    except KeyboardInterrupt:
+        raise SystemExit(0) from None
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"hatam worker: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None

@@ -55,7 +55,7 @@ def mlp(width: int = 100) -> nn.Module:
     )
 
 
-def _task(name: str, summary: str, data: Callable[[], Data]) -> Task:
+def _task(name: str, summary: str, data: Callable[[], Data], lr: float) -> Task:
     return Task(
         name=name,
         summary=summary,
@@ -67,11 +67,11 @@ def _task(name: str, summary: str, data: Callable[[], Data]) -> Task:
         steps=1500,
         batch_size=50,
         shifts=tuple(Shift(name, severities, partial(shifted, name)) for name, (_, severities) in SHIFTS.items()),
-        options={"lr": 0.003},
+        options={"lr": lr},
     )
 
 
 TASKS = [
-    _task("digits", "digits of 8 × 8 pixels, 300 labels, an MLP of 17,610 parameters", load),
-    _task("digits-noise", "the same with 20% of the training labels wrong", load_noisy),
+    _task("digits", "digits of 8 × 8 pixels, 300 labels, an MLP of 17,610 parameters", load, 0.02),
+    _task("digits-noise", "the same with 20% of the training labels wrong", load_noisy, 3e-4),
 ]

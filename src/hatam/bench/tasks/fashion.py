@@ -85,7 +85,7 @@ def read(path: Path) -> Tensor:
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(shape).copy())
 
 
-def _task(name: str, summary: str, data: Callable[[], Data]) -> Task:
+def _task(name: str, summary: str, data: Callable[[], Data], lr: float) -> Task:
     return Task(
         name=name,
         summary=summary,
@@ -98,13 +98,13 @@ def _task(name: str, summary: str, data: Callable[[], Data]) -> Task:
         batch_size=128,
         curve_points=5,
         shifts=tuple(Shift(name, severities, partial(shifted, name)) for name, (_, severities) in SHIFTS.items()),
-        options={"lr": 0.001, "weight_decay": 0.1},
+        options={"lr": lr, "weight_decay": 0.1},
         sharpness=False,
         missing=missing,
     )
 
 
 TASKS = [
-    _task("fashion", "Fashion-MNIST, 5,000 labels, 20 epochs, a convolutional net of 25,978 parameters", load),
-    _task("fashion-noise", "the same with 20% of the training labels wrong", load_noisy),
+    _task("fashion", "Fashion-MNIST, 5,000 labels, 20 epochs, a convolutional net of 25,978 parameters", load, 0.01),
+    _task("fashion-noise", "the same with 20% of the training labels wrong", load_noisy, 0.003),
 ]

@@ -49,7 +49,7 @@ TASKS = [
         steps=1500,
         batch_size=50,
         shifts=tabular.shifts(load),
-        options={"lr": 0.003},
+        options={"lr": 0.03},
         missing=missing,
     )
 ]

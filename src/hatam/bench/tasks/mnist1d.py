@@ -114,7 +114,12 @@ def _generate(seed: int, samples: int, changed: Mapping[str, float]) -> dict[str
 
 
 def _task(
-    name: str, summary: str, model: Callable[[], nn.Module], data: Callable[[], Data] = load, steps: int = 2000
+    name: str,
+    summary: str,
+    model: Callable[[], nn.Module],
+    data: Callable[[], Data] = load,
+    steps: int = 2000,
+    lr: float = 0.03,
 ) -> Task:
     return Task(
         name=name,
@@ -127,15 +132,16 @@ def _task(
         steps=steps,
         batch_size=128,
         shifts=tuple(Shift(name, severities, partial(shifted, name)) for name, (_, severities) in SHIFTS.items()),
+        options={"lr": lr},
     )
 
 
 TASKS = [
     _task("mnist1d-mlp", "MNIST-1D with the MLP of its paper, 15,210 parameters", MLP),
     _task("mnist1d-mlp-plain", "the same MLP without its skip connection", partial(MLP, skip=False)),
-    _task("mnist1d-conv", "MNIST-1D with the convolutional net of its paper, 5,210 parameters", ConvNet, steps=1000),
-    _task("mnist1d-mlp-noise", "the MLP with 20% of the training labels wrong", MLP, load_noisy),
+    _task("mnist1d-conv", "MNIST-1D with the convolutional net of its paper, 5,210 parameters", ConvNet, steps=1000, lr=0.06),
+    _task("mnist1d-mlp-noise", "the MLP with 20% of the training labels wrong", MLP, load_noisy, lr=0.06),
     _task(
-        "mnist1d-conv-noise", "the convolutional net with 20% of the training labels wrong", ConvNet, load_noisy, 1000
+        "mnist1d-conv-noise", "the convolutional net with 20% of the training labels wrong", ConvNet, load_noisy, 1000, 0.06
     ),
 ]

@@ -156,13 +156,13 @@ def _task(name: str, summary: str, data: Callable[[], Data], lr: float, width: i
 
 
 TASKS = [
-    _task("bytes", "Python's documentation byte by byte, one pass, a transformer of 137,216 parameters", load, 0.006),
-    _task("bytes-overfit", "the same on 20 kB, 32 passes", load_slice, 0.003),
+    _task("bytes", "Python's documentation byte by byte, one pass, a transformer of 137,216 parameters", load, 0.05),
+    _task("bytes-overfit", "the same on 20 kB, 32 passes", load_slice, 0.002),
     _task(
         "bytes-long",
         "the same text, 4.7 passes, a transformer of 44,160 parameters",
         load,
-        0.03,
+        0.01,
         width=32,
         steps=3000,
         batch_size=16,
