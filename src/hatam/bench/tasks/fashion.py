@@ -99,7 +99,6 @@ def _task(name: str, summary: str, data: Callable[[], Data], lr: float) -> Task:
         curve_points=5,
         shifts=tuple(Shift(name, severities, partial(shifted, name)) for name, (_, severities) in SHIFTS.items()),
         options={"lr": lr, "weight_decay": 0.1},
-        sharpness=False,
         missing=missing,
     )
 

@@ -167,6 +167,5 @@ TASKS = [
         steps=3000,
         batch_size=16,
         curve_points=5,
-        sharpness=False,
     ),
 ]
