@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 import os
 import signal
@@ -20,10 +19,11 @@ import torch
 from rich.table import Table
 from typer.testing import CliRunner
 
-from hatam.bench import records, report, runner, schedules
+from hatam.bench import running, schedules
 from hatam.bench.cli import app, make_run
 from hatam.bench.contenders import CONTENDERS, parse
-from hatam.bench.report import summary
+from hatam.bench.records import Store
+from hatam.bench.report import tables
 from hatam.bench.stats import estimate, paired
 from hatam.bench.tasks import Data, Split, Task, all_tasks
 from hatam.bench.terminal import show
@@ -58,21 +58,18 @@ def weights_after(spec: str, steps: int = 6) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("spec", "same"),
     [
-        ("sam:rho=0,beta1=0.9", "adamw"),
+        ("sam:rho=0", "adamw"),
         ("msam:rho=0", "adamw"),
         ("hatam:gamma=0", "adamw"),
         ("atam:gamma=0", "adamw"),
-        ("adamw-no-momentum", "adamw:beta1=0.0"),
-        ("k-sam:k_fraction=1,rho=0.5", "sam"),
-        ("asam:rho=0", "adamw"),
+        ("k-sam:k_fraction=1", "sam"),
         ("adamw-ema:decay=0", "adamw"),
         ("gpa:mu_x=0", "adamw"),
         ("ema-nesterov:ahead=0", "adamw"),
         ("ema-nesterov:rest=1", "adamw"),
-        ("late-sam:share=0", "adamw:beta1=0.0"),
+        ("late-sam:share=0", "adamw"),
         ("late-sam:share=1", "sam"),
         ("ademamix:alpha=0", "adamw"),
-        ("hatam-first:gamma=0", "adamw"),
     ],
 )
 def test_limits_of_contenders(spec: str, same: str) -> None:
@@ -80,35 +77,12 @@ def test_limits_of_contenders(spec: str, same: str) -> None:
 
 
 def test_contenders_differ() -> None:
-    outcomes = [weights_after(name) for name in CONTENDERS if name != "hatam"]  # AdamW where lr does not fall
+    outcomes = [
+        weights_after(name) for name in CONTENDERS if name not in {"hatam", "hatam-relative"}
+    ]  # AdamW, till lr falls
     for i, a in enumerate(outcomes):
         for b in outcomes[:i]:
             assert not torch.allclose(a, b, rtol=1e-4, atol=1e-6)
-
-
-def test_sam_takes_its_gradient_at_distance_rho() -> None:
-    _, model, trainer = build("sam:rho=0.5")
-    before = [p.detach().clone() for p in model.parameters()]
-    x, y = make_batch()
-    trainer.gradient(x, y)
-    gradient = [p.grad.clone() for p in model.parameters()]
-    trainer.optimizer.first_step()
-    moved = [p.detach() - b for p, b in zip(model.parameters(), before, strict=True)]
-    norm = torch.cat([m.flatten() for m in moved]).norm()
-    assert float(norm) == pytest.approx(0.5, rel=1e-4)
-    scale = 0.5 / torch.cat([g.flatten() for g in gradient]).norm()
-    for m, g in zip(moved, gradient, strict=True):
-        torch.testing.assert_close(m, scale * g, rtol=1e-3, atol=1e-6)
-    # The base optimizer steps from the exact start, along the gradient of the perturbed point.
-    trainer.gradient(x, y)
-    at_perturbed = [p.grad.clone() for p in model.parameters()]
-    expected = [torch.nn.Parameter(b.clone()) for b in before]
-    for p, g in zip(expected, at_perturbed, strict=True):
-        p.grad = g
-    torch.optim.AdamW(expected, lr=0.03, betas=(0.0, 0.95), weight_decay=0.15).step()
-    trainer.optimizer.second_step()
-    for p, q in zip(model.parameters(), expected, strict=True):
-        torch.testing.assert_close(p, q)
 
 
 def test_ksam_uses_the_hardest_samples_alone() -> None:
@@ -166,40 +140,14 @@ def test_schedule_rises_and_ends_at_zero() -> None:
 
 
 def test_a_run_is_reproducible_and_diverging_is_a_result() -> None:
-    task = all_tasks()["diabetes"]
+    task = all_tasks()["digits"]
     first, second = (train(task, make_run(task, "hatam", 0, 30)) for _ in range(2))
-    assert first["result"] == second["result"]
-    assert first["curve"] == second["curve"]
+    same = {"test", "validation", "train_loss", "curve", "shifts", "lambda_max", "key"}
+    assert {key: first[key] for key in same} == {key: second[key] for key in same}
     assert first["gradients_per_step"] == 1
     broken = train(task, make_run(task, "adamw:lr=1e30", 0, 30))
-    assert broken["result"]["status"] == "diverged"
-    json.dumps(records.jsonable(broken), allow_nan=False)
-
-
-def test_records_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise OSError("no space left on device")
-
-    path = tmp_path / "0.json"
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="no space"):
-        records.write(path, {"schema": 1})
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 0}', '{"schema": 1}'])
-def test_damaged_records_are_named(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "0.json"
-    path.write_text(content)
-    with pytest.raises(ValueError, match=r"0\.json is not a record"):
-        records.read_all(tmp_path)
-
-
-def test_options_decide_where_a_record_lies(tmp_path: Path) -> None:
-    task = all_tasks()["mnist1d-mlp"]
-    specs = ["hatam", "hatam:gamma=0.1", "hatam:modulator=relative"]
-    assert len({make_run(task, spec, 0).path(tmp_path).parent for spec in specs}) == 3
-    assert make_run(task, "hatam:gamma=0.2", 0).path(tmp_path) == make_run(task, "hatam", 0).path(tmp_path)
+    assert broken["status"] == "diverged"
+    assert math.isnan(broken["lambda_max"])
 
 
 def test_without_the_extra_the_command_says_how_to_get_it() -> None:
@@ -223,7 +171,6 @@ def test_statistics_against_known_values() -> None:
     assert math.isnan(rounded.p)
     assert paired({1: 97.2000001, 2: 97.0}, {1: 97.2, 2: 97.0000001}).p == 1.0
     assert paired({1: 1e6 + 0.1, 2: 1e6 + 0.6}, {1: 1e6, 2: 1e6}).high > 1.0  # more than float32's rounding
-    assert summary.corrected({"a": same, "b": None}) == {"a": 1.0, "b": 1.0}
     for lost in (math.nan, math.inf):  # not the difference of those alone that survived
         assert paired({1: 2.0, 2: 2.0, 3: lost}, {1: 1.0, 2: 1.0, 3: 1.0}) is None
         assert paired({1: 2.0, 2: 2.0, 3: 1.0}, {1: 1.0, 2: 1.0, 3: lost}) is None
@@ -241,53 +188,47 @@ def test_every_help_has_an_example(command: list[str]) -> None:
 
 
 def test_compare_end_to_end_and_resume(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    arguments = ["compare", "--task", "diabetes", "--seeds", "2", "--steps", "20", "--jobs", "2"]
+    arguments = ["compare", "--task", "digits", "--seeds", "2", "--steps", "20", "--jobs", "2"]
     arguments += ["--contender", "adamw", "--contender", "hatam:gamma=0.1", "--records", str(tmp_path)]
     logs = tmp_path_factory.mktemp("logs")
     done = jobs.Started("hatam.bench", *arguments, folder=logs)
     assert done.wait() == 0, done.output
-    assert "hatam:gamma=0.1" in done.output
+    assert all(len(line) <= 80 for line in done.output.splitlines() if "±" in line)
     for kind in ("curves", "cost"):
-        assert (tmp_path / f"{kind}-diabetes.png").stat().st_size > 10_000
-        assert "hatam:gamma=0.1" in (tmp_path / f"{kind}-diabetes.svg").read_text()
-    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("[0-9].json")}
-    assert len(written) == 4
+        assert "hatam:gamma=0.1" in (tmp_path / f"{kind}-digits.svg").read_text()
+    written = Store(tmp_path).read()
     assert jobs.Started("hatam.bench", *arguments, folder=logs).wait() == 0
-    assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("[0-9].json")}
-    (compared,), _ = report.comparisons(report.find(tmp_path).entries)
-    adamw, hatam = compared.contestants
-    assert (adamw.label, hatam.label) == ("adamw", "hatam:gamma=0.1")
-    assert compared.difference(hatam).n == 2
+    assert list(Store(tmp_path).read()["started"]) == list(written["started"])
+    rows = tables.summary(written)
+    assert list(rows["label"]) == ["adamw", "hatam:gamma=0.1"]
+    assert list(rows["n"]) == [2, 2]
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_comparison_leaves_whole_records(tmp_path: Path, how: signal.Signals) -> None:
-    arguments = ["compare", "--task", "diabetes", "--seeds", "200", "--steps", "20", "--contender", "adamw"]
-    (tmp_path / "logs").mkdir()
-    records_ = tmp_path / "records"
-    started = jobs.Started("hatam.bench", *arguments, "--records", records_, "--jobs", "1", folder=tmp_path / "logs")
-    while len(list(records_.rglob("[0-9]*.json"))) < 2:
+    arguments = ["compare", "--task", "digits", "--seeds", "200", "--steps", "20", "--contender", "adamw"]
+    arguments += ["--records", str(tmp_path), "--jobs", "1"]
+    started = jobs.Started("hatam.bench", *arguments, folder=tmp_path)
+    while len(Store(tmp_path).read()) < 2:
         assert started.process.is_alive(), started.output
         time.sleep(0.05)
     os.kill(started.pid, how)
     assert started.wait() == (130 if how is signal.SIGINT else -signal.SIGKILL)
-    assert len(records.read_all(records_)) >= 2
+    assert len(Store(tmp_path).read()) >= 2
     if how is signal.SIGINT:
         assert "interrupted" in started.output
         assert "Traceback" not in started.output
 
 
 def test_a_task_that_raises_is_reported_and_holds_up_nobody(tmp_path: Path) -> None:
-    task = all_tasks()["diabetes"]
+    task, store = all_tasks()["digits"], Store(tmp_path)
     runs = [make_run(task, "adamw", 0, 5), make_run(task, "k-sam:k_fraction=2", 0, 5)]
-    failed = runner.run_all(runs, tmp_path, 1, lambda run, steps: None)
+    failed = running.run_all(runs, store, 1, lambda run, steps: None)
     assert [(run.contender, "k_fraction=2" in error) for run, error in failed] == [("k-sam", True)]
-    assert runner.missing(runs, tmp_path) == [runs[1]]
+    assert running.missing(runs, store) == [runs[1]]
 
 
-def compare_command(
-    tmp_path: Path, *contenders: str, steps: str = "2", seeds: str = "2", task: str = "diabetes"
-) -> Any:
+def compare_command(tmp_path: Path, *contenders: str, steps: str = "2", seeds: str = "2", task: str = "digits") -> Any:
     chosen = [word for contender in contenders for word in ("--contender", contender)]
     arguments = ["compare", "--task", task, "--steps", steps, "--seeds", seeds, "--records", str(tmp_path), *chosen]
     return CliRunner().invoke(app, [*arguments, "--jobs", "1"], env={"COLUMNS": "200"})
@@ -300,20 +241,18 @@ def test_the_same_options_are_not_counted_twice(tmp_path: Path, twice: tuple[str
 
 
 def test_rows_have_the_names_of_this_command(tmp_path: Path) -> None:
-    compare_command(tmp_path, "adamw:lr=0.001")  # what it is by default
-    output = compare_command(tmp_path, "adamw", "sgd").output
+    compare_command(tmp_path, "adamw:lr=0.02")  # what it is by default
+    output = compare_command(tmp_path, "adamw", "gpa").output
     assert "adamw:lr" not in output
-    assert "[" in [line for line in output.splitlines() if "sgd" in line][-1]  # its difference to AdamW
+    assert "±" in [line for line in output.splitlines() if "gpa" in line][-1]  # its difference to AdamW
 
 
 def test_a_comparison_with_divergence_and_with_everyone(tmp_path: Path) -> None:
-    """Of those alone that survived there is no difference; and there are more contenders than colours."""
-    result = compare_command(tmp_path / "nan", "adamw", "sgd:lr=1e30", steps="30")
+    """There are more contenders than colours."""
+    result = compare_command(tmp_path / "nan", "adamw", "gpa:lr=1e30", steps="30")
     assert result.exit_code == 0, result.output
-    row = next(line for line in result.output.splitlines() if "diverged" in line)
-    assert "2 diverged" in row
-    assert "[" not in row
-    assert (tmp_path / "nan" / "curves-diabetes.png").exists()
+    assert "gpa:lr=1e30 (2 diverged)" in result.output
+    assert (tmp_path / "nan" / "curves-digits.svg").exists()
     assert compare_command(tmp_path / "all", seeds="1").exit_code == 0
 
 
@@ -326,18 +265,18 @@ def test_what_a_contender_refuses_is_said_once_and_before_training(tmp_path: Pat
 
 
 def one_number(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return (outputs.squeeze() - targets.squeeze()).square().mean()
+    return outputs.square().mean()
 
 
 def test_a_task_that_cannot_be_scored_is_refused_before_training() -> None:
-    task = all_tasks()["diabetes"]
+    task = all_tasks()["digits"]
     run = make_run(task, "adamw", 0, 5)
     for changed, batch_size, message in (
-        ({}, 100_000, "batch_size=100000 of 'diabetes' must be in"),
-        ({"loss": one_number}, 20, r"loss of 'diabetes' gives shape \(\) .* for 2 samples: it must give one"),
-        ({"loss": lambda outputs, y: outputs.expand(-1, 2)}, 20, r"loss of 'diabetes' gives shape \(2, 2\)"),
-        ({"metric": one_number}, 20, r"metric of 'diabetes' gives shape \(\)"),
-        ({"metric": lambda outputs, y: y > 0}, 20, r"metric of 'diabetes' gives .* torch.bool"),
+        ({}, 100_000, "batch_size=100000 of 'digits' must be in"),
+        ({"loss": one_number}, 20, r"loss of 'digits' gives shape \(\) .* for 2 samples: it must give one"),
+        ({"loss": lambda outputs, y: outputs[:, :2]}, 20, r"loss of 'digits' gives shape \(2, 2\)"),
+        ({"metric": one_number}, 20, r"metric of 'digits' gives shape \(\)"),
+        ({"metric": lambda outputs, y: y > 0}, 20, r"metric of 'digits' gives .* torch.bool"),
     ):
         with pytest.raises(ValueError, match=message):
             train(dataclasses.replace(task, **changed), dataclasses.replace(run, batch_size=batch_size))
@@ -350,19 +289,13 @@ def test_the_library_needs_no_extra() -> None:
     )
 
 
-def test_documents_show_what_the_records_say() -> None:
-    """Nobody types a figure: rendering the committed records again changes nothing."""
-    page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
-    assert report.replace_between(page, "first", report.in_markdown(ROOT / "results/first")) == page
-
-
 def test_a_task_is_plain_data() -> None:
     """What a user's own task needs: no registry, no base class."""
     x, y = make_batch()
     split = Split(x, y)
     base = all_tasks()["mnist1d-mlp"]
     task: Task = dataclasses.replace(base, name="own", data=lambda: Data(split, split, split), batch_size=8, steps=10)
-    assert train(task, make_run(task, "adamw", 0))["result"]["status"] == "ok"
+    assert train(task, make_run(task, "adamw", 0))["status"] == "ok"
 
 
 def test_a_table_is_whole_on_a_narrow_terminal(

@@ -48,19 +48,10 @@ def dense_hessian(model: nn.Module, split: Split) -> Tensor:
     return torch.autograd.functional.hessian(lambda w: loss_at(model, w, *split), flat(model))
 
 
-def gradient_at(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    w = flat(model).requires_grad_()
-    return torch.autograd.grad(loss_at(model, w, x, y), w)[0]
-
-
 def in_order(split: Split) -> Split:
     """The split as the measures see it."""
     order = torch.randperm(len(split.y), generator=torch.Generator().manual_seed(0))
     return Split(split.x[order], split.y[order])
-
-
-def batches(split: Split, size: int) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(split.x.split(size), split.y.split(size), strict=True))[: sharpness.BATCHES]
 
 
 def test_hessian_against_the_dense_one() -> None:
@@ -69,18 +60,6 @@ def test_hessian_against_the_dense_one() -> None:
     dense = dense_hessian(model.eval(), split)
     assert measured["lambda_max"] == pytest.approx(float(torch.linalg.eigvalsh(dense)[-1]), rel=0.01)
     assert measured["trace"] == pytest.approx(float(dense.trace()), rel=1e-9)
-
-
-def test_preconditioned_hessian_against_the_dense_one() -> None:
-    model, split = make_case()
-    measured = measure(model, make_task(), split)
-    model.eval()
-    v = sum(gradient_at(model, x, y).square() for x, y in batches(in_order(split), 16)) / 5
-    matrix = dense_hessian(model, split) / (v.sqrt() + 1e-8).unsqueeze(1)  # P⁻¹H, which is not symmetric
-    assert measured["preconditioned_lambda_max"] == pytest.approx(
-        float(torch.linalg.eigvals(matrix).real.max()), rel=0.01
-    )
-    assert measured["preconditioned_trace"] == pytest.approx(float(matrix.trace()), rel=1e-9)
 
 
 def test_the_estimated_trace_against_the_dense_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,33 +75,6 @@ def test_the_estimated_trace_against_the_dense_one(monkeypatch: pytest.MonkeyPat
     exact = float(dense_hessian(model, split).trace())
     monkeypatch.setattr(sharpness, "EXACT", 0)
     assert measure(model, make_task(), split)["trace"] == pytest.approx(exact, rel=0.05)
-
-
-@pytest.mark.parametrize(("key", "rho"), [("m_sharpness", 0.05), ("adaptive_sharpness", 0.5)])
-def test_ascent_by_hand(key: str, rho: float) -> None:
-    model, split = make_case()
-    measured = measure(model, make_task(), split)[key]
-    w, rises = flat(model.eval()), []
-    for x, y in batches(in_order(split), 10):
-        g = gradient_at(model, x, y)
-        step = g if key == "m_sharpness" else w**2 * g
-        length = g.norm() if key == "m_sharpness" else (w * g).norm()
-        rises.append(loss_at(model, w + rho * step / length, x, y) - loss_at(model, w, x, y))
-    assert measured == pytest.approx(float(torch.stack(rises).mean()), rel=1e-9)
-
-
-def test_adaptive_sharpness_does_not_see_a_rescaling() -> None:
-    """Of two layers with a ReLU between, one times 10 and the other a tenth: the same function."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, CLASSES, bias=False)).double()
-    split = make_case()[1]
-    before = measure(model, make_task(), split)
-    with torch.no_grad():
-        model[0].weight *= 10
-        model[2].weight /= 10
-    after = measure(model, make_task(), split)
-    assert after["adaptive_sharpness"] == pytest.approx(before["adaptive_sharpness"], rel=1e-9)
-    assert after["m_sharpness"] != pytest.approx(before["m_sharpness"], rel=0.1)
 
 
 def test_measuring_repeats_and_moves_nothing() -> None:
@@ -161,7 +113,7 @@ def test_a_language_model() -> None:
     task = dataclasses.replace(make_task(8), loss=lambda out, y: F.cross_entropy(out, y, reduction="none").mean(1))
     measured = measure(model, task, Split(x, y))
     x, y = in_order(Split(x, y))
-    chosen = Split(x[:33], y[:33])  # 33 sequences of 30 targets: at most a thousand
+    chosen = Split(x[:16], y[:16])  # 16 sequences of 30 targets: at most 500
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         dense = dense_hessian(model, chosen)
     assert measured["lambda_max"] == pytest.approx(float(torch.linalg.eigvalsh(dense)[-1]), rel=0.01)

@@ -221,9 +221,10 @@ def test_an_interrupted_run_waits_again_at_once(tmp_path: Path, monkeypatch: pyt
     def interrupted(task: Task, run: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(worker, "train", interrupted)
-        worker.work(study.storage, TINY, stay=False)
+        with pytest.raises(KeyboardInterrupt):
+            worker.work(study.storage, TINY, stay=False)
     search = study.storage.stage("search/tiny/adamw")
     assert storage_.counted(search)["failed"] == 0
     assert len(lead(study)) == 4 + 4 + 3
@@ -282,7 +283,8 @@ def test_interrupted_and_given_again_it_repeats_no_run(tmp_path: Path, how: sign
     started = jobs.Started(str(SCRIPT), *arguments, folder=tmp_path)
     deadline = time.monotonic() + 200
     while not records.exists():
-        assert started.process.is_alive() and time.monotonic() < deadline, started.output
+        assert started.process.is_alive(), started.output
+        assert time.monotonic() < deadline, started.output
         time.sleep(0.1)
     os.kill(started.pid, how)
     assert started.wait() == 130, started.output

@@ -1,4 +1,4 @@
-"""The queue on a real PostgreSQL server: workers that are killed and a server that restarts lose and repeat nothing."""
+"""The storage on a real PostgreSQL server: a killed worker and a restarted server lose and repeat nothing."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from study_tiny import SPACES, make_budget, make_plan
-from test_study import SCRIPT, TINY, make_study
+from study_tiny import make_plan
+from test_study import SCRIPT, TINY
 
-from hatam.bench import records
-from hatam.bench.study.coordinator import Coordinator
-from hatam.bench.study.queue import Queue, Waiting
+from hatam.bench.records import Store
+from hatam.bench.study.leader import Leader
+from hatam.bench.study.storage import Storage, Waiting
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
 pytestmark = pytest.mark.skipif(not BINARIES, reason="no PostgreSQL server here: apt-get install postgresql")
@@ -73,11 +73,11 @@ def server() -> Iterator[Server]:
 
 
 def start_workers(url: str, folder: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(SCRIPT), "study", "work", "--name", "pg", "--storage", url, "--results", str(folder)]
+    command = [sys.executable, str(SCRIPT), "study", "work", "--plan", "slow", "--storage", url]
     options = ["--jobs", "2", "--heartbeat", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (folder / "log").open("wb") as log:
-        return subprocess.Popen([*command, *options], stdout=log, stderr=log, env=environment)
+        return subprocess.Popen([*command, *options], stdout=log, stderr=log, env=environment, cwd=folder)
 
 
 def children(pid: int) -> list[int]:
@@ -86,11 +86,11 @@ def children(pid: int) -> list[int]:
     return [child for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
-def lead_until(study: Coordinator, enough: int) -> bool:
+def lead_until(study: Leader, enough: int) -> bool:
     """Until so many records have come home, or the end."""
-    limit = time.monotonic() + 300
+    limit = time.monotonic() + 270
     while not study.step():
-        if len(list(study.root.rglob("*.json"))) >= enough:
+        if len(study.store.read()) >= enough:
             return False
         assert time.monotonic() < limit, "the study does not come to an end"
         time.sleep(WAITING.poll)
@@ -101,15 +101,12 @@ def test_four_workers_one_killed_and_the_server_restarted(server: Server, tmp_pa
     machines = [tmp_path / "one", tmp_path / "two"]
     for machine in machines:
         machine.mkdir()
-    plan, _ = make_plan("pg", tasks=("slow",), budget=make_budget(8)).resolved(TINY)
-    home = tmp_path / "home"
-    make_study(home, plan)  # writes the step times
-    study = Coordinator(plan, home, Queue(server.url, "pg", WAITING), TINY, SPACES)
-    list(study.time())
+    plan, _ = make_plan("slow", tasks=("slow",), contenders=("adamw", "sam")).resolved(TINY)
+    study = Leader(plan, Store(tmp_path / "slow.parquet"), Storage(server.url, "slow", WAITING), TINY)
     study.step()
     started = [start_workers(server.url, machine) for machine in machines]
     try:
-        assert not lead_until(study, 6)
+        assert not lead_until(study, 2)
         victims = children(started[0].pid)
         assert len(victims) == 2
         os.kill(victims[0], signal.SIGKILL)
@@ -118,31 +115,20 @@ def test_four_workers_one_killed_and_the_server_restarted(server: Server, tmp_pa
         server.start()
         assert lead_until(study, 10**6)
         for process, machine in zip(started, machines, strict=True):
-            assert process.wait(timeout=180) == 0, (machine / "log").read_text()
+            assert process.wait(timeout=100) == 0, (machine / "log").read_text()
     finally:
         for process in started:
             process.terminate()
             process.wait(timeout=100)
-        study.queue.close()
+        study.storage.close()
     assert not study.failures
-    runs = [
-        run.path(home)
-        for cell in study.cells
-        for stage in ("search-1", "select", "final")
-        for run in study.runs(cell, stage)
-    ]
-    got = Counter(path for path in runs if (home / "records" / path.relative_to(home)).exists())
-    assert len(runs) == 2 * (9 * 2 + 2 * 3 + 3)
-    assert got == Counter(runs)
-    assert len(records.read_all(study.root)) == len(runs)
-    for stage in study.queue.stages():
-        assert {state.state for state in study.queue.states(stage)} == {"complete"}
-        values: dict[int, set[float]] = {}
-        for trial in study.queue.trials(stage):
-            if trial.state.name == "COMPLETE":
-                values.setdefault(trial.user_attrs["job"], set()).add(trial.value)
-        assert sorted(values) == list(range(len(study.queue.states(stage))))
-        assert all(len(found) == 1 for found in values.values())  # also where a slow worker did a job as well
-    by_worker = [list(machine.rglob("records/*/*/*.json")) for machine in machines]
-    assert all(by_worker)
-    study.queue.close()
+    records = study.store.read()
+    counts = Counter(zip(records["contender"], records["stage"], records["comparison"], strict=True))
+    assert counts == {
+        ("adamw", "search", ""): 4,
+        ("adamw", "select", ""): 8,
+        ("sam", "search", ""): 2,
+        ("sam", "select", ""): 4,
+        **{(name, "final", comparison): 3 for name in ("adamw", "sam") for comparison in ("steps", "gradients")},
+    }
+    assert not records.duplicated(["key", "comparison", "stage"]).any()

@@ -106,7 +106,7 @@ class GPA(torch.optim.AdamW):
         self.z: dict[Tensor, Tensor] = {}
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step."""
         with torch.enable_grad():
             loss = None if closure is None else closure()

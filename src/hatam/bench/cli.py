@@ -128,7 +128,7 @@ def _show(store: Store, runs: Sequence[Run]) -> None:
     first = rows.iloc[0]
     better = "higher" if first["higher_is_better"] else "lower"
     title = f"{first['task']}: {first['metric']}, {better} is better; mean ± 95% interval, paired by seed"
-    show(as_table(tables.compared(rows), title))
+    show(as_table(tables.compared(rows)), title)
     for draw, kind in ((plots.curves, "curves"), (plots.cost, "cost")):
         path = draw(found, store.path.parent / f"{kind}-{file_name(first['task'])}")
         if path is not None:

@@ -100,9 +100,7 @@ CONTENDERS: dict[str, Contender] = {
             EMATrainer,
             ("decay",),
         ),
-        Contender(
-            "sam", "SAM on AdamW", "arXiv 2010.01412", FUSED_SAM, {"rho": 0.05}, {"rho": RHO}, gradients=2.0
-        ),
+        Contender("sam", "SAM on AdamW", "arXiv 2010.01412", FUSED_SAM, {"rho": 0.05}, {"rho": RHO}, gradients=2.0),
         Contender(
             "late-sam",
             "SAM on AdamW in the last tenth of the steps, AdamW before",

@@ -54,7 +54,7 @@ class Result(NamedTuple):
     def show(self) -> None:
         """Print one table for each score, and the failures."""
         for metric, rows in self.table.groupby("metric", sort=False):
-            show(as_table(compared(rows), f"{metric}: mean ± 95% interval; differences to the first, paired by seed"))
+            show(as_table(compared(rows)), f"{metric}: mean ± 95% interval; differences to the first, paired by seed")
         for label, seed, text in self.failures:
             plain_console().print(f"failed: {label}, seed {seed}: {text}", soft_wrap=True)
 
@@ -142,7 +142,7 @@ def compare(
         for c in contestants
     ]
     running.refuse_twice([run for run in runs if run.seed == chosen[0]])
-    store = Store(Path(folder) / f"{re.sub(r'[^\w-]+', '-', task)}.parquet")
+    store = Store(Path(folder) / (re.sub(r"[^\w-]+", "-", task) + ".parquet"))
     work = partial(_train, train_fn, {c.label: c for c in contestants})
     todo = running.missing(runs, store)
     if len(todo) < len(runs):

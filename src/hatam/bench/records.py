@@ -64,13 +64,13 @@ class Run:
 
 
 def jsonable(value: Any) -> Any:
-    """The value with what JSON cannot say in words: infinity and NaN. Floats keep seven digits."""
+    """The value with what JSON cannot say in words: infinity and NaN."""
     if isinstance(value, dict):
         return {str(key): jsonable(x) for key, x in value.items()}
     if isinstance(value, (list, tuple)):
         return [jsonable(x) for x in value]
-    if isinstance(value, float):
-        return float(f"{value:.7g}") if math.isfinite(value) else str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     return value
 
 

@@ -96,7 +96,7 @@ class MSAM(torch.optim.AdamW):
         self.scale = 0.0  # ρ / ‖m‖ of the present displacement
 
     @torch.no_grad()
-    def step(self, closure: Closure | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Closure | None = None) -> Any:
         """Take one step."""
         with torch.enable_grad():
             loss = None if closure is None else closure()

@@ -22,9 +22,9 @@ def plain(name: str) -> str:
     return "".join("�" if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn") else char for char in name)
 
 
-def as_table(shown: pd.DataFrame, title: str | None = None) -> Table:
+def as_table(shown: pd.DataFrame) -> Table:
     """A frame of text as a table without borders, narrow enough for 80 columns."""
-    table = Table(title=title, box=None, padding=(0, 2, 0, 0), title_justify="left")
+    table = Table(box=None, padding=(0, 2, 0, 0))
     for index, column in enumerate(shown.columns):
         table.add_column(str(column), justify="left" if index == 0 else "right", no_wrap=index > 0)
     for row in shown.itertuples(index=False):
@@ -32,7 +32,9 @@ def as_table(shown: pd.DataFrame, title: str | None = None) -> Table:
     return table
 
 
-def show(table: Table) -> None:
+def show(table: Table, title: str = "") -> None:
     """Print a table as wide as it is: on a narrow terminal its lines go on below, and no digit is cut off."""
+    if title:
+        plain_console().print(title, soft_wrap=True)
     width = plain_console(width=WIDEST).measure(table).maximum
     plain_console(width=max(Console().width, width)).print(table)

@@ -58,12 +58,19 @@ def carry_out(task: Task, run: Run, trainer: Trainer, progress: Progress = lambd
         status="diverged" if diverged else "ok",
         validation=curve[-1]["validation"],
         **found,
-        curve=[[point["step"], point["train_loss"], point["validation"]] for point in curve] if final else [],
+        curve=[
+            [point["step"], *(_short(point[key]) for key in ("train_loss", "validation"))] for point in curve if final
+        ],
         step_s=median(step_times),
         seconds=sum(step_times),
         gradients_per_step=trainer.samples_differentiated / (len(step_times) * run.batch_size),
         started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
     )
+
+
+def _short(value: float) -> float:
+    """Six digits, which is what a curve needs in a file."""
+    return float(f"{value:.6g}")
 
 
 def _steps(

@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 import pandas as pd
+from markupsafe import Markup
 
 from ..stats import estimate
 from ..terminal import plain
@@ -33,7 +34,7 @@ def write(records: pd.DataFrame, source: str, out: Path) -> Path:
     ]
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True)
     page = out / "index.html"
-    style = jinja2.utils.markupsafe.Markup((HERE / "page.css").read_text(encoding="utf-8"))
+    style = Markup((HERE / "page.css").read_text(encoding="utf-8"))
     html = environment.get_template("page.html.j2").render(
         source=plain(source),
         runs=len(finals),

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -23,7 +24,9 @@ from .tables import order
 # After Okabe and Ito, in luminances that show on white and on near black; a marker tells more than a colour.
 COLOURS = ("#777777", "#d55e00", "#0072b2", "#008a68", "#b5568f", "#a87900", "#3b93c9", "#7a5cc7")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p", "h")
-SETTINGS = {
+GREY = "#808080"  # text and axes: it shows on a light page and on a dark one
+SETTINGS: dict[Any, Any] = {
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), GREY),
     "font.size": 9,
     "text.parse_math": False,  # a $ in a label is a $
     "axes.spines.top": False,
@@ -36,7 +39,6 @@ SETTINGS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "hatam",  # the same figure gives the same bytes
 }
-GREY = "#808080"  # text and axes: it shows on a light page and on a dark one
 
 
 def differences(rows: pd.DataFrame, labels: Sequence[str], path: Path) -> Path:
@@ -133,8 +135,7 @@ def look(index: int) -> tuple[str, str]:
 @contextmanager
 def drawing() -> Iterator[None]:
     """The settings of a figure."""
-    greys = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-    with mpl.rc_context({**SETTINGS, **dict.fromkeys(greys, GREY)}), warnings.catch_warnings():  # type: ignore[arg-type]
+    with mpl.rc_context(SETTINGS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 

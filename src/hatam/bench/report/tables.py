@@ -18,9 +18,7 @@ MEASURES = {"lambda_max": "λ_max", "trace": "trace"}
 GROUP = ["comparison", "task", "metric"]
 
 
-def summary(
-    records: pd.DataFrame, baseline: str | None = None, labels: Sequence[str] | None = None
-) -> pd.DataFrame:
+def summary(records: pd.DataFrame, baseline: str | None = None, labels: Sequence[str] | None = None) -> pd.DataFrame:
     """What each contender reached, and cost, on each task.
 
     Args:
@@ -40,7 +38,7 @@ def summary(
     for (comparison, task, metric), group in finals.groupby(GROUP, sort=False):
         by_label = {label: own.set_index("seed") for label, own in group.groupby("label")}
         names = [label for label in labels or sorted(by_label, key=order) if label in by_label]
-        first = baseline if baseline in by_label else "adamw" if "adamw" in by_label else names[0]
+        first = str(next(name for name in (baseline, "adamw", names[0]) if name in by_label))
         named = {"comparison": comparison, "task": task, "metric": metric}
         rows += [{**named, **_row(label, by_label[label], by_label[first], first)} for label in names]
     frame = pd.DataFrame(rows)
@@ -116,7 +114,9 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
     format_ = digits(rows)
     shown = pd.DataFrame(
         {
-            "contender": [plain(r.label) + (f" ({r.diverged} diverged)" if r.diverged else "") for r in rows.itertuples()],
+            "contender": [
+                plain(r.label) + (f" ({r.diverged} diverged)" if r.diverged else "") for r in rows.itertuples()
+            ],
             "n": [str(n) for n in rows["n"]],
             "test": [with_interval(r.mean, r.high, format_) for r in rows.itertuples()],
             f"− {plain(rows['baseline'].iloc[0])}": [

@@ -141,6 +141,36 @@ def time_(
     console.print(f"step times: {path}", soft_wrap=True)
 
 
+@app.command()
+def table(
+    plan: Annotated[str, PLAN] = "study",
+    results: Annotated[Path, RESULTS] = Path("results"),
+    update: Annotated[Path | None, typer.Option(help="Page with the lines <!-- PLAN:start --> and …:end -->.")] = None,
+) -> None:
+    """Print the results of a study as Markdown, or fill a page in. Figures go to figures/ beside the page, all numbers
+    to PLAN.csv beside the records.
+
+    Example: hatam study table --plan study --update docs/results.md
+    """
+    import pandas as pd
+
+    from ..report import fill_in, tables
+    from ..report import results as page
+
+    records, times = Store(results / f"{plan}.parquet").read(), results / f"{plan}-time.csv"
+    if not len(records):
+        raise ValueError(
+            f"there are no records in {results / plan}.parquet; begin with 'hatam study run --plan {plan}'"
+        )
+    tables.summary(records).to_csv(results / f"{plan}.csv", index=False, float_format="%.5g")
+    folder = (update.parent if update else results) / "figures"
+    text = page.render(records, pd.read_csv(times) if times.exists() else None, folder, "figures")
+    if update is None:
+        print(text)
+    else:
+        fill_in(update, plan, text)
+
+
 def _only(plan: Plan, contenders: list[str] | None, tasks: list[str] | None, comparisons: list[str] | None) -> Plan:
     """The plan for some of its contenders, tasks and comparisons alone."""
     changed = {

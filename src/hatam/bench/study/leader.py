@@ -110,8 +110,8 @@ class Leader:
                 continue
             if found[job].user_attrs["run"] != wanted(run):
                 raise ValueError(
-                    f"the storage has another run for {key}, job {job}: ranges, defaults or the plan have changed since; "
-                    "remove the storage, or give the study another --name"
+                    f"the storage has another run for {key}, job {job}: ranges, defaults or the plan have changed "
+                    "since; remove the storage, or give another --storage"
                 )
             if is_lost(found[job]):
                 again(study, found[job])

@@ -38,9 +38,7 @@ class Cell(NamedTuple):
     def run(self, stage: str, comparison: str, options: Options, seed: int, steps: int) -> Run:
         """A run of it."""
         task, name = self.task, self.contender
-        return Run(
-            task.name, name, name, options, seed, steps, task.batch_size, task.warmup, comparison, stage
-        )
+        return Run(task.name, name, name, options, seed, steps, task.batch_size, task.warmup, comparison, stage)
 
 
 def score(record: Mapping[str, Any], task: Task) -> float:

@@ -82,8 +82,8 @@ class Storage:
                 address = sqlalchemy.make_url(self.url).render_as_string(hide_password=True)
                 if not passing or time.monotonic() - began > self.waiting.patience:
                     raise RuntimeError(
-                        f"the storage {address} cannot be used: {reason}. Finished runs are kept; put it right, and the "
-                        "same command goes on"
+                        f"the storage {address} cannot be used: {reason}. Finished runs are kept; put it right, and "
+                        "the same command goes on"
                     ) from error
                 logging.getLogger(__name__).warning("no answer from %s (%s): trying again", address, reason)
                 time.sleep(pause)

@@ -17,10 +17,10 @@ WARM_UP = 3
 
 
 def measure(task: Task, contenders: Sequence[str], rounds: int = 60) -> pd.DataFrame:
-    """Seconds of a step of each contender at its defaults: median and quartiles of ``rounds``, and relative to the first.
+    """Seconds of a step of each contender at its defaults: the median of ``rounds``, and relative to the first.
 
-    All take turns, one step each, on one thread: what disturbs the machine disturbs all of them. The ratio is the median
-    of the rounds' ratios.
+    All take turns, one step each, on one thread: what disturbs the machine disturbs all of them. The ratio is the
+    median of the rounds' ratios.
     """
     with one_thread():
         torch.manual_seed(0)

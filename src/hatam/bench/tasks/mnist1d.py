@@ -139,9 +139,20 @@ def _task(
 TASKS = [
     _task("mnist1d-mlp", "MNIST-1D with the MLP of its paper, 15,210 parameters", MLP),
     _task("mnist1d-mlp-plain", "the same MLP without its skip connection", partial(MLP, skip=False)),
-    _task("mnist1d-conv", "MNIST-1D with the convolutional net of its paper, 5,210 parameters", ConvNet, steps=1000, lr=0.06),
+    _task(
+        "mnist1d-conv",
+        "MNIST-1D with the convolutional net of its paper, 5,210 parameters",
+        ConvNet,
+        steps=1000,
+        lr=0.06,
+    ),
     _task("mnist1d-mlp-noise", "the MLP with 20% of the training labels wrong", MLP, load_noisy, lr=0.06),
     _task(
-        "mnist1d-conv-noise", "the convolutional net with 20% of the training labels wrong", ConvNet, load_noisy, 1000, 0.06
+        "mnist1d-conv-noise",
+        "the convolutional net with 20% of the training labels wrong",
+        ConvNet,
+        load_noisy,
+        1000,
+        0.06,
     ),
 ]
