@@ -4,8 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-# Whom the demo compares; the study compares all.
-PEERS := adamw adamw-no-momentum sam k-sam msam atam hatam-published hatam
+# Whom the demo compares, all untuned; the study tunes all.
+PEERS := adamw sam schedule-free hatam
 CONTENDERS := $(addprefix --contender ,$(PEERS))
 
 .DEFAULT_GOAL := help
@@ -23,8 +23,8 @@ $(VENV)/dev: pyproject.toml constraints.txt | $(VENV)/bench
 	$(PIP) -e '.[dev]'
 	@touch $@
 
-demo: $(VENV)/bench ## compare HATAM and its nearest peers on MNIST-1D over 5 seeds; ends with a table and plots
-	$(BIN)/hatam compare --task mnist1d-mlp-plain $(CONTENDERS) --seeds 5 --records runs/demo
+demo: $(VENV)/bench ## compare HATAM and its nearest peers, untuned, on MNIST-1D with wrong labels; a table and plots
+	$(BIN)/hatam compare --task mnist1d-mlp-noise $(CONTENDERS) --seeds 8 --records runs/demo
 
 test: lint types unit ## everything CI checks
 
@@ -42,16 +42,16 @@ format: $(VENV)/dev ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-study: $(VENV)/bench ## the whole study and its report; says how long before it starts, and resumes
-	$(BIN)/hatam study run --plan full
-	$(BIN)/hatam report results/full --out runs/full/report
+study: $(VENV)/bench ## the whole study; many hours, resumes
+	$(BIN)/hatam study run --plan study
+	$(BIN)/hatam study table --plan study --update docs/results.md
 
-study-quick: $(VENV)/bench ## a first look at the study and its report, with too few seeds for claims; resumes
+study-quick: $(VENV)/bench ## a first look at the study, with too few seeds for claims; resumes
 	$(BIN)/hatam study run --plan quick --results runs
-	$(BIN)/hatam report runs/quick --out runs/quick/report
+	$(BIN)/hatam study table --plan quick --results runs
 
 readme: $(VENV)/dev ## render tables and plots of README and docs from the committed records
-	$(BIN)/hatam study table --name first --everyone --update docs/results.md
+	$(BIN)/hatam study table --plan study --update docs/results.md
 	for script in step_cost training_cost host_time small_state task_ranges travelled compatibility batch_norm; do $(BIN)/python benchmarks/$$script.py --render || exit; done
 	$(BIN)/python benchmarks/screened.py
 	$(BIN)/python benchmarks/telemetry.py --render
@@ -66,8 +66,8 @@ theory: $(VENV)/dev ## the theory in numbers: records, figures and tables of doc
 compatibility: $(VENV)/dev ## run the tests of what HATAM works with, and write docs/compatibility.md from their outcomes
 	$(BIN)/python benchmarks/compatibility.py
 
-report: $(VENV)/bench ## render the committed records into one page, runs/report/index.html
-	$(BIN)/hatam report results --out runs/report
+report: $(VENV)/bench ## render the study's records into one page, runs/report/index.html
+	$(BIN)/hatam report results/study.parquet --out runs/report
 
 gpu-check: ## on a machine with a GPU and torch, in its own Python: is the GPU kernel right, and how fast
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu_check.py

@@ -6,7 +6,7 @@ What it knows it knows from the records and the storage: ended at any time, it g
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -44,6 +44,9 @@ class Leader:
         self._done: dict[str, list[Record]] = {}  # stages that are over
         self._judged: set[str] = set()  # cells that are over
         self._there = store.read()
+        self._stored = (
+            {(r.key, r.comparison, r.stage) for r in self._there.itertuples()} if "stage" in self._there else set()
+        )
 
     @property
     def judged(self) -> int:
@@ -69,26 +72,22 @@ class Leader:
 
     def _advance(self, cell: Cell) -> list[str]:
         """The stages of a cell that have runs in the storage; empty when it is judged."""
-        searched = self._stage(f"search/{cell.name}", self._search(cell))
+        searched = self._stage(cell, "search", self._search(cell))
         if searched is None:
             return [f"search/{cell.name}"]
-        selected = self._stage(f"select/{cell.name}", select(cell, self.plan, searched))
+        selected = self._stage(cell, "select", select(cell, self.plan, searched))
         if selected is None:
             return [f"select/{cell.name}"]
-        waiting, judged = [], dict[str, Record]()
+        waiting, judged = list[str](), dict[str, Record]()
         for comparison in self.plan.comparisons:
-            key = f"final-{comparison}/{cell.name}"
             runs = final(cell, self.plan, comparison, selected)
-            found = self._stage(key, [run for run in runs if run.key not in judged])
+            found = self._stage(cell, f"final-{comparison}", [run for run in runs if run.key not in judged])
             if found is None:
-                waiting.append(key)
+                waiting.append(f"final-{comparison}/{cell.name}")
                 continue
             judged |= {record["key"]: record for record in found}
-            if key not in self._done:
-                # A run that the other comparison has too is done once, and recorded in both.
-                whole = [{**judged[run.key], "comparison": comparison} for run in runs if run.key in judged]
-                self.store.add(whole)
-                self._done[key] = found
+            # A run that the other comparison has too is done once, and recorded in both.
+            self._store({**judged[run.key], "comparison": comparison} for run in runs if run.key in judged)
         return waiting
 
     def _search(self, cell: Cell) -> list[Run]:
@@ -98,15 +97,16 @@ class Leader:
         runs = [cell.run("search", "", {}, seed, steps) for _ in range(budget.trials_of(cell.contender))]
         return [replace(runs[0], options=parse(cell.contender, cell.task.name)[1]), *runs[1:]]
 
-    def _stage(self, key: str, runs: Sequence[Run]) -> list[Record] | None:
+    def _stage(self, cell: Cell, stage: str, runs: Sequence[Run]) -> list[Record] | None:
         """The records of a stage when it is over; else None, and all of its runs are in the storage."""
+        key = f"{stage}/{cell.name}"
         if key in self._done:
             return self._done[key]
         study = self.storage.stage(key)
         found = jobs(study)
         for job, run in enumerate(runs):
             if job not in found:
-                self._put(study, job, run)
+                self._put(study, cell.task, job, run)
                 continue
             if found[job].user_attrs["run"] != wanted(run):
                 raise ValueError(
@@ -123,12 +123,18 @@ class Leader:
         for trial in failed:
             self.failures[f"{key}, run {trial.user_attrs['job']}"] = trial.user_attrs.get("error", "the worker died")
         records = [unpacked(trial.user_attrs["record"]) for trial in trials if trial not in failed]
-        if not key.startswith("final"):
-            self.store.add({**each, "job": job} for job, each in enumerate(records))
-            self._done[key] = records
+        if stage in ("search", "select"):
+            self._store({**each, "job": job} for job, each in enumerate(records))
+        self._done[key] = records
         return records
 
-    def _put(self, study: optuna.Study, job: int, run: Run) -> None:
+    def _store(self, records: Iterable[Record]) -> None:
+        """Write those that are not in the study's file."""
+        new = {(each["key"], each["comparison"], each["stage"]): each for each in records}
+        self.store.add(each for key, each in new.items() if key not in self._stored)
+        self._stored |= new.keys()
+
+    def _put(self, study: optuna.Study, task: Task, job: int, run: Run) -> None:
         """Put a run into the storage: to do, or done where there is a record of it."""
         chooses, record = run.stage == "search", self._recorded(job, run)
         params = as_params(space(run.contender, run.task), run.options) if chooses and run.options else {}
@@ -141,7 +147,7 @@ class Leader:
             params, distributions = as_params(ranges, json.loads(record["options"])), as_distributions(ranges)
         study.add_trial(
             optuna.create_trial(
-                value=score(record, next(cell.task for cell in self.cells if cell.task.name == run.task)),
+                value=score(record, task),
                 params=params,
                 distributions=distributions,
                 user_attrs={"job": job, "run": wanted(run), "record": packed(record)},
