@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import (
     Falling,
+    Reaching,
     cosine,
     equal,
     every_path,
@@ -264,23 +265,27 @@ def test_state_keys(options: dict[str, Any], keys: set[str], foreach: bool) -> N
 # Numbers at the ends of their range ---------------------------------------------------------------------------------
 
 
-@every_variant
+@pytest.mark.parametrize(("modulator", "ahead"), [("uniform", [0, 0, 1, 1]), ("relative", [0, 0, 0, 1])])
 @pytest.mark.parametrize("path", [{}, {"foreach": True}, {"foreach": False}], ids=str)
 @pytest.mark.parametrize(
-    ("dtype", "eps"), [(torch.float32, 1e-8), (torch.bfloat16, 1e-8), (torch.float16, 1e-7)], ids=str
+    ("dtype", "eps"),
+    [(torch.float32, 1e-8), (torch.float64, 1e-8), (torch.bfloat16, 1e-8), (torch.float16, 1e-7)],
+    ids=str,
 )
 def test_a_gradient_of_0_is_no_measure_of_sharpness(
-    dtype: torch.dtype, eps: float, path: dict[str, Any], options: dict[str, Any]
+    dtype: torch.dtype, eps: float, path: dict[str, Any], modulator: str, ahead: list[int]
 ) -> None:
-    """The mean of h is then ε, rounded as the dtype has it; the first gradient after it must not be divided by that."""
+    """The mean of h is then ε, rounded as the dtype has it: S is 0 at the next step, and no ratio is measured there."""
     param = nn.Parameter(torch.ones(8, dtype=dtype))
-    optimizer = Falling([param], 0.01, eps=eps, **{**options, **path})
-    for g in (torch.zeros(8), 0.01 * torch.randn(8, generator=generator())):
-        param.grad = g.to(dtype)
+    optimizer = Reaching([param], 0.01, eps=eps, modulator=modulator, **path)
+    found = []
+    for scale in (0.0, 0.01, 0.01, 0.01):
+        param.grad = (scale * torch.randn(8, generator=generator())).to(dtype)
         optimizer.step()
-    w = param.detach().clone()
-    with optimizer.straightened():
-        assert torch.equal(param, w)
+        w = param.detach().clone()
+        with optimizer.straightened():
+            found.append(not torch.equal(param, w))
+    assert found == ahead
 
 
 def normal_complex() -> torch.Tensor:
