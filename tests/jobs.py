@@ -18,7 +18,7 @@ from typing import Any
 
 LIMIT = 270  # seconds, below the limit of a test
 PRELOADED = ["torch.distributed.fsdp", "torch.distributed.tensor.parallel", "torch.distributed.checkpoint"]
-PRELOADED += ["hatam.bench.cli"]
+PRELOADED += ["hatam.bench.cli", "torch._dynamo"]  # an optimizer imports the latter when it is made
 
 
 def become(script: str, arguments: list[str], environment: dict[str, str], log: str) -> None:
