@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from gpu_right import LR, REACH, SHAPES, bits, gradients, lr_of, parameters, require, train, with_every_modulator
+from gpu_right import LR, REACH, SHAPES, bits, gradients, lr_of, parameters, require, train, with_modulators
 
 from hatam import HATAM
 
@@ -136,4 +136,4 @@ def checks() -> dict[str, Callable[[], None]]:
     """All of them by name."""
     tests = [a_step_waits_for_nothing, a_graph_replays_eager_steps, a_group_may_lie_on_both]
     tests += [mixed_precision_trains, a_compiled_step_is_right]
-    return {name: one for test in tests for name, one in with_every_modulator(test, "cuda").items()}
+    return {name: one for test in tests for name, one in with_modulators(test, "cuda").items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,6 +39,11 @@ Params = list[torch.nn.Parameter]
 Grads = list[list[Tensor]]
 
 # Problems -----------------------------------------------------------------------------------------------------------
+
+
+def shapes_for(device: str) -> tuple[tuple[int, ...], ...]:
+    """All of them on a GPU; in the interpreter, which is slow, the one of two chunks."""
+    return SHAPES if device == "cuda" else SHAPES[:1]
 
 
 def parameters(device: str, dtype: torch.dtype, shapes: Iterable[tuple[int, ...]] = SHAPES) -> Params:
@@ -94,7 +100,7 @@ def require(condition: bool, what: str) -> None:
 def agrees_with_the_reference(device: str, storage: str, modulator: str, steps: int) -> None:
     """In every combination of dtypes and modulator."""
     dtype, options, tolerance = STORAGE[storage]
-    params = parameters(device, dtype)
+    params = parameters(device, dtype, shapes_for(device))
     oracles = [Reference(p.cpu(), modulator=modulator, **REACH) for p in params]
     grads = gradients(params, steps)
     train(HATAM(params, LR, fused=True, modulator=modulator, **options, **REACH), params, grads)
@@ -113,7 +119,7 @@ def has_the_bits_of_the_cpu_kernel(device: str, storage: str) -> None:
     ones = []
     for where, kernel in (("cpu", cpu), (device, gpu)):
         fused.KERNELS[where] = kernel
-        params = parameters(where, dtype)
+        params = parameters(where, dtype, shapes_for(device))
         optimizer = HATAM(params, LR, fused=True, **options, **REACH)
         train(optimizer, params, gradients(params, 4))
         ones.append([optimizer.state[p][key].cpu() for p in params for key in ("exp_avg", "exp_avg_sq")])
@@ -122,7 +128,7 @@ def has_the_bits_of_the_cpu_kernel(device: str, storage: str) -> None:
 
 def skipped_steps_move_nothing(device: str, modulator: str) -> None:
     """found_inf = 1: nothing moves, the largest lr neither. found_inf = 0: the step with a loss scale of 1."""
-    params, others = parameters(device, torch.float32), parameters(device, torch.float32)
+    params, others = (parameters(device, torch.float32, shapes_for(device)) for _ in range(2))
     optimizer, plain = (HATAM(ps, LR, fused=True, modulator=modulator, **REACH) for ps in (params, others))
     for i, row in enumerate(gradients(params, 5)):
         optimizer.grad_scale, plain.grad_scale = (torch.tensor(scale, device=device) for scale in (4.0, 1.0))
@@ -143,7 +149,7 @@ def skipped_steps_move_nothing(device: str, modulator: str) -> None:
 
 def two_runs_are_equal(device: str, modulator: str) -> None:
     """Bit for bit."""
-    shapes = [(1000, 1237), (50_000,), (33,)] if device == "cuda" else [(3000,), (33,)]
+    shapes = [(1000, 1237), (50_000,), (33,)] if device == "cuda" else [(3000,)]
     runs = []
     for _ in range(2):
         params = parameters(device, torch.float32, shapes)
@@ -157,7 +163,7 @@ def none_is_the_kernel(device: str, modulator: str) -> None:
     """Where there is a reach, fused=None on what AdamW's foreach path left behind has the bits of fused=True."""
     ends = []
     for use_kernel in (None, True):
-        params = parameters(device, torch.float32)
+        params = parameters(device, torch.float32, shapes_for(device))
         first = torch.optim.AdamW(params, LR)  # foreach on a GPU
         rows = gradients(params, 6)
         train(first, params, rows[:2])
@@ -173,23 +179,26 @@ def none_is_the_kernel(device: str, modulator: str) -> None:
 
 
 def checks(device: str) -> dict[str, Callable[[], None]]:
-    """All of them by name; in the interpreter, which is slow, the two first storages and what needs no GPU."""
+    """All of them by name; in the interpreter, which is slow, a few of those that need no GPU."""
     on_gpu = device == "cuda"
     storages, steps = (list(STORAGE), 8) if on_gpu else (list(STORAGE)[:2], 3)
+    modulators = list(MODULATORS) if on_gpu else ["relative"]
     tests: dict[str, Callable[[], None]] = {}
     for storage in storages:
-        for modulator in MODULATORS:
-            tests[f"reference: {storage}; {modulator}"] = (
-                lambda *of: lambda: agrees_with_the_reference(device, *of, steps)
-            )(storage, modulator)
+        for modulator in modulators:
+            tests[f"reference: {storage}; {modulator}"] = partial(
+                agrees_with_the_reference, device, storage, modulator, steps
+            )
         if not cpu.unavailable_reason():
-            tests[f"CPU kernel: {storage}"] = (lambda s: lambda: has_the_bits_of_the_cpu_kernel(device, s))(storage)
+            tests[f"CPU kernel: {storage}"] = partial(has_the_bits_of_the_cpu_kernel, device, storage)
     for test in (skipped_steps_move_nothing, two_runs_are_equal, none_is_the_kernel):
-        tests |= with_every_modulator(test, device)
+        tests |= with_modulators(test, device, modulators)
     return tests
 
 
-def with_every_modulator(test: Callable[[str, str], None], device: str) -> dict[str, Callable[[], None]]:
+def with_modulators(
+    test: Callable[[str, str], None], device: str, modulators: Iterable[str] = MODULATORS
+) -> dict[str, Callable[[], None]]:
     """A test by name, once for each modulator."""
     name = test.__name__.replace("_", " ")
-    return {f"{name}: {one}": (lambda k: lambda: test(device, k))(one) for one in MODULATORS}
+    return {f"{name}: {one}": partial(test, device, one) for one in modulators}

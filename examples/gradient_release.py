@@ -1,8 +1,8 @@
 """The step inside backward(): each parameter is updated, and its gradient freed, as soon as that gradient is whole.
 
 Each parameter has an optimizer of its own. What HATAM measures is of one tensor, so that the numbers are those of one
-optimizer, to the last bit. Gradient accumulation, clipping by the norm over all parameters, and a GradScaler need all
-gradients at once, and are not possible so.
+optimizer: to the last bit where each parameter is a group of it, else up to rounding. Gradient accumulation, clipping
+by the norm over all parameters, and a GradScaler need all gradients at once, and are not possible so.
 
 Needs, in a clone: pip install . scikit-learn. Run it with: python examples/gradient_release.py
 """
@@ -44,7 +44,7 @@ def main() -> None:
     released, ordinary = network(), network()
     options: dict[str, Any] = {"lr": 3e-3, "weight_decay": 0.1}
     optimizers = release(released, **options)
-    optimizer = HATAM(ordinary.parameters(), **options)
+    optimizer = HATAM([{"params": [p]} for p in ordinary.parameters()], **options)
     schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, STEPS) for o in (*optimizers.values(), optimizer)]
     for step in range(STEPS):
         batch = torch.randint(1200, (64,), generator=torch.Generator().manual_seed(step))

@@ -61,7 +61,8 @@ def main() -> None:
         (half, {"state_dtype": torch.float32}),
         (torch.float64, {"eps": 1e-6}),
     ):
-        for kind in ({}, {"modulator": "relative"}, {"hidden": None}):
+        # Without a reach, and with S = 1, the kernel does less: two storages show it.
+        for kind in ({"modulator": "relative"}, {}, {"hidden": None})[: 3 if options in ({}, random) else 1]:
             lr = torch.tensor(0.01) if options else 0.01
             params = parameters([(3, 1), (gpu.CHUNK,)], dtype)
             optimizer = Reaching(params, lr, fused=True, **options, **kind)
@@ -70,7 +71,7 @@ def main() -> None:
             feed(optimizer, params, gradients(params, 1))
     names = [name for name, _ in compiled]
     print({name: names.count(name) for name in ("prepare", "update", "finish")})
-    assert names.count("update") == 15
+    assert names.count("update") == 9
 
 
 if __name__ == "__main__":

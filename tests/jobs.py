@@ -18,12 +18,13 @@ from typing import Any
 
 LIMIT = 270  # seconds, below the limit of a test
 PRELOADED = ["torch.distributed.fsdp", "torch.distributed.tensor.parallel", "torch.distributed.checkpoint"]
-PRELOADED += ["hatam.bench.cli"]
+PRELOADED += ["hatam.bench.cli", "hypothesis", "pytest", "torch._dynamo"]  # an optimizer imports the last one
 
 
-def become(script: str, arguments: list[str], environment: dict[str, str], log: str) -> None:
+def become(script: str, arguments: list[str], environment: dict[str, str], log: str, cwd: str) -> None:
     """What a process of ours does: the script as ``__main__``; a name with no suffix is that of a module."""
     os.setsid()
+    os.chdir(cwd)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which what started the tests may have ignored
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
@@ -45,12 +46,13 @@ def become(script: str, arguments: list[str], environment: dict[str, str], log: 
 class Started:
     """A process that runs a script, in a session of its own."""
 
-    def __init__(self, script: Path | str, *arguments: Any, folder: Path, **variables: str) -> None:
+    def __init__(self, script: Path | str, *arguments: Any, folder: Path, cwd: Path = Path(), **variables: str) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         self.log = folder / f"process-{time.monotonic_ns()}.log"
         self.process = context.Process(
-            target=become, args=(str(script), [*map(str, arguments)], variables, str(self.log))
+            target=become,
+            args=(str(script), [*map(str, arguments)], variables, str(self.log), str(cwd.resolve())),
         )
         self.process.start()
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import jobs
 import pytest
 import torch
 from conftest import VARIANTS, Falling, feed, generator, gradients, state_bits, through_a_file
@@ -59,7 +58,8 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[bytes
         torch.set_num_threads(threads)
     torch.save(saved, folder / "saved.pt")
     script = Path(__file__).with_name("resume_here.py")
-    subprocess.run([sys.executable, script, folder / "saved.pt", folder / "ends.pt"], check=True, timeout=250)
+    started = jobs.Started(script, folder / "saved.pt", folder / "ends.pt", folder=folder)
+    assert started.wait() == 0, started.output
     resumed = torch.load(folder / "ends.pt", weights_only=True)
     return {name: (straight[name], resumed[name]) for name in CASES}
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import resource
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import jobs
 import pytest
 import torch
 from kill_here import build, save
@@ -19,10 +18,9 @@ HERE = Path(__file__).resolve().parent
 @pytest.mark.compatible("kill -9", "40 times in mid-training, in a step, in evaluation and while saving: none is lost")
 def test_a_training_killed_at_random_moments(tmp_path: Path) -> None:
     """It ends where the training that nobody killed ends, bit for bit."""
-    command = [sys.executable, str(HERE / "kill_here.py"), str(tmp_path), "40"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    started = jobs.Started(HERE / "kill_here.py", tmp_path, 40, folder=tmp_path)
+    assert started.wait() == 0, started.output
+    found = json.loads(started.output.splitlines()[-1])
     assert found["lost"] == 0
     assert sum(found["killed"].values()) >= 40
     assert all(found["killed"][phase] for phase in ("step", "eval", "save"))

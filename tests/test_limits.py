@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import (
     Falling,
+    Reaching,
     cosine,
     equal,
     every_path,
@@ -264,23 +265,42 @@ def test_state_keys(options: dict[str, Any], keys: set[str], foreach: bool) -> N
 # Numbers at the ends of their range ---------------------------------------------------------------------------------
 
 
-@every_variant
-@pytest.mark.parametrize("path", [{}, {"foreach": True}, {"foreach": False}], ids=str)
+def steps_ahead(first: float, dtype: torch.dtype, **options: Any) -> list[bool]:
+    """After which of four steps w is ahead of z, where the first gradient is of this size and the others are larger."""
+    param = nn.Parameter(torch.ones(8, dtype=dtype))
+    optimizer = Reaching([param], 0.01, **options)
+    found = []
+    for scale in (first, 0.01, 0.01, 0.01):
+        param.grad = scale * torch.ones(8, dtype=dtype)
+        optimizer.step()
+        w = param.detach().clone()
+        with optimizer.straightened():
+            found.append(not torch.equal(param, w))
+    return found
+
+
+every_way = pytest.mark.parametrize("path", [{}, {"foreach": True}, {"foreach": False}], ids=str)
+
+
+@pytest.mark.parametrize(("modulator", "ahead"), [("uniform", [0, 0, 1, 1]), ("relative", [0, 0, 0, 1])])
+@every_way
 @pytest.mark.parametrize(
-    ("dtype", "eps"), [(torch.float32, 1e-8), (torch.bfloat16, 1e-8), (torch.float16, 1e-7)], ids=str
+    ("dtype", "eps"),
+    [(torch.float32, 1e-8), (torch.float64, 1e-8), (torch.bfloat16, 1e-8), (torch.float16, 1e-7)],
+    ids=str,
 )
 def test_a_gradient_of_0_is_no_measure_of_sharpness(
-    dtype: torch.dtype, eps: float, path: dict[str, Any], options: dict[str, Any]
+    dtype: torch.dtype, eps: float, path: dict[str, Any], modulator: str, ahead: list[int]
 ) -> None:
-    """The mean of h is then ε, rounded as the dtype has it; the first gradient after it must not be divided by that."""
-    param = nn.Parameter(torch.ones(8, dtype=dtype))
-    optimizer = Falling([param], 0.01, eps=eps, **{**options, **path})
-    for g in (torch.zeros(8), 0.01 * torch.randn(8, generator=generator())):
-        param.grad = g.to(dtype)
-        optimizer.step()
-    w = param.detach().clone()
-    with optimizer.straightened():
-        assert torch.equal(param, w)
+    """The mean of h is then ε, rounded as the dtype has it: S is 0 at the next step, and no ratio is measured there."""
+    assert steps_ahead(0.0, dtype, eps=eps, modulator=modulator, **path) == ahead
+
+
+@every_way
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_a_gradient_below_eps_is_a_measure_of_sharpness(dtype: torch.dtype, path: dict[str, Any]) -> None:
+    """A mean of 1.1 ε is more than ε."""
+    assert steps_ahead(0.001, dtype, eps=0.01, modulator="relative", **path) == [0, 0, 1, 1]
 
 
 def normal_complex() -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jobs
 import numpy as np
 import pandas as pd
 import pytest
@@ -30,10 +30,10 @@ ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "own_model.py"
 
 
-def run(*arguments: str, cwd: Path) -> str:
-    done = subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def run(script: Path | str, *arguments: str, folder: Path) -> str:
+    started = jobs.Started(script, *arguments, folder=folder, cwd=folder)
+    assert started.wait() == 0, started.output
+    return started.output
 
 
 def train(make_optimizer, seed: int) -> float:
@@ -70,7 +70,7 @@ def test_the_readme_shows_the_example() -> None:
 
 
 def test_the_example_runs(tmp_path: Path) -> None:
-    shown = run(str(EXAMPLE), cwd=tmp_path)
+    shown = run(EXAMPLE, folder=tmp_path).lstrip()  # after an empty line of the progress bar
     assert shown.startswith("accuracy, %: mean ± 95% interval")
     rows = [line.split() for line in shown.splitlines()[2:]]
     assert [row[0] for row in rows] == [f"{name}lr=0.03" for name in ("adamw:", "hatam:", "msam:rho=0.5,", "nadam:")]
@@ -82,8 +82,8 @@ def test_the_example_runs(tmp_path: Path) -> None:
 def test_the_example_of_a_task_runs(tmp_path: Path) -> None:
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "digits.py").write_bytes((ROOT / "examples" / "own_task.py").read_bytes())
-    arguments = ["-m", "hatam.bench", "compare", "--task", "tasks/digits.py:TASK", "--seeds", "1", "--steps", "20"]
-    shown = run(*arguments, "--contender", "adamw", "--contender", "sam:rho=0.05", "--jobs", "1", cwd=tmp_path)
+    arguments = ["compare", "--task", "tasks/digits.py:TASK", "--seeds", "1", "--steps", "20", "--jobs", "1"]
+    shown = run("hatam.bench", *arguments, "--contender", "adamw", "--contender", "sam:rho=0.05", folder=tmp_path)
     assert "sam:rho=0.05" in shown
     written = records(tmp_path / "runs")
     assert list(zip(written["task"], written["status"], strict=True)) == [("tasks/digits.py:TASK", "ok")] * 2
@@ -445,4 +445,5 @@ def test_sam_in_a_loop_of_ones_own_takes_a_closure(tmp_path: Path) -> None:
 
 def test_importing_the_package_is_cheap() -> None:
     code = "import sys, hatam.bench; print([m for m in sys.modules if m.startswith(('scipy', 'rich', 'hatam.bench.'))])"
-    assert run("-c", code, cwd=Path(os.curdir)).strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

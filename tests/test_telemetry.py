@@ -223,7 +223,7 @@ def test_json_lines(tmp_path: Path) -> None:
 
 
 def test_tensorboard() -> None:
-    """Every number by its name, as ``SummaryWriter.add_scalar`` wants it."""
+    """Every number by its name, as ``SummaryWriter.add_scalar`` wants it, whatever parameters are called."""
 
     class Writer:
         def __init__(self) -> None:
@@ -233,13 +233,14 @@ def test_tensorboard() -> None:
             self.scalars[tag] = (scalar_value, global_step)
 
     writer, params = Writer(), parameters()
-    optimizer = Reaching([(f"layer{i}.weight", p) for i, p in enumerate(params)], 0.01)
+    optimizer = Reaching([*zip(("layer0.weight", "group0", "groups/0"), params, strict=True)], 0.01)
     telemetry = Telemetry(optimizer, every=3, write=to_tensorboard(writer))
     feed(optimizer, params, gradients(params, 3))
     report = telemetry.read()
     assert report is not None
     assert writer.scalars == {name: (x, 3) for name, x in flat(report).items()}
-    assert "hatam/layer0.weight/offset_ratio" in writer.scalars
+    assert len(writer.scalars) == sum(map(len, [*report["groups"], *report["params"].values()]))
+    assert "hatam/params/layer0.weight/offset_ratio" in writer.scalars
 
 
 @pytest.mark.compatible("TensorBoard", "torch.utils.tensorboard.SummaryWriter")
@@ -255,7 +256,7 @@ def test_a_real_summary_writer(tmp_path: Path) -> None:
         with SummaryWriter(str(tmp_path)) as writer:
             Telemetry(optimizer, every=3, write=to_tensorboard(writer))
             feed(optimizer, params, gradients(params, 6))
-        found = EventAccumulator(str(tmp_path)).Reload().Scalars("hatam/group0/offset_ratio")
+        found = EventAccumulator(str(tmp_path)).Reload().Scalars("hatam/groups/0/offset_ratio")
     assert [scalar.step for scalar in found] == [3, 6]
     assert all(0 < scalar.value < math.inf for scalar in found)
 
@@ -324,7 +325,7 @@ def test_lightning_callback() -> None:
             max_steps=4, logger=logger, callbacks=[TelemetryCallback(every=2)], accelerator="cpu", **quiet
         )
         trainer.fit(Module(), torch.utils.data.DataLoader(torch.ones(8, 4), batch_size=2))
-    steps = [step for step, metrics in logger.found if "hatam/layer.weight/update_ratio" in metrics]
+    steps = [step for step, metrics in logger.found if "hatam/params/layer.weight/update_ratio" in metrics]
     assert steps == [2, 4]
 
 
@@ -387,4 +388,4 @@ def test_several_optimizers_of_a_lightning_module_have_their_own_names() -> None
     (first, one), (second, other) = logged
     assert first == second == 1
     assert not one.keys() & other.keys()
-    assert "hatam/optimizer1/group0/update_ratio" in other
+    assert "hatam/optimizer1/groups/0/update_ratio" in other

@@ -53,13 +53,14 @@ def ratio(x: float, y: float) -> float:
 
 
 def flat(report: Report, prefix: str = "hatam") -> dict[str, float]:
-    """A report as scalars by name: ``hatam/group0/update_ratio``, ``hatam/layer.weight/update_ratio``.
+    """A report as scalars by name: ``hatam/groups/0/update_ratio``, ``hatam/params/layer.weight/update_ratio``.
 
     Example:
         >>> flat({"step": 3, "groups": [{"capped": 0.5}], "params": {"w": {"capped": 0.5}}})
-        {'hatam/group0/capped': 0.5, 'hatam/w/capped': 0.5}
+        {'hatam/groups/0/capped': 0.5, 'hatam/params/w/capped': 0.5}
     """
-    owners = {f"group{i}": found for i, found in enumerate(report["groups"])} | report["params"]
+    owners = {f"groups/{i}": found for i, found in enumerate(report["groups"])}
+    owners |= {f"params/{name}": found for name, found in report["params"].items()}
     return {f"{prefix}/{owner}/{key}": x for owner, found in owners.items() for key, x in found.items()}
 
 

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging
 from ..batch_norm import update_bn
 from ..optimizer import HATAM
 from ..reports import Report, flat
-from ..telemetry import Telemetry
+from . import Observer
 
 AVERAGES = ("WeightAveraging", "EMAWeightAveraging")
 """Callbacks of Lightning 2.6 and later that replace the weights by their average over training."""
@@ -84,7 +84,7 @@ class EvaluateStraightened(Callback):
             checkpoint["optimizer_states"] = [trainer.strategy.optimizer_state(one) for one in trainer.optimizers]
 
 
-class TelemetryCallback(Callback):
+class TelemetryCallback(Observer, Callback):
     """Sends the telemetry of every HATAM to the trainer's loggers, see :class:`hatam.telemetry.Telemetry`.
 
     Names of metrics begin with ``hatam/``, or ``hatam/optimizer0/`` and so on where the module has several optimizers.
@@ -92,10 +92,6 @@ class TelemetryCallback(Callback):
     Args:
         every: optimizer steps from one observation to the next.
     """
-
-    def __init__(self, every: int = 200) -> None:
-        self.every = every
-        self.observed: list[Telemetry] = []
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Start observing."""
@@ -107,13 +103,7 @@ class TelemetryCallback(Callback):
         found = _found(trainer)
         for i, optimizer in enumerate(found):
             prefix = "hatam" if len(found) == 1 else f"hatam/optimizer{i}"
-            self.observed.append(Telemetry(optimizer, self.every, partial(write, prefix)))
-
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Remove the hooks."""
-        for telemetry in self.observed:
-            telemetry.detach()
-        self.observed.clear()
+            self.observe(optimizer, partial(write, prefix))
 
 
 def _found(trainer: Any) -> list[HATAM]:

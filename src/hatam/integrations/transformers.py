@@ -9,8 +9,7 @@ from transformers import TrainerCallback
 
 from ..batch_norm import update_bn
 from ..reports import Report
-from ..telemetry import Telemetry
-from . import unwrapped
+from . import Observer, unwrapped
 
 
 class SaveStraightened(TrainerCallback):  # type: ignore[misc,unused-ignore]
@@ -47,7 +46,7 @@ class SaveStraightened(TrainerCallback):  # type: ignore[misc,unused-ignore]
     on_epoch_end = on_step_end
 
 
-class TelemetryCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
+class TelemetryCallback(Observer, TrainerCallback):  # type: ignore[misc,unused-ignore]
     """Observes the HATAM of a Trainer, see :class:`hatam.telemetry.Telemetry`.
 
     Args:
@@ -56,14 +55,9 @@ class TelemetryCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     """
 
     def __init__(self, write: Callable[[Report], None], every: int = 200) -> None:
-        self.write, self.every = write, every
-        self.telemetry: Telemetry | None = None
+        super().__init__(every)
+        self.write = write
 
     def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         """Start observing."""
-        self.telemetry = Telemetry(unwrapped(optimizer), self.every, self.write)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Remove the hooks."""
-        if self.telemetry is not None:
-            self.telemetry.detach()
+        self.observe(unwrapped(optimizer), self.write)
