@@ -166,7 +166,7 @@ def test_schedule_rises_and_ends_at_zero() -> None:
 
 
 def test_a_run_is_reproducible_and_diverging_is_a_result() -> None:
-    task = all_tasks()["diabetes"]
+    task = all_tasks()["digits"]
     first, second = (train(task, make_run(task, "hatam", 0, 30)) for _ in range(2))
     assert first["result"] == second["result"]
     assert first["curve"] == second["curve"]
@@ -241,15 +241,15 @@ def test_every_help_has_an_example(command: list[str]) -> None:
 
 
 def test_compare_end_to_end_and_resume(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    arguments = ["compare", "--task", "diabetes", "--seeds", "2", "--steps", "20", "--jobs", "2"]
+    arguments = ["compare", "--task", "digits", "--seeds", "2", "--steps", "20", "--jobs", "2"]
     arguments += ["--contender", "adamw", "--contender", "hatam:gamma=0.1", "--records", str(tmp_path)]
     logs = tmp_path_factory.mktemp("logs")
     done = jobs.Started("hatam.bench", *arguments, folder=logs)
     assert done.wait() == 0, done.output
     assert "hatam:gamma=0.1" in done.output
     for kind in ("curves", "cost"):
-        assert (tmp_path / f"{kind}-diabetes.png").stat().st_size > 10_000
-        assert "hatam:gamma=0.1" in (tmp_path / f"{kind}-diabetes.svg").read_text()
+        assert (tmp_path / f"{kind}-digits.png").stat().st_size > 10_000
+        assert "hatam:gamma=0.1" in (tmp_path / f"{kind}-digits.svg").read_text()
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("[0-9].json")}
     assert len(written) == 4
     assert jobs.Started("hatam.bench", *arguments, folder=logs).wait() == 0
@@ -262,7 +262,7 @@ def test_compare_end_to_end_and_resume(tmp_path: Path, tmp_path_factory: pytest.
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_comparison_leaves_whole_records(tmp_path: Path, how: signal.Signals) -> None:
-    arguments = ["compare", "--task", "diabetes", "--seeds", "200", "--steps", "20", "--contender", "adamw"]
+    arguments = ["compare", "--task", "digits", "--seeds", "200", "--steps", "20", "--contender", "adamw"]
     (tmp_path / "logs").mkdir()
     records_ = tmp_path / "records"
     started = jobs.Started("hatam.bench", *arguments, "--records", records_, "--jobs", "1", folder=tmp_path / "logs")
@@ -278,16 +278,14 @@ def test_interrupted_comparison_leaves_whole_records(tmp_path: Path, how: signal
 
 
 def test_a_task_that_raises_is_reported_and_holds_up_nobody(tmp_path: Path) -> None:
-    task = all_tasks()["diabetes"]
+    task = all_tasks()["digits"]
     runs = [make_run(task, "adamw", 0, 5), make_run(task, "k-sam:k_fraction=2", 0, 5)]
     failed = runner.run_all(runs, tmp_path, 1, lambda run, steps: None)
     assert [(run.contender, "k_fraction=2" in error) for run, error in failed] == [("k-sam", True)]
     assert runner.missing(runs, tmp_path) == [runs[1]]
 
 
-def compare_command(
-    tmp_path: Path, *contenders: str, steps: str = "2", seeds: str = "2", task: str = "diabetes"
-) -> Any:
+def compare_command(tmp_path: Path, *contenders: str, steps: str = "2", seeds: str = "2", task: str = "digits") -> Any:
     chosen = [word for contender in contenders for word in ("--contender", contender)]
     arguments = ["compare", "--task", task, "--steps", steps, "--seeds", seeds, "--records", str(tmp_path), *chosen]
     return CliRunner().invoke(app, [*arguments, "--jobs", "1"], env={"COLUMNS": "200"})
@@ -300,7 +298,7 @@ def test_the_same_options_are_not_counted_twice(tmp_path: Path, twice: tuple[str
 
 
 def test_rows_have_the_names_of_this_command(tmp_path: Path) -> None:
-    compare_command(tmp_path, "adamw:lr=0.001")  # what it is by default
+    compare_command(tmp_path, "adamw:lr=0.003")  # what it is by default
     output = compare_command(tmp_path, "adamw", "sgd").output
     assert "adamw:lr" not in output
     assert "[" in [line for line in output.splitlines() if "sgd" in line][-1]  # its difference to AdamW
@@ -313,7 +311,7 @@ def test_a_comparison_with_divergence_and_with_everyone(tmp_path: Path) -> None:
     row = next(line for line in result.output.splitlines() if "diverged" in line)
     assert "2 diverged" in row
     assert "[" not in row
-    assert (tmp_path / "nan" / "curves-diabetes.png").exists()
+    assert (tmp_path / "nan" / "curves-digits.png").exists()
     assert compare_command(tmp_path / "all", seeds="1").exit_code == 0
 
 
@@ -326,18 +324,18 @@ def test_what_a_contender_refuses_is_said_once_and_before_training(tmp_path: Pat
 
 
 def one_number(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return (outputs.squeeze() - targets.squeeze()).square().mean()
+    return outputs.mean()
 
 
 def test_a_task_that_cannot_be_scored_is_refused_before_training() -> None:
-    task = all_tasks()["diabetes"]
+    task = all_tasks()["digits"]
     run = make_run(task, "adamw", 0, 5)
     for changed, batch_size, message in (
-        ({}, 100_000, "batch_size=100000 of 'diabetes' must be in"),
-        ({"loss": one_number}, 20, r"loss of 'diabetes' gives shape \(\) .* for 2 samples: it must give one"),
-        ({"loss": lambda outputs, y: outputs.expand(-1, 2)}, 20, r"loss of 'diabetes' gives shape \(2, 2\)"),
-        ({"metric": one_number}, 20, r"metric of 'diabetes' gives shape \(\)"),
-        ({"metric": lambda outputs, y: y > 0}, 20, r"metric of 'diabetes' gives .* torch.bool"),
+        ({}, 100_000, "batch_size=100000 of 'digits' must be in"),
+        ({"loss": one_number}, 20, r"loss of 'digits' gives shape \(\) .* for 2 samples: it must give one"),
+        ({"loss": lambda outputs, y: outputs[:, :2]}, 20, r"loss of 'digits' gives shape \(2, 2\)"),
+        ({"metric": one_number}, 20, r"metric of 'digits' gives shape \(\)"),
+        ({"metric": lambda outputs, y: y > 0}, 20, r"metric of 'digits' gives .* torch.bool"),
     ):
         with pytest.raises(ValueError, match=message):
             train(dataclasses.replace(task, **changed), dataclasses.replace(run, batch_size=batch_size))
@@ -348,12 +346,6 @@ def test_the_library_needs_no_extra() -> None:
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
-
-
-def test_documents_show_what_the_records_say() -> None:
-    """Nobody types a figure: rendering the committed records again changes nothing."""
-    page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
-    assert report.replace_between(page, "first", report.in_markdown(ROOT / "results/first")) == page
 
 
 def test_a_task_is_plain_data() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -18,7 +17,7 @@ import pytest
 import torch
 
 from hatam import HATAM
-from hatam.bench import archive, compare, evaluating, records
+from hatam.bench import compare, evaluating, records
 from hatam.bench.cli import make_run
 from hatam.bench.digests import digest
 from hatam.bench.own import _contestants, make_optimizer
@@ -409,16 +408,6 @@ def test_a_task_may_be_made_by_a_function_and_a_changed_file_is_run_again(tmp_pa
     assert make_run(task, "adamw", 0).path(tmp_path) == before
     file.write_text(file.read_text() + "# changed\n")
     assert make_run(task, "adamw", 0).path(tmp_path) != before
-
-
-def test_records_of_the_harnesses_own_tasks_lie_where_they_lay() -> None:
-    root = ROOT / "results/first/records"
-    path, content = next(archive.files(root))
-    old = json.loads(content)["run"]
-    made = make_run(find(old["task"]), old["contender"], old["seed"])
-    assert made.path(Path()).parts[0] == old["task"]
-    assert records.Run(**old).path(root) == path
-    assert records.parsed(path, content)["run"]["source"] == made.source == ""
 
 
 def test_importing_the_package_is_cheap() -> None:
