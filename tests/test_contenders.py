@@ -492,7 +492,7 @@ def test_sgd_without_momentum_is_sgd() -> None:
 
 def test_a_task_moves_what_is_on_adamws_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     """lr and, where it is decoupled, weight decay: Lion's are a tenth of AdamW's and ten times it, everywhere."""
-    task = dataclasses.replace(all_tasks()["diabetes"], options={"lr": 3e-4, "weight_decay": 0.01})
+    task = dataclasses.replace(all_tasks()["digits"], options={"lr": 3e-4, "weight_decay": 0.01})
     monkeypatch.setitem(all_tasks(), "moved", task)
     begun = {name: parse(name, "moved")[1] for name in ("adamw", "adan", "lion", "sgd")}
     assert {name: (pytest.approx(o["lr"]), pytest.approx(o["weight_decay"])) for name, o in begun.items()} == {

@@ -422,25 +422,25 @@ def test_in_short_those_that_survived_are_not_compared(tmp_path: Path) -> None:
                 label,
                 seed,
                 0.5 + 0.1 * seed,
-                "diabetes",
+                "bytes",
                 result=lost if seed > 1 and label == "hatam" else {},
             )
     row = report.brief(tmp_path).splitlines()[-1].strip("| ").split(" | ")
-    assert row[0] == "diabetes ↓, 4"
+    assert row[0] == "bytes ↓, 4"
     assert row[3].endswith("(2 diverged)")
     assert not "".join(row[4:]).strip(" |")
 
 
 def test_a_study_in_short(tmp_path: Path) -> None:
-    """Three contenders at two budgets; a lower error is better on diabetes, and p-values are corrected over tasks."""
+    """Three contenders at two budgets; a lower error is better on bytes, and p-values are corrected over tasks."""
     root = tmp_path / "study" / "records"
-    for task, sign in (("mnist1d-mlp", 1), ("diabetes", -1)):
+    for task, sign in (("mnist1d-mlp", 1), ("bytes", -1)):
         for seed in range(6):
             for label, gain in (("adamw", 0.0), ("sam", 3.0), ("hatam", 2.0 + 0.02 * seed), ("lion", 9.0)):
                 for steps in (100, 200) if label not in ("sam", "lion") else (100,):
                     put(root, label, seed, 70 + sign * gain + 0.1 * seed, task=task, steps=steps)
     put(root, "adamw", 0, 50.0, task="digits")  # nobody to compare with
-    for task in ("mnist1d-mlp", "diabetes"):
+    for task in ("mnist1d-mlp", "bytes"):
         times = {"adamw": 1.0, "sam": 2.0, "hatam": 1.0, "lion": 1.0}
         records.write(tmp_path / "study" / "timing" / f"{task}.json", {"task": task, "step_s": times})
     text = report.brief(tmp_path / "study")
@@ -449,7 +449,7 @@ def test_a_study_in_short(tmp_path: Path) -> None:
         [line.strip("| ").split(" | ") for line in part.strip().splitlines()[-2:]] for part in (steps, time)
     )
     assert [row[0] for row in others] == [row[0] for row in rows]
-    assert [row[0] for row in rows] == ["mnist1d-mlp ↑, 6", "diabetes ↓, 6"]
+    assert [row[0] for row in rows] == ["mnist1d-mlp ↑, 6", "bytes ↓, 6"]
     assert rows[0][2].startswith("73.25 ± ")
     assert rows[0][4].startswith("+2.05 [")
     assert rows[1][4].startswith("-2.05 [")

@@ -34,7 +34,7 @@ def first_options(form: str, **changed: Any) -> Options:
 
 
 SEED_DOCUMENT = "the source document"
-MLPS = ("mnist1d-mlp", "mnist1d-mlp-plain", "mnist1d-mlp-noise", "digits", "digits-noise", "diabetes", "breast-cancer")
+MLPS = ("mnist1d-mlp", "mnist1d-mlp-plain", "mnist1d-mlp-noise", "digits", "digits-noise")
 
 CONTENDERS: dict[str, Contender] = {
     contender.name: contender

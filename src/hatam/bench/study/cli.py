@@ -183,7 +183,7 @@ def table(
 ) -> None:
     """Print AdamW, SAM and HATAM task by task as Markdown, or fill a page in; 'hatam report' has figures too.
 
-    Example: hatam study table --name first --everyone --update docs/results.md
+    Example: hatam study table --name full --everyone --update docs/results.md
     """
     text = (report.in_markdown if everyone else report.brief)(_there(results / name))
     if update is None:
