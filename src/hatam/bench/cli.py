@@ -14,14 +14,12 @@ from rich.table import Table
 
 from . import records, report, runner
 from .contenders import CONTENDERS, parse
-from .landscape import landscape
 from .records import Run
 from .report.compared import Comparison
 from .report.load import Entry, Found
 from .study.cli import app as study
 from .tasks import Task, all_tasks, ready, source
 from .terminal import plain_console, show
-from .theory.cli import theory
 from .training import prepare
 
 app = typer.Typer(
@@ -32,8 +30,6 @@ app = typer.Typer(
     help="Compare HATAM with its peers, over many seeds.\n\nExample: hatam compare --task mnist1d-mlp --seeds 5",
 )
 app.add_typer(study, name="study")
-app.command()(theory)
-app.command()(landscape)
 console = plain_console()
 
 
@@ -148,7 +144,7 @@ def report_(
 ) -> None:
     """Render records into one page, index.html, with its figures and tables as files beside it.
 
-    Example: hatam report results/first --out runs/report
+    Example: hatam report results/full --out runs/report
     """
     found = report.write(records_, out)
     _say_damaged(found)
