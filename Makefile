@@ -52,11 +52,8 @@ study-quick: $(VENV)/bench ## a first look at the study, with too few seeds for 
 
 readme: $(VENV)/dev ## render tables and plots of README and docs from the committed records
 	$(BIN)/hatam study table --plan study --update docs/results.md
-	for script in step_cost training_cost host_time small_state task_ranges travelled compatibility batch_norm; do $(BIN)/python benchmarks/$$script.py --render || exit; done
-	$(BIN)/python benchmarks/screened.py
-	$(BIN)/python benchmarks/telemetry.py --render
+	for script in history step_cost gpu_speed compatibility; do $(BIN)/python benchmarks/$$script.py --render || exit; done
 	$(BIN)/hatam theory --render --results results/theory --figures docs/figures --update docs/theory.md
-	$(BIN)/python benchmarks/gpu_table.py
 
 theory: $(VENV)/dev ## the theory in numbers: records, figures and tables of docs/theory.md; some minutes, resumes
 	$(BIN)/hatam theory --results results/theory --figures docs/figures --update docs/theory.md
@@ -72,7 +69,7 @@ report: $(VENV)/bench ## render the study's records into one page, runs/report/i
 gpu-check: ## on a machine with a GPU and torch, in its own Python: is the GPU kernel right, and how fast
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu_check.py
 
-step-cost: $(VENV)/dev ## time and memory of a step against torch's AdamW: record, plot and table; on a quiet machine
+step-cost: $(VENV)/dev ## time and memory of a step against torch's AdamW: records and tables; on a quiet machine
 	$(BIN)/python benchmarks/step_cost.py
 
 # Python is not built with the sanitizer, so it comes first by LD_PRELOAD, and Python's own leaks are no concern here.

@@ -7,7 +7,6 @@ python benchmarks/compatibility.py --render     fill in docs/compatibility.md fr
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from importlib.metadata import version
@@ -15,15 +14,17 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from hatam.bench import records, report
+from common import ROOT, fill_in, read
+
+from hatam.bench import records
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).resolve().parent.parent
-RECORD = ROOT / "results/compatibility.json"
+RECORD = "results/compatibility.json"
+NAMES = {"Hugging Face Trainer": "transformers", "PyTorch Lightning": "lightning", "TensorBoard": "tensorboard"}
 PACKAGES = ("torch", "transformers", "accelerate", "lightning", "timm", "tensorboard", "torchao")
 
 
@@ -58,16 +59,11 @@ def table(record: dict[str, Any]) -> str:
     lines = ["| host | what | tests passed |", "|---|---|---:|"]
     for shown, counts in record["outcomes"].items():
         host, _, what = shown.partition(": ")
-        name = f"{host} {record['versions'][key]}" if (key := package(host)) else host
+        version = record["versions"].get(NAMES.get(host, host))
+        name = f"{host} {version}" if version else host
         others = "".join(f", {n} {outcome}" for outcome, n in counts.items() if outcome != "passed" and n)
         lines.append(f"| {name} | {what} | {counts['passed']}{others} |")
     return "\n".join(lines) + f"\n\ntorch {record['versions']['torch']}, Python {record['python']}, on the CPU."
-
-
-def package(host: str) -> str | None:
-    """Whose version belongs to a host's name."""
-    names = {"Hugging Face Trainer": "transformers", "PyTorch Lightning": "lightning", "TensorBoard": "tensorboard"}
-    return names.get(host, host if host in PACKAGES else None)
 
 
 def conformance() -> str:
@@ -85,7 +81,6 @@ def conformance() -> str:
 if __name__ == "__main__":
     if "--render" not in sys.argv[1:]:
         given = [Path(xml) for xml in sys.argv[2:]] if "--junit" in sys.argv else [run()]
-        records.write(RECORD, measured(*given))
-    found = json.loads(RECORD.read_text(encoding="utf-8"))
-    report.fill_in(ROOT / "docs/compatibility.md", "compatibility", table(found))
-    report.fill_in(ROOT / "docs/compatibility.md", "conformance", conformance())
+        records.write(ROOT / RECORD, measured(*given))
+    fill_in("docs/compatibility.md", "compatibility", table(read(RECORD)))
+    fill_in("docs/compatibility.md", "conformance", conformance())

@@ -1,4 +1,4 @@
-"""What must be right of the GPU kernel, on the device or in Triton's interpreter: part one of gpu_check.py."""
+"""What must be right of the GPU kernel, on the device or in Triton's interpreter: gpu_check.py runs it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from common import BF16
 from torch import Tensor
 
 from hatam import HATAM, fused
@@ -15,30 +16,29 @@ from hatam.fused import cpu, gpu
 from hatam.modulators import MODULATORS
 from hatam.testing import Reference
 
-BF16 = torch.bfloat16
 LR = 0.01
 SHAPES = ((gpu.CHUNK + 1,), (17,), (), (0,))
 REACH: dict[str, Any] = {"gamma": 0.5, "travel": 0.0, "horizon": 8.0, "hidden": True}
 """Every tensor reaches, from the first step on at which lr falls."""
+WIDE: dict[str, Any] = {"state_dtype": torch.float32}
+NARROW: dict[str, Any] = {"state_dtype": BF16}
+AT_RANDOM: dict[str, Any] = {"bf16_stochastic_round": True}
 # Dtype, options, and how far w may be from the float64 reference, relative to the largest w.
 STORAGE: dict[str, tuple[torch.dtype, dict[str, Any], float]] = {
     "float32": (torch.float32, {}, 1e-5),
-    "bfloat16, v in float32": (BF16, {"state_dtype": BF16, "bf16_stochastic_round": True}, 3e-2),
+    "bfloat16, v in float32": (BF16, NARROW | AT_RANDOM, 3e-2),
     "float64": (torch.float64, {}, 1e-12),
-    "float32, m in bfloat16": (torch.float32, {"state_dtype": BF16}, 5e-3),
+    "float32, m in bfloat16": (torch.float32, NARROW, 5e-3),
     "bfloat16": (BF16, {}, 5e-2),
-    "bfloat16 at random": (BF16, {"bf16_stochastic_round": True}, 5e-2),
-    "bfloat16, state in float32": (BF16, {"state_dtype": torch.float32}, 3e-2),
-    "bfloat16 at random, state in float32": (
-        BF16,
-        {"state_dtype": torch.float32, "bf16_stochastic_round": True},
-        3e-2,
-    ),
+    "bfloat16 at random": (BF16, AT_RANDOM, 5e-2),
+    "bfloat16, state in float32": (BF16, WIDE, 3e-2),
+    "bfloat16 at random, state in float32": (BF16, WIDE | AT_RANDOM, 3e-2),
 }
 Params = list[torch.nn.Parameter]
 Grads = list[list[Tensor]]
+Checks = dict[str, Callable[[], None]]
 
-# Problems -----------------------------------------------------------------------------------------------------------
+# Problems -------------------------------------------------------------------------------------------------------------
 
 
 def shapes_for(device: str) -> tuple[tuple[int, ...], ...]:
@@ -56,15 +56,9 @@ def parameters(device: str, dtype: torch.dtype, shapes: Iterable[tuple[int, ...]
 def gradients(params: Params, steps: int) -> Grads:
     """A drift plus noise, at a scale of its own in every coordinate."""
     rng = torch.Generator().manual_seed(1)
-    scales = [torch.randn(p.shape, generator=rng).exp() for p in params]
-    drifts = [torch.randn(p.shape, generator=rng) for p in params]
-    return [
-        [
-            (s * (0.3 * d + torch.randn(p.shape, generator=rng))).to(p.dtype).to(p.device)
-            for p, s, d in zip(params, scales, drifts, strict=True)
-        ]
-        for _ in range(steps)
-    ]
+    scales, drifts = ([torch.randn(p.shape, generator=rng) for p in params] for _ in range(2))
+    each = [(p, s.exp(), d) for p, s, d in zip(params, scales, drifts, strict=True)]
+    return [[(s * (0.3 * d + torch.randn(p.shape, generator=rng))).to(p) for p, s, d in each] for _ in range(steps)]
 
 
 def lr_of(step: int, steps: int) -> float:
@@ -94,7 +88,7 @@ def require(condition: bool, what: str) -> None:
         raise ArithmeticError(what)
 
 
-# What must be right -------------------------------------------------------------------------------------------------
+# What must be right ---------------------------------------------------------------------------------------------------
 
 
 def agrees_with_the_reference(device: str, storage: str, modulator: str, steps: int) -> None:
@@ -153,7 +147,7 @@ def two_runs_are_equal(device: str, modulator: str) -> None:
     runs = []
     for _ in range(2):
         params = parameters(device, torch.float32, shapes)
-        optimizer = HATAM(params, LR, fused=True, state_dtype=BF16, modulator=modulator, **REACH)
+        optimizer = HATAM(params, LR, fused=True, modulator=modulator, **NARROW, **REACH)
         train(optimizer, params, gradients(params, 5))
         runs.append(bits(optimizer))
     require(runs[0] == runs[1], "two runs differ")
@@ -175,30 +169,140 @@ def none_is_the_kernel(device: str, modulator: str) -> None:
     require(ends[0] == ends[1], "fused=None and fused=True differ")
 
 
+# What it must bear on a device: streams, graphs, scalers, torch.compile -----------------------------------------------
+
+
+def a_step_waits_for_nothing(device: str, modulator: str) -> None:
+    """Neither with new gradients, nor a scaler, nor lr as a tensor, nor many groups; after the first steps."""
+    params = parameters(device, torch.float32)
+    for lr in (LR, torch.tensor(LR, device=device)):
+        optimizer = HATAM([{"params": [p]} for p in params], lr, fused=True, modulator=modulator, **REACH)
+        optimizer.grad_scale, optimizer.found_inf = torch.ones((), device=device), torch.zeros((), device=device)
+        for i, row in enumerate(gradients(params, 6)):
+            for p, g in zip(params, row, strict=True):
+                p.grad = g
+            torch.cuda.set_sync_debug_mode("error" if i > 1 else "default")
+            try:
+                optimizer.step()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+
+def a_graph_replays_eager_steps(device: str, modulator: str) -> None:
+    """Bit for bit, with lr that changes, of two groups of as many tensors."""
+    sides = []
+    for _ in range(2):
+        params, lr = parameters(device, torch.float32), torch.tensor(LR, device=device)
+        half = len(params) // 2
+        groups = [{"params": params[:half]}, {"params": params[half : 2 * half]}]
+        options = {"fused": True, "capturable": True, "modulator": modulator, **REACH}
+        sides.append((HATAM(groups, lr, **options), params[: 2 * half], lr))
+        for p in params:
+            p.grad = torch.zeros_like(p)
+    (optimizer, *_), (plain, *_) = sides
+    rows = gradients(sides[0][1], 9)
+
+    def feed(i: int) -> None:
+        for _, params, lr in sides:
+            lr.fill_(lr_of(i, len(rows)))
+            for p, g in zip(params, rows[i], strict=True):
+                p.grad.copy_(g)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for i in range(3):
+            feed(i)
+            optimizer.step()
+            plain.step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+    for i in range(3, len(rows)):
+        feed(i)
+        graph.replay()
+        plain.step()
+        require(bits(optimizer) == bits(plain), f"the replay of step {i + 1} differs from the eager step")
+
+
+def a_group_may_lie_on_both(device: str, modulator: str) -> None:
+    """Parameters of one group on CPU and GPU: each as if it were alone."""
+    ends = []
+    for together in (True, False):
+        params = [*parameters("cpu", torch.float32), *parameters(device, torch.float32)]
+        groups = [params] if together else [params[: len(SHAPES)], params[len(SHAPES) :]]
+        rows = [row + [g.to(device) for g in row] for row in gradients(params[: len(SHAPES)], 4)]
+        for ps in groups:
+            start = 0 if ps[0] is params[0] else len(SHAPES)
+            optimizer = HATAM(ps, LR, modulator=modulator, **REACH)
+            train(optimizer, ps, [row[start : start + len(ps)] for row in rows])
+        ends.append([p.detach().cpu() for p in params])
+    require(all(map(torch.equal, *ends)), "a mixed group differs from two groups")
+
+
+def mixed_precision_trains(device: str, modulator: str) -> None:
+    """float16 autocast under a GradScaler, whose first loss scales overflow: it learns, and None and True agree."""
+    ends = []
+    for use_kernel in (None, True):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.GELU(), torch.nn.Linear(64, 1)).to(device)
+        optimizer = HATAM(model.parameters(), LR, fused=use_kernel, modulator=modulator, **REACH)
+        scaler = torch.amp.GradScaler(device, init_scale=2.0**40)
+        x = torch.randn(256, 32, device=device)
+        y, losses = x[:, :3].sum(1, keepdim=True), []
+        for _ in range(120):
+            optimizer.zero_grad()
+            with torch.autocast(device, torch.float16):
+                loss = torch.nn.functional.mse_loss(model(x), y)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            losses.append(float(loss))
+        steps = float(optimizer.state[model[0].weight]["step"])
+        require(0 < steps < 120, f"{steps:g} of 120 steps were taken: the loss scale must overflow at first")
+        require(losses[-1] < 0.1 * losses[0], f"the loss went from {losses[0]:.3g} to {losses[-1]:.3g} only")
+        ends.append((steps, losses[-1]))
+    (steps, loss), (others, other) = ends
+    require(steps == others and abs(loss - other) <= 0.1 * loss, f"fused=None and fused=True differ: {ends}")
+
+
+def a_compiled_step_is_right(device: str, modulator: str) -> None:
+    """torch.compile of the step, which is foreach there, against the kernel."""
+    params, others = parameters(device, torch.float32), parameters(device, torch.float32)
+    lr, other_lr = torch.tensor(LR, device=device), torch.tensor(LR, device=device)
+    optimizer = HATAM(params, lr, capturable=True, modulator=modulator, **REACH)
+    plain = HATAM(others, other_lr, fused=True, modulator=modulator, **REACH)
+    compiled = torch.compile(optimizer.step)
+    for i, row in enumerate(gradients(params, 6)):
+        for p, q, g in zip(params, others, row, strict=True):
+            p.grad, q.grad = g.clone(), g.clone()
+        for one in (lr, other_lr):
+            one.fill_(lr_of(i, 6))
+        compiled()
+        plain.step()
+    for p, q in zip(params, others, strict=True):
+        require(torch.allclose(p, q, rtol=1e-4, atol=1e-5), "the compiled step differs from the kernel")
+
+
 # All of it ------------------------------------------------------------------------------------------------------------
 
 
-def checks(device: str) -> dict[str, Callable[[], None]]:
+def checks(device: str) -> Checks:
     """All of them by name; in the interpreter, which is slow, a few of those that need no GPU."""
     on_gpu = device == "cuda"
-    storages, steps = (list(STORAGE), 8) if on_gpu else (list(STORAGE)[:2], 3)
     modulators = list(MODULATORS) if on_gpu else ["relative"]
-    tests: dict[str, Callable[[], None]] = {}
-    for storage in storages:
-        for modulator in modulators:
-            tests[f"reference: {storage}; {modulator}"] = partial(
-                agrees_with_the_reference, device, storage, modulator, steps
-            )
-        if not cpu.unavailable_reason():
-            tests[f"CPU kernel: {storage}"] = partial(has_the_bits_of_the_cpu_kernel, device, storage)
-    for test in (skipped_steps_move_nothing, two_runs_are_equal, none_is_the_kernel):
-        tests |= with_modulators(test, device, modulators)
-    return tests
-
-
-def with_modulators(
-    test: Callable[[str, str], None], device: str, modulators: Iterable[str] = MODULATORS
-) -> dict[str, Callable[[], None]]:
-    """A test by name, once for each modulator."""
-    name = test.__name__.replace("_", " ")
-    return {f"{name}: {one}": partial(test, device, one) for one in modulators}
+    storages, steps = (list(STORAGE), 8) if on_gpu else (list(STORAGE)[:2], 3)
+    found: Checks = {
+        f"reference: {storage}; {modulator}": partial(agrees_with_the_reference, device, storage, modulator, steps)
+        for storage in storages
+        for modulator in modulators
+    }
+    if not cpu.unavailable_reason():
+        found |= {f"CPU kernel: {one}": partial(has_the_bits_of_the_cpu_kernel, device, one) for one in storages}
+    tests = [skipped_steps_move_nothing, two_runs_are_equal, none_is_the_kernel]
+    if on_gpu:
+        tests += [a_step_waits_for_nothing, a_graph_replays_eager_steps, a_group_may_lie_on_both]
+        tests += [mixed_precision_trains, a_compiled_step_is_right]
+    each = {f"{x.__name__.replace('_', ' ')}: {m}": partial(x, device, m) for x in tests for m in modulators}
+    return found | each

@@ -1,11 +1,11 @@
-"""The tables of the docs are those of the committed records, to the letter, and their snippets run."""
+"""The figures of the docs are those of the committed records, to the letter, their links lead somewhere, their snippets
+run."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,80 +16,92 @@ from hatam.bench import report
 from hatam.bench.tasks import all_tasks
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def of_record(name: str) -> Callable[[Any], str]:
-    """The table that a script draws from its one record."""
-    record = ROOT / f"results/{name}.json"
-    return lambda script: script.table(json.loads(record.read_text(encoding="utf-8")))
-
-
-# The marker in the page, the script in benchmarks/, and how that draws the table.
-TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "step-cost": ("step_cost", of_record("step_cost/step_cost")),
-    "training-cost": ("training_cost", of_record("step_cost/training_cost")),
-    "host-time": ("host_time", of_record("step_cost/host_time")),
-    "small-state": ("small_state", lambda script: script.table(ROOT / "results/small_state", 8)),
-    "gpu": ("gpu_table", lambda script: script.text()),
-}
-
-
-def test_telemetry(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The table of the page, and its snippet."""
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in benchmarks/ can be imported."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    script = importlib.import_module("telemetry")
-    page = (ROOT / "docs/telemetry.md").read_text(encoding="utf-8")
-    text = script.table(json.loads(script.COST.read_text(encoding="utf-8")))
-    assert report.replace_between(page, "telemetry", text) == page
-    exec(page.partition("```python\n")[2].partition("```")[0], {})
-    assert "loss_at_z" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("marker", TABLES)
-def test_speed_tables(marker: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    name, draw = TABLES[marker]
-    page = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
-    assert report.replace_between(page, marker, draw(importlib.import_module(name))) == page
+def read(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
 
 
-def test_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    found = importlib.import_module("screened").pages()
-    found["docs/decisions.md", "travelled"] = importlib.import_module("travelled").table()
-    for (name, marker), text in found.items():
-        page = (ROOT / name).read_text(encoding="utf-8")
-        assert report.replace_between(page, marker, text) == page
+def rendered() -> dict[tuple[str, str], str]:
+    """By page and marker, what the commands of ``make readme`` fill in, but for the study's and the theory's."""
+    common, history, step_cost, gpu_speed, compatibility = map(
+        importlib.import_module, ("common", "history", "step_cost", "gpu_speed", "compatibility")
+    )
+    found = {(page, draw.__name__.replace("_", "-")): draw() for page, draws in history.PAGES.items() for draw in draws}
+    costs = {part: common.read(f"results/step_cost/{part}.json") for part in step_cost.PARTS}
+    for part, (_, draw) in step_cost.PARTS.items():
+        found["docs/speed.md", part.replace("_", "-")] = draw(costs[part])
+    found["README.md", "step-cost-brief"] = step_cost.brief(costs["step_cost"])
+    found["docs/speed.md", "gpu"] = gpu_speed.text()
+    found["docs/compatibility.md", "compatibility"] = compatibility.table(common.read(compatibility.RECORD))
+    found["docs/compatibility.md", "conformance"] = compatibility.conformance()
+    return found
 
 
-def test_compatibility(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures() -> None:
+    """Each is what its command makes of its record, and there is no other."""
+    found = rendered()
+    for (page, marker), text in found.items():
+        assert report.replace_between(read(page), marker, text) == read(page), (page, marker)
+    others = {"docs/theory.md", "docs/results.md"}
+    marked = {(str(p.relative_to(ROOT)), m) for p in PAGES for m in re.findall(r"<!-- (\S+):start -->", p.read_text())}
+    assert {(page, marker) for page, marker in marked if page not in others} == found.keys()
+
+
+def test_the_history_counts_what_its_differences_say() -> None:
+    """A difference counts by its sign, by which scores are better, and by its p."""
+    history = importlib.import_module("history")
+    good, bad = ({"mean": mean, "p": 0.01} for mean in (1.0, -1.0))
+    assert [history.sign("digits", one) for one in (good, bad, {**good, "p": 0.05})] == [1, -1, 0]
+    assert history.counts({"digits": good, "bytes": good, "minilm": {**good, "p": 1.0}}) == (1, 1, 3)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links(page: Path) -> None:
+    """To files, and to headings, that are there."""
+    for target in re.findall(r"\]\((?!https?:)([^)\s]*)\)", page.read_text(encoding="utf-8")):
+        name, _, heading = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, target
+
+
+def test_compatibility() -> None:
     """The record has what the tests are marked for, no more and no less, and nothing failed."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    script = importlib.import_module("compatibility")
-    record = json.loads(script.RECORD.read_text(encoding="utf-8"))
-    page = (ROOT / "docs/compatibility.md").read_text(encoding="utf-8")
-    for marker, text in (("compatibility", script.table(record)), ("conformance", script.conformance())):
-        assert report.replace_between(page, marker, text) == page
+    record = json.loads(read("results/compatibility.json"))
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")]
     marks = {": ".join(mark) for text in sources for mark in re.findall(r'mark\.compatible\("(.+)", "(.+)"\)', text)}
     assert record["outcomes"].keys() == marks
     assert all(counts["failed"] == 0 for counts in record["outcomes"].values())
 
 
-def test_task_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    script = importlib.import_module("task_ranges")
-    page = (ROOT / "docs/tasks.md").read_text(encoding="utf-8")
-    assert report.replace_between(page, "task-ranges", script.table(script.read())) == page
-    for name in all_tasks():
-        assert name.startswith("cifar") or f"| {name} |" in page
+def test_every_task_is_described() -> None:
+    page = read("docs/tasks.md")
+    assert all(f"| {name} |" in page for name in all_tasks())
+
+
+def snippets(page: str) -> list[str]:
+    return [part.partition("```")[0] for part in read(page).split("```python\n")[1:]]
 
 
 def test_the_snippet_of_the_readme_runs() -> None:
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
     names: dict[str, Any] = {}
-    exec(page.partition("```python\n")[2].partition("```")[0], names)
+    exec(snippets("README.md")[0], names)
     assert 0 <= names["accuracy"] <= 1
+
+
+def test_the_snippet_of_the_telemetry_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(snippets("docs/telemetry.md")[0], {})
+    assert "loss_at_z" in capsys.readouterr().out
 
 
 def test_the_snippets_of_the_migration_page_run(
@@ -97,18 +109,9 @@ def test_the_snippets_of_the_migration_page_run(
 ) -> None:
     """One after the other, as a reader would; compiling itself is tested elsewhere."""
     monkeypatch.setattr(torch, "compile", lambda function: function)
-    page = (ROOT / "docs/from_adamw.md").read_text(encoding="utf-8")
-    snippets = [part.partition("```")[0] for part in page.split("```python\n")[1:]]
+    found = snippets("docs/from_adamw.md")
     names: dict[str, object] = {}
-    for snippet in snippets:
+    for snippet in found:
         exec(snippet, names)
-    assert len(snippets) == 7
+    assert len(found) == 7
     assert "3.weight (1, 16)" in capsys.readouterr().out
-
-
-def test_what_batch_norm_costs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    script = importlib.import_module("batch_norm")
-    page = (ROOT / "docs/from_adamw.md").read_text(encoding="utf-8")
-    record = json.loads(script.RECORD.read_text(encoding="utf-8"))
-    assert report.replace_between(page, "batch_norm", script.table(record)) == page

@@ -30,8 +30,3 @@ def bits(outputs: Tensor, targets: Tensor) -> Tensor:
 def percent_correct(outputs: Tensor, targets: Tensor) -> Tensor:
     """100 where the largest output is the target, else 0; shapes ``(n, classes)`` and ``(n,)``."""
     return (outputs.argmax(1) == targets).float() * 100
-
-
-def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Squared error of every sample, shapes ``(n, 1)`` and ``(n,)``."""
-    return (outputs.squeeze(1) - targets).square()

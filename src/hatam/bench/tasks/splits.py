@@ -18,26 +18,23 @@ from . import Data, Split
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
 
-def divided(x: Tensor, y: Tensor, sizes: tuple[int, int, int], *, stratified: bool = True) -> Data:
-    """Samples divided at random, the same way every time.
+def divided(x: Tensor, y: Tensor, sizes: tuple[int, int, int]) -> Data:
+    """Samples divided at random, the same way every time, with the classes in the proportions of the whole.
 
     Args:
         x: inputs, shape ``(n, …)``.
         y: targets, shape ``(n,)``.
         sizes: samples for training, validation and test, together at most n.
-        stratified: every split has the classes in the proportions of the whole.
     """
     from sklearn.model_selection import train_test_split  # slow to import
 
     train, validation, test = sizes
     rest, parts = np.arange(len(y)), []
     for size in (test, validation):
-        labels = y.numpy()[rest] if stratified else None
-        rest, part = train_test_split(rest, test_size=size, random_state=0, stratify=labels)
+        rest, part = train_test_split(rest, test_size=size, random_state=0, stratify=y.numpy()[rest])
         parts.append(part)
     if len(rest) > train:
-        labels = y.numpy()[rest] if stratified else None
-        rest, _ = train_test_split(rest, train_size=train, random_state=0, stratify=labels)
+        rest, _ = train_test_split(rest, train_size=train, random_state=0, stratify=y.numpy()[rest])
     return Data(*(Split(x[part], y[part]) for part in (rest, *reversed(parts))))
 
 
