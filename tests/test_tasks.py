@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import hashlib
 import os
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from hatam.bench import cli, contenders
+from hatam.bench import cli
 from hatam.bench.tasks import (
     Data,
     Split,
@@ -323,18 +322,6 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     letter.FILE.touch()
     monkeypatch.setattr(letter, "find_spec", lambda name: None)
     assert letter.missing() == "not installed: rdata; pip install 'hatam[bench]'"
-
-
-def test_options_of_a_task_are_defaults_of_every_contender(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert contenders.parse("adamw", "digits")[1]["lr"] == all_tasks()["digits"].options["lr"] != 0.03
-    lion = [contenders.parse("lion", task)[1]["lr"] for task in ("mnist1d-mlp", "digits")]
-    assert lion[1] == pytest.approx(lion[0] * all_tasks()["digits"].options["lr"] / 0.03)  # a scale of its own
-    assert contenders.parse("adamw:lr=0.5", "digits")[1]["lr"] == 0.5
-    assert contenders.parse("adamw", "mnist1d-mlp")[1]["lr"] == 0.03
-    own = dataclasses.replace(all_tasks()["digits"], name="own", options={"lr": 0.1, "rho": 0.2})
-    monkeypatch.setitem(all_tasks(), "own", own)
-    assert contenders.parse("sam", "own")[1]["rho"] == 0.2
-    assert "rho" not in contenders.parse("adamw", "own")[1]
 
 
 def test_divided_keeps_the_classes_proportions() -> None:
