@@ -261,3 +261,12 @@ def test_a_gamma_changed_in_mid_training_is_looked_at_before_anything_moves(gamm
     assert [bits(p) for p in params] == before
     optimizer.param_groups[1]["gamma"] = 2
     feed(optimizer, params, gradients(params, 1))
+
+
+def test_betas_in_a_list_are_looked_at_again_where_they_change_in_place() -> None:
+    params = parameters(((4,),))
+    optimizer = HATAM(params, 0.01, betas=[0.9, 0.95])
+    feed(optimizer, params, gradients(params, 1))
+    optimizer.param_groups[0]["betas"][1] = 1.0
+    with pytest.raises(ValueError, match=r"betas.* in \[0, 1\)"):
+        feed(optimizer, params, gradients(params, 1))

@@ -32,6 +32,7 @@ from hatam.storage import REACH_STATE
 
 ADAMW_KEYS = {"step", "exp_avg", "exp_avg_sq"}
 UNIFORM_KEYS = ADAMW_KEYS | {"reach", "rms_ratio", "path_length"}
+every_way = pytest.mark.parametrize("path", [{}, {"foreach": True}, {"foreach": False}], ids=str)
 COMMON = {"betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
 
 
@@ -213,6 +214,18 @@ def test_the_horizon_is_in_steps_at_the_peak(options: dict[str, Any]) -> None:
         assert float(optimizer.state[params[0]]["reach"]) == pytest.approx(horizon * 0.001)
 
 
+@pytest.mark.parametrize("lr", [0.0, torch.tensor(0.0)], ids=["float", "tensor"])
+@pytest.mark.parametrize("path", [{}, {"foreach": False}], ids=str)
+@every_variant
+def test_an_lr_of_0_at_first_moves_nothing(options: dict[str, Any], path: dict[str, Any], lr: float | Tensor) -> None:
+    """Though no number of steps is the limit: that times a peak of 0 is no number."""
+    params = parameters()
+    others = twins(params)
+    optimizer = HATAM(params, copy.deepcopy(lr), **{**options, **path, "horizon": math.inf})
+    feed(optimizer, params, gradients(params, 2))
+    assert equal(params, others)
+
+
 def test_only_hidden_weights_have_a_reach() -> None:
     """By shape and name; or as the group says."""
     model = nn.ModuleDict({"tokens": nn.Embedding(4, 3), "linear": nn.Linear(3, 2)})
@@ -276,9 +289,6 @@ def steps_ahead(first: float, dtype: torch.dtype, **options: Any) -> list[bool]:
         with optimizer.straightened():
             found.append(not torch.equal(param, w))
     return found
-
-
-every_way = pytest.mark.parametrize("path", [{}, {"foreach": True}, {"foreach": False}], ids=str)
 
 
 @pytest.mark.parametrize(("modulator", "ahead"), [("uniform", [0, 0, 1, 1]), ("relative", [0, 0, 0, 1])])

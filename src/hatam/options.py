@@ -14,10 +14,11 @@ from torch import Tensor
 
 from . import fused, reach
 from .arguments import check_betas, check_choice, check_flag, check_integer, check_lr, check_number
+from .foreach import clone_for_autograd
 from .modulators import MODULATORS
 from .reach import Scalar
 from .storage import STATE_DTYPES, quantized_type
-from .update import Options, clone_for_autograd
+from .update import Options
 
 _rate = partial(check_number, low=0.0, high=math.inf, open_end=True)
 _flag, _optional_flag = check_flag, partial(check_flag, optional=True)

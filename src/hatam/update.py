@@ -19,7 +19,7 @@ mean(h)       ``denom_mean``       mean of h at the last step; relative modulato
 ============  ===================  ==========================================================
 
 The step needs one temporary of the size of the parameters. It recomputes a denominator instead of keeping a second
-temporary. With ``differentiable``, it overwrites no tensor that autograd needs.
+temporary. With ``differentiable``, it overwrites no tensor that autograd needs, see :mod:`hatam.foreach`.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ import torch
 from torch import Tensor
 
 from . import reach
+from .foreach import Tensors, add_quotients_, added, clone_for_autograd, copy_, divided, quotients
 from .modulators import Modulator
 from .reach import Scalar
 
 EPS_MARGIN = 1 + 1e-6  # times ε: largest mean of h without a gradient, with a margin for rounding
 
 State: TypeAlias = dict[str, Any]
-Tensors: TypeAlias = list[Tensor]
 
 
 class Options(NamedTuple):
@@ -87,59 +87,9 @@ def column(states: list[State], key: str) -> Tensors:
     return [state[key] for state in states]
 
 
-def clone_for_autograd(xs: list[Any]) -> list[Any]:
-    """Return clones of the tensors in ``xs`` if autograd may need them after an in-place update, else ``xs``."""
-    return [x.clone() if isinstance(x, Tensor) else x for x in xs] if torch.is_grad_enabled() else xs
-
-
 def stacked(states: list[State], key: str) -> Tensor:
     """Return one 0-dim entry of every state as one tensor."""
     return torch.stack(clone_for_autograd(column(states, key)))
-
-
-def copy_(xs: Tensors, ys: Tensors) -> None:
-    """Copy every y to its x."""
-    if not torch.is_grad_enabled():
-        torch._foreach_copy_(xs, ys)  # has no derivative
-        return
-    for x, y in zip(xs, ys, strict=True):
-        x.copy_(y)
-
-
-def added(xs: Tensors, ys: Any) -> Tensors:
-    """Return x + y. Overwrites x unless autograd may need it."""
-    if torch.is_grad_enabled():
-        return list(torch._foreach_add(xs, ys))
-    torch._foreach_add_(xs, ys)
-    return xs
-
-
-def divided(xs: Tensors, ys: Any) -> Tensors:
-    """Return x / y. Overwrites x unless autograd may need it."""
-    if torch.is_grad_enabled():
-        return list(torch._foreach_div(xs, ys))
-    torch._foreach_div_(xs, ys)
-    return xs
-
-
-def quotients(xs: Tensors, ys: Tensors) -> Tensors:
-    """Return x / y. Overwrites y unless autograd may need it or it is float16, whose range 1 / y may leave."""
-    if torch.is_grad_enabled() or any(y.dtype == torch.float16 for y in ys):
-        return list(torch._foreach_div(clone_for_autograd(xs), ys))
-    torch._foreach_reciprocal_(ys)
-    torch._foreach_mul_(ys, xs)
-    return ys
-
-
-def add_quotients_(xs: Tensors, ys: Tensors, zs: Tensors, scales: list[Scalar]) -> bool:
-    """Add scale · y / z to every x. May overwrite z; returns True if every z is unchanged."""
-    if any(isinstance(scale, Tensor) for scale in scales):
-        found = quotients(ys, zs)
-        torch._foreach_mul_(found, scales)
-        torch._foreach_add_(xs, found)
-        return torch.is_grad_enabled()
-    torch._foreach_addcdiv_(xs, clone_for_autograd(ys), zs, scales)
-    return True
 
 
 class Denominators(NamedTuple):
