@@ -9,7 +9,7 @@ PEERS := adamw adamw-no-momentum sam k-sam msam atam hatam-published hatam
 CONTENDERS := $(addprefix --contender ,$(PEERS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit format study study-quick readme theory compatibility report gpu-check step-cost sanitize clean
+.PHONY: help demo test lint types unit format study study-quick readme theory compatibility report gpu-check gpu-study step-cost sanitize clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-16s %s\n", $$1, $$2}'
@@ -52,7 +52,7 @@ study-quick: $(VENV)/bench ## a first look at the study and its report, with too
 
 readme: $(VENV)/dev ## render tables and plots of README and docs from the committed records
 	$(BIN)/hatam study table --name first --everyone --update docs/results.md
-	for script in step_cost training_cost host_time small_state task_ranges travelled compatibility batch_norm; do $(BIN)/python benchmarks/$$script.py --render || exit; done
+	for script in step_cost training_cost host_time small_state task_ranges travelled compatibility batch_norm larger; do $(BIN)/python benchmarks/$$script.py --render || exit; done
 	$(BIN)/python benchmarks/screened.py
 	$(BIN)/python benchmarks/telemetry.py --render
 	$(BIN)/hatam theory --render --results results/theory --figures docs/figures --update docs/theory.md
@@ -71,6 +71,9 @@ report: $(VENV)/bench ## render the committed records into one page, runs/report
 
 gpu-check: ## on a machine with a GPU and torch, in its own Python: is the GPU kernel right, and how fast
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu_check.py
+
+gpu-study: ## on such a machine: AdamW, SAM, Schedule-Free AdamW and HATAM on Fashion-MNIST with a ResNet-18; minutes, resumes
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu_study.py
 
 step-cost: $(VENV)/dev ## time and memory of a step against torch's AdamW: record, plot and table; on a quiet machine
 	$(BIN)/python benchmarks/step_cost.py

@@ -1,4 +1,5 @@
-"""Fills in the tables of docs/speed.md from the records of ``make gpu-check``.
+"""Fills in the tables of docs/speed.md from the records of ``make gpu-check``, and one of docs/results.md from that of
+``make gpu-study``.
 
 python benchmarks/gpu_table.py
 """
@@ -6,6 +7,7 @@ python benchmarks/gpu_table.py
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +59,28 @@ def text(records: Path = RECORDS) -> str:
     return "\n".join([about, "", *steps(speed["speed"]), "", *trainings(speed["speed"])])
 
 
+def study(record: Path = RECORDS / "study.json") -> str:
+    """A row for each contender whose runs are all there, means over the seeds."""
+    found = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {"runs": {}}
+    ended: dict[str, list[dict[str, Any]]] = {}
+    for run in found["runs"].values():
+        if "test" in run:
+            ended.setdefault(run["contender"], []).append(run)
+    if not ended:
+        return "Not run here."
+    rows = ["| contender | lr | n | test accuracy, % | training loss | gradients a step | seconds a run |"]
+    rows.append("|---|" + "---:|" * 6)
+    for name, runs in ended.items():
+        means = {key: statistics.mean(float(run[key]) for run in runs) for key in ("test", "train_loss", "seconds")}
+        cells = [name, f"{runs[0]['lr']:g}", f"{len(runs)}", f"{means['test']:.2f}", f"{means['train_loss']:.4f}"]
+        rows.append(f"| {' | '.join([*cells, str(runs[0]['gradients_per_step']), format(means['seconds'], '.1f')])} |")
+    return "\n".join([*rows, "", f"{found['device']}, torch {found['torch']}, {found['epochs']} epochs."])
+
+
 def main() -> None:
     """Fill in."""
     report.fill_in(ROOT / "docs/speed.md", "gpu", text())
+    report.fill_in(ROOT / "docs/results.md", "gpu-study", study())
 
 
 if __name__ == "__main__":

@@ -82,7 +82,20 @@ def test_task_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs/tasks.md").read_text(encoding="utf-8")
     assert report.replace_between(page, "task-ranges", script.table(script.read())) == page
     for name in all_tasks():
-        assert name.startswith("cifar") or f"| {name} |" in page
+        assert name.startswith("cifar") or f"| {name} |" in page or (name in script.LARGER and f"| `{name}` |" in page)
+
+
+@pytest.mark.parametrize("marker", ["larger", "gpu-study"])
+def test_larger_networks(marker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has no record is said not to have been run."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    page, record = (ROOT / "docs/results.md").read_text(encoding="utf-8"), ROOT / "results/larger.json"
+    if marker == "larger":
+        runs = json.loads(record.read_text(encoding="utf-8"))["runs"] if record.exists() else {}
+        text = importlib.import_module("larger").table(runs)
+    else:
+        text = importlib.import_module("gpu_table").study()
+    assert report.replace_between(page, marker, text) == page
 
 
 def test_the_snippet_of_the_readme_runs() -> None:
