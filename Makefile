@@ -9,7 +9,7 @@ PEERS := adamw sam schedule-free hatam
 CONTENDERS := $(addprefix --contender ,$(PEERS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit format study study-quick readme theory compatibility report gpu-check step-cost sanitize clean
+.PHONY: help demo test lint types unit format study study-quick readme theory compatibility report gpu-check gpu-study step-cost sanitize clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-16s %s\n", $$1, $$2}'
@@ -52,7 +52,7 @@ study-quick: $(VENV)/bench ## a first look at the study, with too few seeds for 
 
 readme: $(VENV)/dev ## render tables and plots of README and docs from the committed records
 	$(BIN)/hatam study table --plan study --update docs/results.md
-	for script in history step_cost gpu_speed compatibility; do $(BIN)/python benchmarks/$$script.py --render || exit; done
+	for script in history step_cost gpu_speed compatibility larger gpu_study; do $(BIN)/python benchmarks/$$script.py --render || exit; done
 	$(BIN)/hatam theory --render --results results/theory --figures docs/figures --update docs/theory.md
 
 theory: $(VENV)/dev ## the theory in numbers: records, figures and tables of docs/theory.md; some minutes, resumes
@@ -68,6 +68,9 @@ report: $(VENV)/bench ## render the study's records into one page, runs/report/i
 
 gpu-check: ## on a machine with a GPU and torch, in its own Python: is the GPU kernel right, and how fast
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu_check.py
+
+gpu-study: ## on such a machine: AdamW, SAM, Schedule-Free AdamW and HATAM on Fashion-MNIST with a ResNet-18; resumes
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu_study.py
 
 step-cost: $(VENV)/dev ## time and memory of a step against torch's AdamW: records and tables; on a quiet machine
 	$(BIN)/python benchmarks/step_cost.py

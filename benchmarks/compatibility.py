@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 from common import ROOT, fill_in, read
 
-from hatam.bench import records
+from hatam.bench import files
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -51,7 +51,7 @@ def measured(*found: Path) -> dict[str, Any]:
             counts = outcomes.setdefault(shown.attrib["value"], dict.fromkeys(("passed", "failed", "skipped"), 0))
             counts[outcome] += 1
     versions = {name: version(name) for name in PACKAGES}
-    return {**records.environment(), "versions": versions, "outcomes": dict(sorted(outcomes.items()))}
+    return {**files.environment(), "versions": versions, "outcomes": dict(sorted(outcomes.items()))}
 
 
 def table(record: dict[str, Any]) -> str:
@@ -81,6 +81,6 @@ def conformance() -> str:
 if __name__ == "__main__":
     if "--render" not in sys.argv[1:]:
         given = [Path(xml) for xml in sys.argv[2:]] if "--junit" in sys.argv else [run()]
-        records.write(ROOT / RECORD, measured(*given))
+        files.write(ROOT / RECORD, measured(*given))
     fill_in("docs/compatibility.md", "compatibility", table(read(RECORD)))
     fill_in("docs/compatibility.md", "conformance", conformance())

@@ -31,7 +31,7 @@ import torch
 from common import ROOT
 
 from hatam import fused
-from hatam.bench import records
+from hatam.bench import files
 from hatam.fused import gpu
 
 
@@ -87,7 +87,7 @@ def main() -> int:
     options = arguments()
     device, out = "cpu" if options.interpret else "cuda", options.out or ROOT / gpu_speed.RECORDS
     where = {
-        **records.environment(),
+        **files.environment(),
         **({"commit": options.commit, "modified": None} if options.commit else {}),
         "device": "interpreter" if options.interpret else torch.cuda.get_device_name(),
         "triton": importlib.import_module("triton").__version__,
@@ -106,7 +106,7 @@ def main() -> int:
         print(f"torch's own tests: {said}", flush=True)
         checks |= {} if passed is None else {"torch's own tests": passed}
         where |= {"torch's own tests": said}
-    records.write(out / "checks.json", {**where, "checks": checks, "failures": failures})
+    files.write(out / "checks.json", {**where, "checks": checks, "failures": failures})
     print(f"{sum(checks.values())} of {len(checks)} checks are right; see {out}")
     if device == "cuda" and not options.skip_speed:
         record: dict[str, Any] = {**where, "speed": [], "failures": {}}
@@ -115,7 +115,7 @@ def main() -> int:
             record["failures"] |= {name: failure} if failure else {}
             record["speed"] += [result] if result else []
             print(json.dumps(result) if result else f"FAIL  {name}", flush=True)
-            records.write(out / "speed.json", record)
+            files.write(out / "speed.json", record)
     return 0 if all(checks.values()) else 1
 
 

@@ -31,7 +31,7 @@ from pytorch_optimizer import SAM
 from torch import Tensor, nn
 
 from hatam import fused
-from hatam.bench import records
+from hatam.bench import files
 from hatam.fused import gpu
 from hatam.storage import is_quantized
 
@@ -64,8 +64,8 @@ def chosen(shape: str) -> list[str]:
 
 
 def write(part: str, record: Record) -> None:
-    environment = {**records.environment(), "threads": torch.get_num_threads()}
-    records.write(ROOT / f"results/step_cost/{part}.json", {"environment": environment, **record})
+    environment = {**files.environment(), "threads": torch.get_num_threads()}
+    files.write(ROOT / f"results/step_cost/{part}.json", {"environment": environment, **record})
 
 
 # A step of the optimizer ----------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hatam.bench import records
+from hatam.bench import files
 
 from .check import ROOT, save
 from .networks import Training
@@ -86,6 +86,6 @@ def draw(surfaces: list[dict[str, Any]], panels: Any) -> None:
 if __name__ == "__main__":
     if "--render" not in sys.argv:
         surfaces = [around(contender) for contender in CONTENDERS]
-        records.write(RECORD, {"environment": records.environment(), "surfaces": surfaces})
+        files.write(RECORD, {"environment": files.environment(), "surfaces": surfaces})
     found = json.loads(RECORD.read_text(encoding="utf-8"))["surfaces"]
     save(FIGURE, partial(draw, found), panels=len(found))

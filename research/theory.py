@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from hatam.bench import records, report
+from hatam.bench import files, report
 
 from . import edge, networks, quadratics
 from .check import ROOT, Check, Job, Run, save
@@ -35,10 +35,10 @@ def measure(name: str, seeds: int, path: Path, processes: int) -> None:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(processes, len(missing)), spawn, torch.set_num_threads, (1,)) as pool:
         for future in as_completed([pool.submit(do, name, job) for job in missing]):
-            runs.append({**future.result(), "environment": records.environment()})
+            runs.append({**future.result(), "environment": files.environment()})
             first = [run for job in wanted for run in runs if job.items() <= run.items()]
             runs = first + [run for run in runs if run not in first]  # of more seeds than are wanted now
-            records.write(path, {"runs": runs})
+            files.write(path, {"runs": runs})
             print(f"{name}: {len(missing)} runs, {len(lacking(wanted, runs))} to go", flush=True)
 
 

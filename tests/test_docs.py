@@ -86,7 +86,20 @@ def test_compatibility() -> None:
 
 def test_every_task_is_described() -> None:
     page = read("docs/tasks.md")
-    assert all(f"| {name} |" in page for name in all_tasks())
+    assert all(f"| {name} |" in page or f"**{name}**" in page for name in all_tasks())
+
+
+@pytest.mark.parametrize("marker", ["larger", "gpu-study"])
+def test_larger_networks(marker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has no record is said not to have been run."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    page, record = (ROOT / "docs/results.md").read_text(encoding="utf-8"), ROOT / "results/larger.json"
+    if marker == "larger":
+        runs = json.loads(record.read_text(encoding="utf-8"))["runs"] if record.exists() else {}
+        text = importlib.import_module("larger").table(runs)
+    else:
+        text = importlib.import_module("gpu_study").table()
+    assert report.replace_between(page, marker, text) == page
 
 
 def snippets(page: str) -> list[str]:

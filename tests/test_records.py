@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from hatam.bench import records
+from hatam.bench import files
 from hatam.bench.records import Run, Store, row
 
 RUN = Run("t", "adamw", "adamw", {"lr": 0.1}, 0, 10, 4, 0.1)
@@ -66,7 +66,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(records.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         store.add([record(1)])
     assert list(store.read()["seed"]) == [0]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .batch_norm import statistics_of
 from .contenders import CONTENDERS
 from .records import Record, Run, row
 from .sharpness import KEYS, measure
@@ -19,6 +21,7 @@ from .trainers import Trainer
 
 CHUNK = 1000  # samples evaluated at a time
 TRAIN_EVALUATED = 4000  # training samples on which a finished run is evaluated, the first ones
+AUGMENTATION = 2**31  # between the seeds of the order and of the augmentation; torch takes the last 32 bits
 Progress = Callable[[int], None]
 
 
@@ -49,7 +52,7 @@ def carry_out(task: Task, run: Run, trainer: Trainer, progress: Progress = lambd
     curve, step_times = _steps(task, run, trainer, data, progress)
     diverged = not math.isfinite(curve[-1]["train_loss"])
     final = run.stage == "final"
-    with trainer.evaluation():
+    with evaluating(trainer, data, run.batch_size):
         found = measured(task, trainer.model, data, diverged=diverged) if final else {"test": math.nan}
     return row(
         run,
@@ -80,19 +83,18 @@ def _steps(
     _check_first(task, trainer.model, data, run.batch_size)
     curve: list[dict[str, float]] = []
     step_times: list[float] = []
-    batches = _batches(len(data.train.y), run.batch_size, run.seed)
+    batches = _batches(task, data.train, run.batch_size, run.seed)
     every = max(1, run.steps // task.curve_points)
     losses: list[Tensor] = []
     for step in range(1, run.steps + 1):
         trainer.arrive(step - 1, run.steps, run.warmup, run.options["lr"])
-        chosen = next(batches)
-        batch = Split(data.train.x[chosen], data.train.y[chosen])
+        batch = next(batches)
         before = time.perf_counter()
         losses.append(trainer.step(*batch))
         step_times.append(time.perf_counter() - before)
         if step % every == 0 or step == run.steps:
             mean_loss = float(torch.stack(losses).mean())
-            with trainer.evaluation():
+            with evaluating(trainer, data, run.batch_size):
                 score = evaluate(task, trainer.model, data.validation)
             curve.append({"step": step, "train_loss": mean_loss, "validation": score})
             progress(len(losses))
@@ -100,6 +102,17 @@ def _steps(
             if not math.isfinite(mean_loss):
                 break
     return curve, step_times
+
+
+@contextmanager
+def evaluating(trainer: Trainer, data: Data, batch_size: int) -> Iterator[None]:
+    """Inside, the model is at the trainer's point of evaluation, with BatchNorm's statistics of training data there.
+
+    One rule for all contenders, see :mod:`.batch_norm`.
+    """
+    samples = max(1, TRAIN_EVALUATED // batch_size) * batch_size
+    with trainer.evaluation(), statistics_of(trainer.model, torch.split(data.train.x[:samples], batch_size)):
+        yield
 
 
 def _check_first(task: Task, model: nn.Module, data: Data, batch_size: int) -> None:
@@ -162,9 +175,15 @@ def measured(task: Task, model: nn.Module, data: Data, *, diverged: bool = False
     }
 
 
-def _batches(samples: int, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Batches without end: every epoch in a new order, the incomplete last batch left out."""
-    generator = torch.Generator().manual_seed(seed)
+def _batches(task: Task, train: Split, batch_size: int, seed: int) -> Iterator[Split]:
+    """Batches without end: every epoch in a new order, the incomplete last batch left out, the inputs augmented.
+
+    The augmentation has a generator of its own: the order is the same with and without it.
+    """
+    generator, augmenting = (torch.Generator().manual_seed(each) for each in (seed, seed + AUGMENTATION))
+    samples = len(train.y)
     while True:
         order = torch.randperm(samples, generator=generator)
-        yield from torch.split(order[: samples - samples % batch_size], batch_size)
+        for chosen in torch.split(order[: samples - samples % batch_size], batch_size):
+            x = train.x[chosen]
+            yield Split(task.augment(x, augmenting) if task.augment else x, train.y[chosen])

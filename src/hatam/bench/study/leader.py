@@ -15,7 +15,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState
 
 from ..contenders import parse, space
-from ..records import Record, Run, Store, jsonable
+from ..files import jsonable
+from ..records import Record, Run, Store
 from ..spaces import Choices, Range, Rate, Space, as_params
 from ..tasks import Task
 from .plans import Plan

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -72,6 +73,8 @@ class Task:
         shifts: test data as the world may change it.
         options: defaults of every contender that differ on this task, such as lr; a contender's own for the task win.
         sharpness: whether a finished run's is measured; not where that would cost more than the run.
+        augment: ``augment(x, generator)`` gives the inputs of a batch as the step sees them, random only through the
+            generator, which the run's seed sets: the same for all contenders. None trains on the inputs as they are.
         missing: in words what is needed and not there, such as a data set in a local folder; None where all is there.
     """
 
@@ -90,6 +93,7 @@ class Task:
     shifts: tuple[Shift, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     sharpness: bool = True
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
     missing: Callable[[], str | None] = lambda: None
 
 

@@ -1,15 +1,21 @@
-"""Text that every Python brings: its documentation and its standard library.
+"""Text that a machine with the extra ``bench`` has: Python's documentation, its standard library, sources of packages.
 
-It depends on the version of Python, down to the patch release, and on nothing else; records name that version.
+It depends on the version of Python, down to the patch release, and :func:`packaged` on those of the packages too.
+Records name these versions.
 """
 
 from __future__ import annotations
 
 import ast
+import hashlib
 import platform
+import random
+import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 VERSION = platform.python_version()
@@ -25,6 +31,20 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "language": ("ast", "dis", "enum", "importlib", "inspect", "symtable", "traceback", "typing"),
     "programs": ("argparse", "cmd", "configparser", "getopt", "logging", "optparse"),
 }
+
+# Packages with long docstrings, of the extra ``bench`` or torch's own requirement, and the distribution of each.
+PACKAGES = {
+    "matplotlib": "matplotlib",
+    "networkx": "networkx",
+    "numpy": "numpy",
+    "scipy": "scipy",
+    "sklearn": "scikit-learn",
+    "torch": "torch",
+}
+TABLES = {"encodings"}  # modules that are no text
+LENGTHS = range(4000, 200_000)  # bytes of a file: a shorter one is mostly imports, a longer one a table
+LINE = 20  # bytes from which on a line tells texts apart
+KNOWN = 0.3  # share of its lines that stand in other files, beyond which a file repeats them
 
 
 def topics() -> list[str]:
@@ -48,8 +68,63 @@ def docstrings(chapter: str) -> list[str]:
 
 def sources(modules: Sequence[str]) -> Iterator[str]:
     """The source files of modules and packages of the standard library, their tests left out."""
-    root = Path(sysconfig.get_path("stdlib"))
+    for path in _files(Path(sysconfig.get_path("stdlib")), modules):
+        yield path.read_text(encoding="utf-8")
+
+
+def _files(root: Path, modules: Iterable[str]) -> Iterator[Path]:
     for module in modules:
         for path in [root / f"{module}.py", *sorted((root / module).rglob("*.py"))]:
             if path.exists() and not {"test", "tests"} & set(path.relative_to(root).parts):
-                yield path.read_text(encoding="utf-8")
+                yield path
+
+
+@cache
+def packaged() -> list[Path]:
+    """The source files of the standard library and of ``PACKAGES``, in one random order for all machines."""
+    roots = {Path(sysconfig.get_path("stdlib")): sorted(sys.stdlib_module_names - TABLES)}
+    for package in PACKAGES:
+        spec = find_spec(package)
+        if spec and spec.origin:
+            roots.setdefault(Path(spec.origin).parent.parent, []).append(package)
+    made = ("__config__.py",)  # when a package was built, with the paths of that machine
+    paths = [path for root, modules in roots.items() for path in _files(root, modules) if path.name not in made]
+    random.Random(0).shuffle(paths)
+    return [path for path in paths if path.stat().st_size in LENGTHS]
+
+
+def fingerprint() -> str:
+    """A digest of the names and sizes of these files."""
+    listed = "\n".join(f"{path.name} {path.stat().st_size}" for path in packaged())
+    return hashlib.sha256(listed.encode()).hexdigest()[:10]
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of ``PACKAGES``."""
+    return {"python": VERSION, **{name: metadata.version(name) for name in PACKAGES.values()}}
+
+
+def missing() -> str | None:
+    """The packages that are not installed, and the remedy."""
+    absent = [name for package, name in PACKAGES.items() if find_spec(package) is None]
+    return f"not installed: {', '.join(absent)}; pip install 'hatam[bench]' {' '.join(absent)}" if absent else None
+
+
+def distinct(paths: Iterable[Path]) -> Iterator[bytes]:
+    """The contents of files, without those whose lines mostly stand in files before them, such as copies and licences.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name, text in (("a", "a line of its own, and long\\n"), ("b", "another one, as long as this\\n")):
+        ...     _ = (folder / name).write_text(text), (folder / f"{name}-copy").write_text(text)
+        >>> len(list(distinct(sorted(folder.iterdir()))))
+        2
+    """
+    seen: set[bytes] = set()
+    for path in paths:
+        content = path.read_bytes()
+        lines = {line for each in content.splitlines() if len(line := each.strip()) >= LINE}
+        if len(lines & seen) <= KNOWN * len(lines):
+            seen |= lines
+            yield content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import platformdirs
 import torch
 from torch import Tensor
 
@@ -24,14 +24,17 @@ def divided(x: Tensor, y: Tensor, sizes: tuple[int, int, int]) -> Data:
     Args:
         x: inputs, shape ``(n, …)``.
         y: targets, shape ``(n,)``.
-        sizes: samples for training, validation and test, together at most n.
+        sizes: samples for training, validation and test, together at most n; 0 leaves a split empty.
     """
     from sklearn.model_selection import train_test_split  # slow to import
 
     train, validation, test = sizes
     rest, parts = np.arange(len(y)), []
     for size in (test, validation):
-        rest, part = train_test_split(rest, test_size=size, random_state=0, stratify=y.numpy()[rest])
+        labels = y.numpy()[rest]
+        rest, part = (
+            train_test_split(rest, test_size=size, random_state=0, stratify=labels) if size else (rest, rest[:0])
+        )
         parts.append(part)
     if len(rest) > train:
         rest, _ = train_test_split(rest, train_size=train, random_state=0, stratify=y.numpy()[rest])
@@ -59,11 +62,27 @@ def noisy_labels(data: Data, classes: int, share: float = 0.2) -> Data:
     return data._replace(train=Split(data.train.x, y))
 
 
+def digest(data: Data) -> str:
+    """A digest of all that the splits hold, by which a record tells on which data it was made.
+
+    Example:
+        >>> data = Data(*(Split(torch.zeros(2, 1), torch.zeros(2)) for _ in range(3)))
+        >>> digest(data) == digest(data._replace(test=Split(torch.zeros(2, 1), torch.ones(2))))
+        False
+    """
+    found = hashlib.sha256()
+    for tensor in (tensor for split in data for tensor in split):
+        found.update(tensor.numpy().tobytes())
+    return found.hexdigest()
+
+
 def kept(name: str, make: Callable[[], dict[str, Array]]) -> dict[str, Array]:
     """Arrays from the file ``name`` in the user's cache, made and written there if it does not exist.
 
     The file is written whole or not at all: several processes may make it at once.
     """
+    import platformdirs  # not where there is torch alone
+
     path = Path(platformdirs.user_cache_dir("hatam")) / name
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
