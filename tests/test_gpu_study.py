@@ -140,7 +140,7 @@ def test_it_runs_where_there_is_torch_alone_and_goes_on(script: Any, folder: Pat
     for run in runs[-4:]:
         tried = {each["lr"]: each["validation"] for each in runs[:8] if each["contender"] == run["contender"]}
         assert tried[run["lr"]] == max(tried.values())
-    rows = importlib.import_module("gpu_table").study(out).splitlines()
+    rows = importlib.import_module("gpu_study").table(out).splitlines()
     assert [row.split(" | ")[0] for row in rows[2:6]] == [f"| {name}" for name in script.CONTENDERS]
     assert rows[-1].startswith("CPU, torch")
     lost = [key for key, run in record["runs"].items() if run["contender"] == "hatam"][-1]
