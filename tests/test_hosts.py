@@ -31,7 +31,7 @@ def test_compiled_step_is_the_eager_step(options: dict[str, Any]) -> None:
     import torch._dynamo.testing  # here, as it is slow to import
 
     torch._dynamo.reset()
-    params = parameters([(4, 3), (5,), (2, 2)])
+    params = parameters([(4, 3), (5,)])
     others = twins(params)
     optimizer = HATAM(params, torch.tensor(0.01), **{**options, "hidden": None})
     eager = HATAM(others, torch.tensor(0.01), **{**options, "hidden": None})

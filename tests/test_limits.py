@@ -140,7 +140,7 @@ def test_undoing_and_redoing_does_not_drift(dtype: torch.dtype) -> None:
     6 T u max|w| after T steps. They have no preferred sign: as a random walk of 6 T of them, of standard deviation
     u max|w| / √3 at most, they reach √(2T) u max|w|.
     """
-    steps = 4000
+    steps = 2000
     params = parameters([(64,)], dtype)
     others = twins(params)
     optimizer = Falling(params, 3e-3, foreach=False, hidden=True, horizon=math.inf)

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import jobs
 import platformdirs
 import pytest
 import torch
@@ -99,16 +100,20 @@ def test_data_is_the_same_in_a_fresh_process_with_and_without_the_cache(tmp_path
     names = ["mnist1d-mlp-noise", "digits-noise", "bytes"]
     names += [name for name in ("fashion-noise", "letter", "minilm") if not all_tasks()[name].missing()]
     here = {name: digest(all_tasks()[name].data()) for name in names}
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
+    script = tmp_path / "digests.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_tasks import all_tasks, digest\n"
-        "print({name: digest(all_tasks()[name].data()) for name in sys.argv[2:]})"
+        "print({name: digest(all_tasks()[name].data()) for name in sys.argv[1:]})",
+        encoding="utf-8",
     )
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONHASHSEED": "7"}
-    command = [sys.executable, "-c", code, str(Path(__file__).parent), *names]
-    for _ in range(2):
-        there = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-        assert there.splitlines()[-1] == str(here)
+    own = {"XDG_CACHE_HOME": str(tmp_path)}
+    environment = {**os.environ, **own, "PYTHONHASHSEED": "7"}
+    made = subprocess.run([sys.executable, script, *names], env=environment, capture_output=True, text=True, check=True)
+    assert made.stdout.splitlines()[-1] == str(here)
+    read = jobs.Started(script, *names, folder=tmp_path, **own)
+    assert read.wait() == 0, read.output
+    assert read.output.splitlines()[-1] == str(here)
     if sys.platform == "linux":
         assert list(tmp_path.rglob("mnist1d-42-5000.npz"))
 

@@ -134,7 +134,7 @@ def test_fine_tuning_a_pretrained_model() -> None:
         F.cross_entropy(model(data.train.x[some]), data.train.y[some]).backward()
         optimizer.step()
 
-    resumes(build, step, 6)
+    resumes(build, step, 4)
 
 
 @pytest.mark.compatible("accelerate", "two processes")
