@@ -296,11 +296,12 @@ def test_bytes_large_is_the_same_in_a_fresh_process(monkeypatch: pytest.MonkeyPa
 
 
 def test_copies_and_licences_are_left_out(tmp_path: Path) -> None:
-    """What repeats a third of the lines before it; short lines do not count, and what is like nothing else stays."""
+    """What repeats a third of its lines, or of another's, is left out; short lines do not count."""
     licence = [f"Permission is granted in part {i}, without warranty" for i in range(10)]
-    own = [[f"sentence {i} that stands in file {name} alone" for i in range(30)] for name in "abc"]
+    own = [[f"sentence {i} that stands in file {name} alone" for i in range(30)] for name in "abcd"]
     short = [f"x{i} = {i}" for i in range(50)]
     contents = [own[0] + short, own[1] + licence, own[0] + own[2][:10], own[2] + short + licence, licence + short]
+    contents.append(own[2][:15] + [f"{line} {i}" for line in own[3] for i in range(5)])
     for i, lines in enumerate(contents):
         (tmp_path / str(i)).write_text("\n".join(lines))
     found = [content.decode().splitlines() for content in corpus.distinct(sorted(tmp_path.iterdir()))]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import ast
 import hashlib
 import platform
-import random
 import sys
 import sysconfig
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from importlib import metadata
@@ -44,7 +44,7 @@ PACKAGES = {
 TABLES = {"encodings"}  # modules that are no text
 LENGTHS = range(4000, 200_000)  # bytes of a file: a shorter one is mostly imports, a longer one a table
 LINE = 20  # bytes from which on a line tells texts apart
-KNOWN = 0.3  # share of its lines that stand in other files, beyond which a file repeats them
+KNOWN = 0.3  # share of the lines, of the shorter of two files or of one, beyond which it repeats others
 
 
 def topics() -> list[str]:
@@ -81,16 +81,19 @@ def _files(root: Path, modules: Iterable[str]) -> Iterator[Path]:
 
 @cache
 def packaged() -> list[Path]:
-    """The source files of the standard library and of ``PACKAGES``, in one random order for all machines."""
+    """The source files of the standard library and of ``PACKAGES``.
+
+    Their order is that of a digest of their names: as good as random, and another version changes it little.
+    """
     roots = {Path(sysconfig.get_path("stdlib")): sorted(sys.stdlib_module_names - TABLES)}
     for package in PACKAGES:
         spec = find_spec(package)
         if spec and spec.origin:
             roots.setdefault(Path(spec.origin).parent.parent, []).append(package)
-    made = ("__config__.py",)  # when a package was built, with the paths of that machine
-    paths = [path for root, modules in roots.items() for path in _files(root, modules) if path.name not in made]
-    random.Random(0).shuffle(paths)
-    return [path for path in paths if path.stat().st_size in LENGTHS]
+    paths = {path.relative_to(root).as_posix(): path for root, names in roots.items() for path in _files(root, names)}
+    ordered = sorted(paths, key=lambda name: hashlib.sha256(name.encode()).digest())
+    made = "__config__.py"  # when a package was built, with the paths of that machine
+    return [paths[name] for name in ordered if paths[name].stat().st_size in LENGTHS and not name.endswith(made)]
 
 
 def fingerprint() -> str:
@@ -111,7 +114,7 @@ def missing() -> str | None:
 
 
 def distinct(paths: Iterable[Path]) -> Iterator[bytes]:
-    """The contents of files, without those whose lines mostly stand in files before them, such as copies and licences.
+    """The contents of files, without what repeats files before it: copies, licences, what holds another file whole.
 
     Example:
         >>> import tempfile
@@ -121,10 +124,14 @@ def distinct(paths: Iterable[Path]) -> Iterator[bytes]:
         >>> len(list(distinct(sorted(folder.iterdir()))))
         2
     """
-    seen: set[bytes] = set()
+    first: dict[bytes, int] = {}  # of every line, the file that had it first
+    sizes: list[int] = []
     for path in paths:
         content = path.read_bytes()
         lines = {line for each in content.splitlines() if len(line := each.strip()) >= LINE}
-        if len(lines & seen) <= KNOWN * len(lines):
-            seen |= lines
+        shared = Counter(first[line] for line in lines & first.keys())
+        alike = any(n > KNOWN * min(len(lines), sizes[file]) for file, n in shared.items())
+        if not alike and shared.total() <= KNOWN * len(lines):
+            first.update(dict.fromkeys(lines - first.keys(), len(sizes)))
+            sizes.append(len(lines))
             yield content
