@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # Whom the demo compares; the study compares all.
-PEERS := adamw adamw-no-momentum sam k-sam msam atam hatam-published hatam
+PEERS := adamw sam k-sam msam atam hatam-published hatam
 CONTENDERS := $(addprefix --contender ,$(PEERS))
 
 .DEFAULT_GOAL := help
@@ -52,12 +52,11 @@ study-quick: $(VENV)/bench ## a first look at the study and its report, with too
 
 readme: $(VENV)/dev ## render tables and plots of README and docs from the committed records
 	for script in history step_cost gpu_speed compatibility; do $(BIN)/python benchmarks/$$script.py --render || exit; done
-	$(BIN)/hatam theory --render --results results/theory --figures docs/figures --update docs/theory.md
+	for script in theory landscape; do $(BIN)/python -m research.$$script --render || exit; done
 
-theory: $(VENV)/dev ## the theory in numbers: records, figures and tables of docs/theory.md; some minutes, resumes
-	$(BIN)/hatam theory --results results/theory --figures docs/figures --update docs/theory.md
-	$(BIN)/hatam landscape --task mnist1d-mlp-plain --contender adamw --contender sam --contender hatam-relative:gamma=0.12 \
-		--record results/theory/landscape.json --out docs/figures/landscape.svg
+theory: $(VENV)/dev ## the theory in numbers: records, figures and tables of docs/theory.md; half an hour, resumes
+	$(BIN)/python -m research.theory
+	$(BIN)/python -m research.landscape
 
 compatibility: $(VENV)/dev ## run the tests of what HATAM works with, and write docs/compatibility.md from their outcomes
 	$(BIN)/python benchmarks/compatibility.py
