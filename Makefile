@@ -53,12 +53,11 @@ study-quick: $(VENV)/bench ## a first look at the study, with too few seeds for 
 readme: $(VENV)/dev ## render tables and plots of README and docs from the committed records
 	$(BIN)/hatam study table --plan study --update docs/results.md
 	for script in history step_cost gpu_speed compatibility larger gpu_study; do $(BIN)/python benchmarks/$$script.py --render || exit; done
-	$(BIN)/hatam theory --render --results results/theory --figures docs/figures --update docs/theory.md
+	for script in theory landscape; do $(BIN)/python -m research.$$script --render || exit; done
 
-theory: $(VENV)/dev ## the theory in numbers: records, figures and tables of docs/theory.md; some minutes, resumes
-	$(BIN)/hatam theory --results results/theory --figures docs/figures --update docs/theory.md
-	$(BIN)/hatam landscape --task mnist1d-mlp-plain --contender adamw --contender sam --contender hatam-relative:gamma=0.12 \
-		--record results/theory/landscape.json --out docs/figures/landscape.svg
+theory: $(VENV)/dev ## the theory in numbers: records, figures and tables of docs/theory.md; half an hour, resumes
+	$(BIN)/python -m research.theory
+	$(BIN)/python -m research.landscape
 
 compatibility: $(VENV)/dev ## run the tests of what HATAM works with, and write docs/compatibility.md from their outcomes
 	$(BIN)/python benchmarks/compatibility.py

@@ -203,12 +203,12 @@ def proxy_table(runs: Sequence[Run]) -> str:
     names = ("Hessian", "Fisher")
     found = [[run["ranks"][i] for run in runs] for i in range(len(runs[0]["ranks"]))]
     rows = [[str(at[0]["step"]), *(interval(x[name] for x in at) for name in names), str(len(runs))] for at in found]
-    return table(["step", *(f"rank correlation with diag {name}" for name in names), "n"], rows)
+    return table(["step", *(f"with diag {name}" for name in names), "n"], rows)
 
 
 # The trace at equal training loss -------------------------------------------------------------------------------------
 
-LOSSES = (0.5, 0.25, 0.125)
+LOSSES = (0.25, 0.125)
 
 
 def trace(contender: str, seed: int, steps: int = 2000, points: int = 20) -> Run:

@@ -77,7 +77,6 @@ USUAL: dict[str, Any] = {"steps": 15000, "window": 3000, "noise": 0.0, "start": 
 REGIMES: dict[str, dict[str, Any]] = {
     "oscillating": {},
     "oscillating, S = 1": {"modulator": "uniform"},
-    "oscillating, lr × 10": {"lr": 1e-2},
     "noise 1e-3, above the gradients of flat coordinates": {"noise": 1e-3},
     "noise 1, above all gradients": {"noise": 1.0},
     "on the way, before any oscillation": {"steps": 1000, "window": 500, "start": 10.0},
@@ -155,7 +154,7 @@ def damping_table(runs: Sequence[Run]) -> str:
 
 
 def draw_damping(runs: Sequence[Run], axes: Axes) -> None:
-    for regime in (name for name in REGIMES if "×" not in name and "rotated" not in name):
+    for regime in (name for name in REGIMES if "rotated" not in name):
         for run in chosen(runs, regime=regime)[:1]:
             axes.loglog(run["lambda"], [abs(k) for k in run["k"]], ".-", label=f"{regime}: slope {run['slope']:.2f}")
     axes.set(xlabel="curvature λ of the coordinate", ylabel="damping coefficient k")

@@ -166,7 +166,12 @@ def test_what_the_page_claims() -> None:
     assert min(run["max_s"] for run in runs("feedback", gamma=1.0)) > 100
     for run in runs("edge"):
         assert fmean(run["effective"][10:]) == pytest.approx(38, rel=0.1)
-    for name, most in (("SAM", 0.6), ("HATAM", 1.0)):
-        pairs = zip(runs("trace", contender=name), runs("trace", contender="AdamW"), strict=True)
-        traces = [[at_loss(run["curve"], 0.25) for run in pair] for pair in pairs]
-        assert all(x is not None and y is not None and x < most * y for x, y in traces)
+    assert trace("SAM", 0.25) < 0.6 * trace("AdamW", 0.25) < 0.6 * trace("published, γ = 1", 0.25)
+    assert trace("HATAM, horizon 8", 0.125) < 0.7 * trace("AdamW", 0.125)
+    assert trace("HATAM", 0.125) < 0.9 * trace("AdamW", 0.125)
+
+
+def trace(contender: str, loss: float) -> float:
+    """The mean over the runs, all of which must come there."""
+    found = [at_loss(run["curve"], loss) for run in runs("trace", contender=contender)]
+    return fmean(x for x in found if x is not None) if None not in found else math.nan
