@@ -9,10 +9,14 @@ import torch
 from torch import nn
 
 from .optimizer import HATAM
+from .wrapper import Straightened
 
 
 def update_bn(
-    loader: Iterable[Any], model: nn.Module, optimizer: HATAM, device: torch.device | int | None = None
+    loader: Iterable[Any],
+    model: nn.Module,
+    optimizer: HATAM | Straightened,
+    device: torch.device | int | None = None,
 ) -> None:
     """Compute the running statistics of all BatchNorm layers at z, in one pass over a loader without gradients.
 

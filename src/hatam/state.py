@@ -33,8 +33,12 @@ def is_hidden(param: Tensor, name: str) -> bool:
     """Return whether a parameter is a hidden weight: it has two or more dimensions and no name of an embedding."""
     if is_lazy(param):
         return False  # it has no shape yet
-    parts = name.lower().split(".")
-    return param.dim() >= 2 and not any(part in EMBEDDINGS or "embed" in part for part in parts)
+    return param.dim() >= 2 and not is_embedding(name)
+
+
+def is_embedding(name: str) -> bool:
+    """Return whether a parameter name, whose parts are divided by dots, has a part that marks an embedding."""
+    return any(part in EMBEDDINGS or "embed" in part for part in name.lower().split("."))
 
 
 def hidden_flags(group: Mapping[str, Any]) -> list[bool]:

@@ -57,32 +57,35 @@ class Reference:
     def step(self, g: Tensor, lr: float) -> None:
         """Take one step with the gradient ``g`` at ``self.w``."""
         g = g.detach().to(torch.float64)
-        self.t += 1
-        self.peak = max(self.peak, lr)
+        self.count(lr)
         self.m = self.beta1 * self.m + (1 - self.beta1) * g
         self.v = self.beta2 * self.v + (1 - self.beta2) * g**2
         h = torch.sqrt(self.v / (1 - self.beta2**self.t)) + self.eps
         m_hat = self.m / (1 - self.beta1**self.t)
         self.z = self.z - lr * (m_hat / h + self.weight_decay * self.z)
 
-        self.reach_started = self.reach_started or self.lr_factor(lr) > 0
         mean = (
             self.denom_mean if self.denom_mean > (1 + 1e-6) * self.eps else math.inf
         )  # a mean of ε means v = 0, and S = 0
         S = torch.ones_like(h) if self.modulator == "uniform" else torch.clamp(h / mean, max=3.0)
-        u = S * self.m / h
-        self.w = self.z - self.reach(lr) * u
+        self.displace(S * self.m / h, lr)
         if self.reach_started:
-            self.measure(u, h, lr)
+            self.denom_mean = float(h.mean())
 
-    def measure(self, u: Tensor, h: Tensor, lr: float) -> None:
-        """Measure ρ, N and mean(h) for the next step."""
+    def count(self, lr: float) -> None:
+        """Count a step, and whether there may be a reach from it on."""
+        self.t += 1
+        self.peak = max(self.peak, lr)
+        self.reach_started = self.reach_started or self.lr_factor(lr) > 0
+
+    def displace(self, u: Tensor, lr: float) -> None:
+        """w = z − κ u, and ρ and N for the next step."""
+        self.w = self.z - self.reach(lr) * u
         u_rms, z_rms = (float(x.square().mean().sqrt()) for x in (u, self.z))
-        if u_rms > 0:
+        if self.reach_started and u_rms > 0:
             new, first = z_rms / u_rms, self.rms_ratio == 0
             self.rms_ratio = new if first else min(new, 1.003 * self.rms_ratio)
             self.path_length += self.t * self.peak / self.rms_ratio if first else lr / self.rms_ratio
-        self.denom_mean = float(h.mean())
 
     def reach(self, lr: float) -> float:
         """κ, with ρ and N of the step before."""
@@ -98,3 +101,25 @@ class Reference:
         if self.peak == 0:
             return 0.0
         return (1 - lr / self.peak) ** 2 * min(1.0, lr / (self.fade * self.peak))
+
+
+@dataclass
+class AroundReference(Reference):
+    """One parameter tensor under :class:`hatam.Straightened`, whatever its base.
+
+    With prescribed gradients z is where the base alone is. The arguments of AdamW's update are not used.
+
+    Example:
+        >>> import torch
+        >>> from hatam.testing import AroundReference
+        >>> reference = AroundReference(torch.tensor([1.0, -1.0]))
+        >>> reference.follow(torch.tensor([0.5, 0.0]), lr=0.1)
+        >>> reference.w
+        tensor([0.5000, 0.0000], dtype=torch.float64)
+    """
+
+    def follow(self, z: Tensor, lr: float) -> None:
+        """Take one step, in which the base has come to ``z``."""
+        self.count(lr)
+        last, self.z = self.z, z.detach().to(torch.float64).clone()
+        self.displace((last - self.z) / lr if lr > 0 else torch.zeros_like(last), lr)

@@ -3,11 +3,13 @@ r"""The late reach for any optimizer: its step moves z, and the gradient is take
 .. math::
     w = z - \kappa_t\, u_t, \qquad u_t = \frac{z_{t-1} - z_t}{\mathrm{lr}_t},
 
-with κ as in :mod:`hatam.reach`. lr u is the whole step of the base, including weight decay.
+with κ as in :mod:`hatam.reach`. lr u is the whole step of the base, including weight decay. At lr = 0 there is no u:
+then ρ stays, and w = z. The tensors of a step are in :mod:`hatam.wrapped`.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, overload
@@ -16,28 +18,32 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import reach
-from .options import CHECKS
-from .state import hidden_flags, scalar
+from . import reach, sharded, wrapped
+from .options import CHECKS, raise_peak
+from .reach import Scalar
+from .state import hidden_flags
 from .straightening import EVALUATING, refuse_inside
+from .wrapped import Part
 
 OPTIONS = ("gamma", "travel", "horizon", "fade", "hidden")
-SCALARS = ("reach", "rms_ratio", "path_length")
 
 
 class Straightened(Optimizer):
     """Adds HATAM's late reach to any optimizer.
 
-    The options are those of :class:`hatam.HATAM`, which does nearly the same as this wrapper around AdamW. HATAM is
-    faster and needs no additional buffer. The wrapper needs one of the parameters' size, and another during a step.
-    Parameter groups are the base's own objects, so that schedules work as before.
+    The options are those of :class:`hatam.HATAM`, which does nearly the same as this wrapper around AdamW, faster and
+    without the additional buffer of the parameters' size. Groups, state and state dict are the base's own, with the
+    entries of the reach beside the base's, so that schedules, checkpoints and mixed precision work as before.
 
     Args:
         base: an optimizer with one gradient per step. Its groups have ``lr``, which a schedule has to lower.
-        gamma, travel, horizon, fade, hidden: see :class:`hatam.HATAM`. A group of the base may set its own ``hidden``.
+        gamma, travel, horizon, fade, hidden: see :class:`hatam.HATAM`. A group of the base may set its own, unless the
+            base has an option of that name.
 
     Raises:
-        TypeError, ValueError: an option is wrong, ``base`` is not an optimizer, or a group of it has no ``lr``.
+        TypeError: ``base`` is no optimizer, has a reach already, needs a closure, or a group of it has no ``lr``.
+        ValueError: an option is out of range, or ``base`` has ``differentiable=True``.
+        RuntimeError: parameters that FSDP1 has flattened, or DTensors with a partial placement.
 
     Example:
         >>> import torch
@@ -66,20 +72,37 @@ class Straightened(Optimizer):
         fade: float = 0.1,
         hidden: bool | None = None,
     ) -> None:
-        if not isinstance(base, Optimizer) or not all("lr" in group for group in base.param_groups):
-            raise TypeError(f"base must be a torch optimizer whose groups have an lr, not {type(base).__name__}")
+        check_base(base)
         given = locals()
-        self.options = {name: given[name] for name in OPTIONS}
+        self.base, self.options = base, {name: given[name] for name in OPTIONS}
         for name, value in self.options.items():
             CHECKS[name](name, value)
-        self.base, self.evaluating = base, False
+        self._parts: dict[int, tuple[Any, list[Part]]] = {}  # by group index, with what they depend on
         super().__init__(base.param_groups, base.defaults)
-        self.param_groups = base.param_groups
+        self._adopt()
+        for group in self.param_groups:
+            self._check(group)
+
+    def _adopt(self) -> None:
+        """Take the base's present groups and state as one's own, and forget the last step's tensors."""
+        self.param_groups, self.state = self.base.param_groups, self.base.state
+        self._parts.clear()
+
+    def _option(self, group: dict[str, Any], name: str) -> Any:
+        """An option of a group: its own, unless the base means something else by it, or the wrapper's."""
+        return group[name] if name in group and name not in self.base.defaults else self.options[name]
+
+    def _check(self, group: dict[str, Any]) -> None:
+        for name in OPTIONS:
+            CHECKS[name](name, self._option(group, name))
+        sharded.check_supported({**group, "gamma": self._option(group, "gamma"), "state_dtype": None})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base. Has no effect during construction, when the base has all groups already."""
         if "param_groups" in vars(self) and self.param_groups is self.base.param_groups:
+            self._check({**param_group, "params": []})
             self.base.add_param_group(param_group)
+            self._check(self.param_groups[-1])
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -89,6 +112,8 @@ class Straightened(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Perform one step of the base at z, with the gradient taken at w.
 
+        If the base raises an exception, the parameters stay where it has left them, and that is z then.
+
         Args:
             closure: reevaluates the model and returns the loss (optional). It is called once, at w.
 
@@ -96,119 +121,147 @@ class Straightened(Optimizer):
             RuntimeError: after :meth:`eval` or inside :meth:`straightened`. No parameter has changed.
         """
         refuse_inside(self, "step()")
-        if self.evaluating:
+        if any(group.get("evaluating") for group in self.param_groups):
             raise RuntimeError(EVALUATING)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        reaching = [self._reaching(group) for group in self.param_groups]
-        before = []
-        for params in reaching:
-            self._move(params, -1)
-            before.append([p.clone() for p in params])
-        self.base.step()
-        for group, params, zs in zip(self.param_groups, reaching, before, strict=True):
-            group["lr_peak"] = max(float(group.get("lr_peak", 0.0)), float(group["lr"]))
-            if params:
-                self._displace(group, params, zs)
+        stepped = [
+            (group, self._reach_factor(group), self._gather(i, group))
+            for i, group in enumerate(self.param_groups)
+            if any(p.grad is not None for p in group["params"])
+        ]
+        reaching = [part for group, _, parts in stepped for part in parts if group["reach_started"]]
+        for part in reaching:
+            part.to_z()
+        try:
+            self.base.step()
+        except BaseException:
+            for part in reaching:
+                part.forget_offsets()
+            raise
+        for group, factor, parts in stepped:
+            lr, peak = (x.squeeze() if isinstance(x, Tensor) else x for x in (group["lr"], group["lr_peak"]))
+            for part in parts:
+                part.count_step()
+                if group["reach_started"]:
+                    part.to_w(lr, peak, factor, self._option(group, "travel"), self._option(group, "horizon"))
         return loss
 
-    def _reaching(self, group: dict[str, Any]) -> list[Tensor]:
-        """The parameters of a group that have gradients and may have a reach."""
-        flags = hidden_flags({**group, "hidden": group.get("hidden", self.options["hidden"])})
-        return [p for p, hidden in zip(group["params"], flags, strict=True) if hidden and p.grad is not None]
+    def _reach_factor(self, group: dict[str, Any]) -> Scalar:
+        """Raise the peak lr of a group, and return γ · lr_factor(lr): κ without ρ, τ and the horizon."""
+        group.setdefault("lr_peak", 0.0)
+        peak, gamma = raise_peak(group), self._option(group, "gamma")
+        factor = gamma * reach.lr_factor(group["lr"], peak, self._option(group, "fade"))
+        started = isinstance(factor, Tensor) if gamma != 0 else False
+        group["reach_started"] = bool(group.get("reach_started") or started or factor > 0)
+        return factor
 
-    def _displace(self, group: dict[str, Any], params: list[Tensor], before: list[Tensor]) -> None:
-        """Displace z to w = z − κ u, and store ρ and N for the next step. Overwrites ``before``, the last z."""
-        lr, peak, options = float(group["lr"]), group["lr_peak"], self.options
-        torch._foreach_sub_(before, params)  # lr u
-        states = [self.state[p] for p in params]
-        for state, p in zip(states, params, strict=True):
-            if not state:
-                state.update({key: scalar(0.0, p) for key in SCALARS}, step=0)
-            state["step"] += 1
-        ratios, lengths = (torch.stack([state[key] for state in states]) for key in ("rms_ratio", "path_length"))
-        factor = options["gamma"] * reach.lr_factor(lr, peak, options["fade"])
-        reaches = (factor * ratios * reach.travel_factor(lengths, options["travel"])).clamp(
-            max=options["horizon"] * peak
-        )
-        if lr > 0 and (factor > 0 or bool((ratios > 0).any())):
-            roots = ratios.new_tensor([max(p.numel(), 1) ** 0.5 for p in params])
-            z_norms, step_norms = (torch.stack(torch._foreach_norm(xs)).to(ratios) for xs in (params, before))
-            next_ratios = reach.next_rms_ratios(z_norms / roots, step_norms / (roots * lr), ratios)
-            steps = ratios.new_tensor([state["step"] for state in states])
-            lengths = reach.next_path_lengths(lengths, next_ratios, ratios, lr, peak, steps)
-            ratios = next_ratios
-        scales = -reaches / lr if lr > 0 else torch.zeros_like(reaches)
-        torch._foreach_mul_(before, list(scales.unbind()))
-        for state, *row in zip(states, reaches, ratios, lengths, before, strict=True):
-            state.update(zip((*SCALARS, "offset"), row, strict=True))
-        self._move(params, 1)
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _gather(self, i: int, group: dict[str, Any]) -> list[Part]:
+        """The parameters of a group that have gradients and may have a reach, from the cache if nothing has changed."""
+        params = [p for p in group["params"] if p.grad is not None]
+        own = {"hidden": self._option(group, "hidden"), "param_names": group.get("param_names", ())}
+        may_reach = self._option(group, "gamma") != 0 or group["reach_started"]
+        key = (may_reach, own["hidden"], list(map(id, params)))
+        known, parts = self._parts.get(i, (None, []))
+        if known != key or not all(part.is_current(self.state) for part in parts):
+            flags = hidden_flags({**group, **own}) if may_reach else [False] * len(group["params"])
+            wrapped.drop_lost_reaches(self.state, group["params"], flags)
+            hidden = [p for p, flag in zip(group["params"], flags, strict=True) if flag and p.grad is not None]
+            self._parts[i] = key, wrapped.gather(self.state, hidden)
+        return self._parts[i][1]
 
-    def _move(self, params: list[Tensor], sign: int) -> None:
-        """Add or subtract the stored offsets −κ u."""
-        moved = [p for p in params if "offset" in self.state.get(p, {})]
-        if moved:
-            torch._foreach_add_(moved, [self.state[p]["offset"] for p in moved], alpha=sign)
+    def _offsets(self, *, evaluating: bool) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """Parameters that may have an offset, with their states, of the groups that are or are not evaluating."""
+        for group in self.param_groups:
+            if bool(group.get("evaluating")) is evaluating:
+                yield from ((p, self.state[p]) for p in group["params"] if "offset" in self.state.get(p, {}))
 
     @torch.no_grad()
     def eval(self) -> None:
-        """Bring the parameters to z, to evaluate or to save the model. A step is refused until :meth:`train`."""
+        """Set the parameters to z, to evaluate or save the model. :meth:`step` raises until :meth:`train` is called."""
         self._switch(evaluating=True)
 
     @torch.no_grad()
     def train(self, mode: bool = True) -> None:
-        """Bring the parameters back to w, up to rounding; ``train(False)`` is :meth:`eval`."""
+        """Set the parameters to w again, up to rounding. ``train(False)`` is :meth:`eval`.
+
+        Parameters that no longer require a gradient stay at z.
+        """
         self._switch(evaluating=not mode)
 
     def _switch(self, *, evaluating: bool) -> None:
         refuse_inside(self, "eval() or train()")
-        if self.evaluating != evaluating:
-            self._move(list(self.state), -1 if evaluating else 1)
-            self.evaluating = evaluating
+        for p, state in self._offsets(evaluating=not evaluating):
+            if not p.requires_grad and not evaluating:
+                state["offset"].zero_()
+            p.add_(state["offset"], alpha=1 if evaluating else -1)
+        for group in self.param_groups:
+            group["evaluating"] = evaluating
 
     @contextmanager
     def straightened(self) -> Iterator[None]:
-        """Inside, the parameters are z; on leaving, exactly what they were."""
-        saved = [(p, p.detach().clone()) for p in self.state] if not self.evaluating else []
-        evaluating = self.evaluating
-        self.eval()
+        """Set the parameters to z for the block; at its end restore them bit for bit.
+
+        Inside, offsets are 0, so that a checkpoint made there has z and no offset to undo. The block keeps two copies
+        of all parameters that may have an offset.
+
+        Raises:
+            RuntimeError: from ``step()``, ``load_state_dict()``, ``eval()`` and ``train()`` inside the block.
+        """
+        saved = []
         self._straightened += 1
         try:
+            with torch.no_grad():
+                for p, state in self._offsets(evaluating=False):
+                    saved.append((p, p.detach().clone(), state, state["offset"]))
+                    p.add_(state["offset"])
+                    state["offset"] = torch.zeros_like(state["offset"])
             yield
         finally:
             self._straightened -= 1
-            self.evaluating = evaluating
             with torch.no_grad():
-                for p, w in saved:
+                for p, w, state, offset in saved:
                     p.copy_(w)
+                    state["offset"] = offset
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"base": self.base, "options": self.options, "evaluating": self.evaluating}
-        return {**super().__getstate__(), **own}
+        return {**super().__getstate__(), "base": self.base, "options": self.options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "_parts": {}})
 
     def state_dict(self) -> dict[str, Any]:
-        """The base's state dict, with the state of the reach by parameter index under ``straightened``."""
-        numbers = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
-        own = {numbers[p]: dict(state) for p, state in self.state.items() if p in numbers}
-        return {**self.base.state_dict(), "straightened": {"state": own, "evaluating": self.evaluating}}
+        """The base's state dict. The states of parameters that may have a reach have its entries beside the base's."""
+        return self.base.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a result of :meth:`state_dict`, or a state dict of the base; then the parameters are taken to be z.
 
         Raises:
             RuntimeError: inside :meth:`straightened`.
+            ValueError: an offset has another shape than its parameter. Nothing has changed.
         """
         refuse_inside(self, "load_state_dict()")
-        rest = {key: x for key, x in state_dict.items() if key != "straightened"}
-        own = state_dict.get("straightened", {"state": {}, "evaluating": False})
-        self.base.load_state_dict(rest)
-        self.param_groups = self.base.param_groups
         params = [p for group in self.param_groups for p in group["params"]]
-        self.state.clear()
-        for i, state in own["state"].items():
-            self.state[params[i]] = {
-                key: x.detach().clone().to(params[i].device) if isinstance(x, Tensor) else x for key, x in state.items()
-            }
-        self.evaluating = own["evaluating"]
+        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+        bases, own = wrapped.split(state_dict, dict(zip(saved, params, strict=False)))
+        self.base.load_state_dict(bases)
+        self._adopt()
+        for p, found in own.items():
+            self.state[p].update(found)
+
+
+def check_base(base: Any) -> None:
+    """Refuse what cannot be wrapped, see :class:`Straightened`."""
+    if not isinstance(base, Optimizer) or not all("lr" in group for group in base.param_groups):
+        raise TypeError(f"base must be a torch optimizer whose groups have an lr, not {type(base).__name__}")
+    if hasattr(base, "straightened"):
+        raise TypeError(f"base must be an optimizer without a reach, and {type(base).__name__} has one; use it alone")
+    closure = inspect.signature(base.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise TypeError(f"base must take one gradient per step, and {type(base).__name__}.step needs a closure")
+    if base.defaults.get("differentiable"):
+        raise ValueError("base has differentiable=True, which is not supported around a base; leave it at False")

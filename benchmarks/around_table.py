@@ -1,0 +1,64 @@
+"""The table of :mod:`around`: means with 95% intervals, and differences to the bare optimizer, paired by seed."""
+
+from __future__ import annotations
+
+import math
+
+from around import BASES, ROOT, TASKS, VARIANTS, runs
+
+from hatam.bench.stats import Difference, estimate, p_text, paired
+from hatam.bench.tasks import find
+
+PAGE = ROOT / "docs/around_your_optimizer.md"
+START, END = "<!-- around:start -->", "<!-- around:end -->"
+Key = tuple[str, str, str]  # task, optimizer, variant
+
+
+def table(scores: dict[str, float], steps: int | None = None) -> str:
+    """A row for each task and optimizer whose runs are all there. p is Holm's over the whole table."""
+    found: dict[Key, dict[int, float]] = {}
+    for task, base in ((task, base) for task in TASKS for base in BASES):
+        each = {variant: runs("test", scores, task, base, variant, steps) for variant in VARIANTS}
+        if all(own and all(str(run) in scores for run in own) for own in each.values()):
+            found |= {
+                (task, base, variant): {run.seed: scores[str(run)] for run in own} for variant, own in each.items()
+            }
+    against = {key: paired(own, found[key[0], key[1], "bare"]) for key, own in found.items() if key[2] != "bare"}
+    p = holm({key: 1.0 if d is None or math.isnan(d.p) else d.p for key, d in against.items()})
+    titles = ["task, n", "optimizer", "bare", "EMA", "− bare, p", "straightened", "− bare, p"]
+    lines = [f"| {' | '.join(titles)} |", "|---|---" + "|---:" * 5 + "|"]
+    for task, base, _ in (key for key in found if key[2] == "bare"):
+        cells = [f"{task} {'↑' if find(task).higher_is_better else '↓'}, {len(found[task, base, 'bare'])}", base]
+        for variant in VARIANTS:
+            key = (task, base, variant)
+            mean = estimate(list(found[key].values()))
+            cells.append(f"{mean.mean:.4g} ± {mean.half_width:.2g}")
+            cells += [shown(against[key], p[key])] if key in against else []
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def holm(p: dict[Key, float]) -> dict[Key, float]:
+    """p-values corrected for their number by Holm's step-down procedure."""
+    found, last = {}, 0.0
+    for i, key in enumerate(sorted(p, key=lambda key: p[key])):
+        last = found[key] = min(1.0, max(last, (len(p) - i) * p[key]))
+    return found
+
+
+def shown(found: Difference | None, p: float) -> str:
+    """A difference with its interval and its corrected p, bold where it is significant."""
+    if found is None:
+        return "a run was lost"
+    text = f"{found.mean:+.3g} [{found.low:+.3g}, {found.high:+.3g}], {p_text(p)}"
+    return f"**{text}**" if p < 0.05 else text
+
+
+def show(scores: dict[str, float], steps: int | None) -> None:
+    """Fill the table in where the docs have a place for it, or print that of a trial."""
+    text = table(scores, steps)
+    if steps:
+        print(text)
+        return
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
+    PAGE.write_text(f"{before}{START}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
