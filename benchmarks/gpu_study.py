@@ -155,7 +155,9 @@ def main(arguments: list[str] | None = None) -> None:
     folders = [each for each in (options.data, *FOLDERS) if each and (each / fashion.FILES["train"][0]).is_file()]
     if not folders:
         parser.error(f"no Fashion-MNIST in {', '.join(map(str, FOLDERS))}: give the folder of its files with --data")
-    data, torch.backends.cudnn.benchmark, rate = load(folders[0], options.device), True, 0.0
+    data, rate = load(folders[0], options.device), 0.0
+    if options.device == "cuda":
+        torch.backends.cudnn.benchmark = True
     runs = json.loads(options.out.read_text(encoding="utf-8"))["runs"] if options.out.exists() else {}
     where = {"device": torch.cuda.get_device_name() if options.device == "cuda" else "CPU", "epochs": EPOCHS}
     while job := next_job(EPOCHS * (len(data.train.y) // BATCH), runs):

@@ -69,8 +69,10 @@ def do(job: Job) -> dict[str, Any]:
     _, options = parse(f"{job.contender}:{job.options}", job.task)
     made = train(task, Run(*job[:2], job.contender, options, *job[3:], task.batch_size, task.warmup, stage=stage))
     kept = ("status", "validation", "test", "train_loss", "gradients_per_step", "step_s", "seconds", "curve")
-    found = {key: made.get(key) for key in kept}
-    return files.jsonable({**job._asdict(), **found, "wall_s": time.perf_counter() - began, "every_option": options})
+    found = {key: made.get(key) for key in kept if stage == "final" or key != "test"}
+    return files.jsonable(
+        {**job._asdict(), "test": None, **found, "wall_s": time.perf_counter() - began, "every_option": options}
+    )
 
 
 def do_all(jobs: dict[str, list[Job]], processes: int, record: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
-from optax._src import sharding_test
 from test_optax import BASES, cosine, run, schedule, training, worst
 
 from hatam.optax import hatam, straighten
@@ -18,6 +17,8 @@ KINDS = {"hatam": partial(hatam, RATES), "straighten": partial(straighten, BASES
 
 
 def main() -> None:
+    from optax._src import sharding_test  # importing it warns
+
     assert jax.device_count() == 8
     mesh = jax.make_mesh((4, 2), ("a", "b"))
     specs = {"bias": PartitionSpec(), "block": PartitionSpec("a"), "kernel": PartitionSpec("b", "a")}

@@ -75,7 +75,10 @@ class Storage:
         while True:
             try:
                 return call()
-            except STORAGE_ERRORS as error:
+            except Exception as failure:
+                error = storage_error(failure)
+                if error is None:
+                    raise
                 cause = error.__cause__ or error
                 reason = str(getattr(cause, "orig", cause)).strip()
                 passing = not self.sqlite or any(x in reason for x in ("locked", "already exists", "UNIQUE"))
@@ -114,6 +117,13 @@ class Storage:
         """Close the connections."""
         self.optuna.remove_session()
         self.optuna.engine.dispose()
+
+
+def storage_error(error: BaseException | None) -> BaseException | None:
+    """The storage's error behind an error: Optuna may raise others where the storage is lost while a run ends."""
+    while error is not None and not isinstance(error, STORAGE_ERRORS):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def jobs(study: optuna.Study) -> dict[int, FrozenTrial]:

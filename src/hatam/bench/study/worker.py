@@ -19,7 +19,7 @@ from ..spaces import suggest
 from ..tasks import Task
 from ..training import train
 from .stages import score
-from .storage import STORAGE_ERRORS, Storage
+from .storage import Storage, storage_error
 
 
 def work(storage: Storage, tasks: Mapping[str, Task], *, stay: bool = True) -> int:
@@ -82,7 +82,7 @@ def _do(trial: optuna.Trial, tasks: Mapping[str, Task]) -> float:
         task = tasks[run.task]
         record = train(task, run)
     except Exception as error:
-        if not isinstance(error, STORAGE_ERRORS):
+        if storage_error(error) is None:
             trial.set_user_attr("error", described(error))
         raise
     trial.set_user_attr("record", packed(record))
