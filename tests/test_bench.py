@@ -72,7 +72,6 @@ def weights_after(spec: str, steps: int = 6) -> torch.Tensor:
         ("late-sam:share=0", "adamw:beta1=0.0"),
         ("late-sam:share=1", "sam"),
         ("ademamix:alpha=0", "adamw"),
-        ("hatam-first:gamma=0", "adamw"),
     ],
 )
 def test_limits_of_contenders(spec: str, same: str) -> None:

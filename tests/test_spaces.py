@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from hatam.bench.contenders import CONTENDERS, parse
-from hatam.bench.first_forms import CAPS
 from hatam.bench.spaces import PATH, complete, load, space
 from hatam.bench.tasks import all_tasks
 
@@ -34,10 +32,8 @@ def test_everyone_tunes_what_everyone_has(contender: str) -> None:
 @pytest.mark.parametrize("contender", CONTENDERS)
 def test_defaults_can_be_found(contender: str, task: str) -> None:
     options = {**CONTENDERS[contender].every, **parse(contender, task)[1]}
-    form = options.get("form")
-    of_form = {"modulator_cap": CAPS.get(form), "beta_c": None if form == "decoupled" else 0.9}
     for option, distribution in space(contender, task).items():
-        value = of_form[option] if options[option] is None else options[option]
+        value = options[option]
         if isinstance(distribution, CategoricalDistribution):
             assert value in distribution.choices
         else:
@@ -76,8 +72,8 @@ def test_a_later_option_is_left_out_at_its_default() -> None:
 
 def test_optuna_takes_a_space() -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    trials = [study.ask(space("hatam-lr", "digits")) for _ in range(20)]
-    assert {trial.params["modulator_cap"] for trial in trials} == {1.0, 3.0, math.inf}
+    trials = [study.ask(space("hatam", "digits")) for _ in range(20)]
+    assert {trial.params["horizon"] for trial in trials} == {0.5, 2.0, 8.0}
     assert all(3e-5 <= trial.params["lr"] <= 0.17 for trial in trials)
 
 

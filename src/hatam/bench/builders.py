@@ -14,7 +14,6 @@ from torch import nn
 from hatam import HATAM, PublishedHATAM
 
 from .averaged import GPA, EMANesterovTrainer, EMATrainer, GPATrainer, ScheduleFreeTrainer
-from .first_forms import FirstHATAM
 from .mars import MARS
 from .packages import SAM, AdaBelief, Adan, AdEMAMix, Lion
 from .sam import ASAM, MSAM, KSAMTrainer, LateSAMTrainer, MSAMTrainer, SAMTrainer
@@ -109,7 +108,7 @@ ademamix = with_optimizer(partial(AdEMAMix, weight_decouple=True), AdEMAMixTrain
 adan = with_optimizer(Adan)
 mars = with_optimizer(partial(MARS, fused=True))
 lion = with_optimizer(Lion)
-first_hatam = with_optimizer(FirstHATAM, HATAMTrainer)
+published = with_optimizer(PublishedHATAM)
 sam = with_optimizer(SAM_ON_ADAMW, SAMTrainer)
 late_sam = with_optimizer(SAM_ON_ADAMW, LateSAMTrainer, own=("share",))
 k_sam = with_optimizer(SAM_ON_ADAMW, KSAMTrainer, own=("k_fraction",))
@@ -125,13 +124,6 @@ def asam(model: nn.Module, loss: Loss, options: Options) -> Trainer:
 def hatam(model: nn.Module, loss: Loss, options: Options) -> Trainer:
     """HATAM, which tells by their names which parameters are embeddings."""
     return HATAMTrainer(model, loss, HATAM(model.named_parameters(), fused=True, **torch_arguments(options)))
-
-
-def published(model: nn.Module, loss: Loss, options: Options) -> Trainer:
-    """The source document's pseudocode; of the options that records have, those that it takes."""
-    taken = ("lr", "beta1", "beta2", "eps", "weight_decay", "gamma", "beta_c", "modulator")
-    made = PublishedHATAM(model.parameters(), **torch_arguments({key: options[key] for key in taken}))
-    return Trainer(model, loss, made)
 
 
 def sgd(model: nn.Module, loss: Loss, options: Options) -> Trainer:

@@ -19,20 +19,6 @@ from .tasks import all_tasks, find
 ADAMW_OPTIONS: Options = {"lr": 0.03, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.15}
 
 
-def first_options(form: str, **changed: Any) -> Options:
-    """AdamW's options and those of HATAM's first forms; None leaves a default to the form."""
-    own: Options = {
-        "gamma": 1.0,
-        "beta_c": None,
-        "modulator": "relative",
-        "modulator_cap": None,
-        "form": form,
-        "fade": None,
-        "foreach": None,
-    }
-    return {**ADAMW_OPTIONS, **own, **changed}
-
-
 SEED_DOCUMENT = "the source document"
 MLPS = ("mnist1d-mlp", "mnist1d-mlp-plain", "mnist1d-mlp-noise", "digits", "digits-noise")
 
@@ -172,50 +158,14 @@ CONTENDERS: dict[str, Contender] = {
             "isotropic straightening of the trajectory, ĝ = g + γ c",
             SEED_DOCUMENT,
             builders.published,
-            first_options("published", modulator="uniform", beta_c=0.9),
-        ),
-        Contender(
-            "atam-decoupled",
-            "HATAM without anisotropy, S = 1",
-            SEED_DOCUMENT,
-            builders.first_hatam,
-            first_options("decoupled", radius="relative", modulator="uniform", gamma=0.03),
+            {**ADAMW_OPTIONS, "gamma": 1.0, "beta_c": 0.9, "modulator": "uniform"},
         ),
         Contender(
             "hatam-published",
             "HATAM, the source document's pseudocode",
             SEED_DOCUMENT,
             builders.published,
-            first_options("published", beta_c=0.9),
-        ),
-        Contender(
-            "hatam-raw",
-            "HATAM with v from the raw gradient and a cap",
-            SEED_DOCUMENT,
-            builders.first_hatam,
-            first_options("raw", modulator_cap=3.0),
-        ),
-        Contender(
-            "hatam-lr",
-            "HATAM with a radius in units of the peak lr",
-            SEED_DOCUMENT,
-            builders.first_hatam,
-            first_options("decoupled", radius="lr", modulator_cap=3.0),
-        ),
-        Contender(
-            "hatam-relative",
-            "HATAM with a radius in units of each tensor's weights",
-            SEED_DOCUMENT,
-            builders.first_hatam,
-            first_options("decoupled", radius="relative", modulator_cap=1.0, gamma=0.03),
-        ),
-        Contender(
-            "hatam-first",
-            "HATAM's first form: a displacement of a norm like SAM's, further in sharp coordinates",
-            SEED_DOCUMENT,
-            builders.first_hatam,
-            # γ is where the study's search begins, with SAM's ρ
-            first_options("decoupled", radius="absolute", modulator_cap=1.0, gamma=0.5),
+            {**ADAMW_OPTIONS, "gamma": 1.0, "beta_c": 0.9, "modulator": "relative"},
         ),
         Contender(
             "hatam",

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from hatam import HATAM
 
 from . import schedules
-from .first_forms import FirstHATAM
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -66,7 +65,7 @@ class Trainer:
 class HATAMTrainer(Trainer):
     """Evaluates HATAM at the straightened point."""
 
-    optimizer: HATAM | FirstHATAM
+    optimizer: HATAM
 
     def evaluation(self) -> AbstractContextManager[None]:
         return self.optimizer.straightened()

@@ -160,9 +160,6 @@ TEN = (
 )
 """The tasks of the study."""
 
-FORMS = ("atam-decoupled", "hatam-raw", "hatam-lr", "hatam-relative", "hatam-first")
-"""The forms of the first study, results/first, which is done."""
-
 PLANS = _by_name(
     [
         Plan(
@@ -170,7 +167,7 @@ PLANS = _by_name(
             "ten tasks and every contender; it says how long before it starts",
             tasks=TEN,
             # without AdamW's setting at β1 = 0, which is in AdamW's own search space
-            contenders=tuple(name for name in CONTENDERS if name not in {"adamw-no-momentum", *FORMS}),
+            contenders=tuple(name for name in CONTENDERS if name != "adamw-no-momentum"),
             budgets={"bytes": SLOW, "bytes-overfit": SLOW, "bytes-long": SLOW, "minilm": NOISY},
         ),
         Plan(

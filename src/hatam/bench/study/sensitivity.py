@@ -5,29 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..first_forms import CAPS, FADE
-
-SCALED = ("lr", "gamma", "travel", "horizon", "modulator_cap", "fade", "rho")
+SCALED = ("lr", "gamma", "travel", "horizon", "fade", "rho")
 """Options that are multiplied by a factor; of ``beta_c`` it is the time constant 1 / (1 − βc)."""
 
 
 def explicit(options: Mapping[str, Any]) -> dict[str, float]:
-    """The options that can be changed, with the number that a None stands for; those without effect left out.
+    """The options that can be changed; those without effect left out.
 
     Example:
-        >>> explicit({"lr": 0.1, "gamma": 1.0, "form": "decoupled", "modulator": "uniform", "beta1": 0.9,
-        ...           "modulator_cap": None, "fade": None, "beta_c": None})
-        {'lr': 0.1, 'gamma': 1.0, 'fade': 0.1, 'beta_c': 0.9}
+        >>> explicit({"lr": 0.1, "gamma": 0.0, "beta1": 0.9, "beta_c": 0.9, "modulator": "uniform"})
+        {'lr': 0.1, 'beta_c': 0.9}
     """
     values = {name: options.get(name) for name in (*SCALED, "beta_c")}
-    form = options.get("form")
-    if form in CAPS:
-        meant: dict[str, Any] = {
-            "modulator_cap": CAPS[form] if options["modulator"] == "relative" else None,
-            "fade": FADE if form == "decoupled" else None,
-            "beta_c": options["beta1"] if form == "decoupled" else 0.9,
-        }
-        values = {name: meant.get(name) if value is None else value for name, value in values.items()}
     return {
         name: float(value)
         for name, value in values.items()
