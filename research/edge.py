@@ -28,7 +28,7 @@ MODULATORS = {"ATAM, γ = 10": "uniform", "published, γ = 10": "relative"}
 EDGE = ("AdamW", *MODULATORS, *HORIZONS)
 
 
-def edge(optimizer: str, seed: int, steps: int = 4000) -> Run:
+def edge(optimizer: str, seed: int, steps: int = 4000, points: int = POINTS) -> Run:
     """lr λ_max(P⁻¹H) and lr λ_max(G P⁻¹H) along full-batch training of a small tanh network at a constant lr."""
     data = find(TASK).data().train
     x, y = data.x[:FULL_BATCH].double(), nn.functional.one_hot(data.y[:FULL_BATCH], 10).double()
@@ -41,7 +41,7 @@ def edge(optimizer: str, seed: int, steps: int = 4000) -> Run:
         made.zero_grad()
         nn.functional.mse_loss(model(x), y).backward()  # type: ignore[no-untyped-call]
         made.step()
-        if step % (steps // POINTS) == 0:
+        if step % (steps // points) == 0:
             with made.straightened() if isinstance(made, HATAM) else nullcontext(), torch.enable_grad():
                 gradient = flat_gradient(nn.functional.mse_loss(model(x), y), params, create_graph=True)
                 hs = [denominator(made, p) for p in params]

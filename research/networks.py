@@ -153,7 +153,7 @@ def quasi_newton_table(runs: Sequence[Run]) -> str:
 PROBES = 200  # of the Hessian's diagonal, each one product
 
 
-def proxy(seed: int, steps: int = 2000) -> Run:
+def proxy(seed: int, steps: int = 2000, probes: int = PROBES) -> Run:
     """Spearman's rank correlation of sqrt(v) with the diagonals of Hessian and Fisher matrix, in a weight matrix."""
     training = Training("AdamW", seed, steps)
     sizes = [p.numel() for p in training.params]
@@ -162,7 +162,7 @@ def proxy(seed: int, steps: int = 2000) -> Run:
     for step in training.run(every=steps // 4):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            found = {"Hessian": hessian_diagonal(training).abs(), "Fisher": fisher_diagonal(training)}
+            found = {"Hessian": hessian_diagonal(training, probes).abs(), "Fisher": fisher_diagonal(training)}
         hs = [denominator(training.optimizer, p).flatten().numpy() for p in training.params]
         parts = {name: [x.numpy() for x in torch.split(diagonal, sizes)] for name, diagonal in found.items()}
         means = {
@@ -172,13 +172,13 @@ def proxy(seed: int, steps: int = 2000) -> Run:
     return {"ranks": ranks}
 
 
-def hessian_diagonal(training: Training) -> Tensor:
+def hessian_diagonal(training: Training, probes: int) -> Tensor:
     """By Hutchinson's estimator."""
     with warnings.catch_warnings():
         # Dependencies of curvlinops still use the deprecated torch.jit.script.
         warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
         from curvlinops import hutchinson_diag
-    return cast(Tensor, hutchinson_diag(training.hessian(), num_matvecs=PROBES))
+    return cast(Tensor, hutchinson_diag(training.hessian(), num_matvecs=probes))
 
 
 def fisher_diagonal(training: Training) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -79,9 +80,9 @@ def test_the_fixed_point_is_one(noise: float, gamma: float, beta_c: float) -> No
 
 
 def test_inflation_is_that_of_white_noise() -> None:
-    g = torch.randn(200_000, generator=generator(), dtype=torch.float64)
+    g = torch.randn(50_000, generator=generator(), dtype=torch.float64)
     corrected = g + 4.0 * formulas.bend(g[:, None], 0.9)[:, 0]
-    assert float(corrected.std() / g.std()) == pytest.approx(formulas.inflation(4.0, 1.0, 0.9), rel=0.01)
+    assert float(corrected.std() / g.std()) == pytest.approx(formulas.inflation(4.0, 1.0, 0.9), rel=0.02)
 
 
 # The checks -----------------------------------------------------------------------------------------------------------
@@ -91,9 +92,9 @@ SHORT: dict[str, dict[str, int]] = {
     "damping": {"steps": 50, "window": 20},
     "feedback": {"steps": 20},
     "quasi-newton": {"steps": 10},
-    "proxy": {"steps": 4},
+    "proxy": {"steps": 4, "probes": 2},
     "trace": {"steps": 4, "points": 2},
-    "edge": {"steps": 20},
+    "edge": {"steps": 4, "points": 2},
 }
 
 
@@ -109,6 +110,7 @@ def test_each_check_runs(name: str) -> None:
 
 
 def test_what_has_a_record_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(theory, "ProcessPoolExecutor", lambda processes, *rest: ThreadPoolExecutor(processes))
     path = tmp_path / "identities.json"
     theory.measure("identities", 1, path, 1)
     before = theory.read(path)
