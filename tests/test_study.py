@@ -148,7 +148,17 @@ def test_the_better_score_wins_and_a_diverged_one_never(higher: bool) -> None:
     assert ranked(records, task)[0] == ({"lr": 0.2 if higher else 0.1}, 6)
     assert score(records[2], task) == -math.inf
     # A setting that lost a run is not compared with those that did not.
-    assert ranked([*records, record(0.3, 1.0)], task) == [({"lr": 0.3}, 6)]
+    assert ranked([*records, record(0.1, 1.0)], task, runs=2) == [({"lr": 0.1}, 6)]
+
+
+def test_a_setting_that_the_search_repeats_is_no_better_for_it() -> None:
+    cell, plan = Cell(TASKS["tiny"], "adamw"), make_plan(comparisons=("steps",))
+    usual = parse("adamw", "tiny")[1]
+    records = [
+        {"options": json.dumps({**usual, "lr": lr}), "steps": 6, "validation": score, "status": "ok"}
+        for lr, score in ((0.1, 9.0), (0.2, 5.0), (0.2, 5.0), (0.2, 5.0), (0.3, 7.0))
+    ]
+    assert {run.options["lr"] for run in select(cell, plan, records)} == {0.1, 0.3}
 
 
 def test_a_plan_grows_without_moving_what_is_there() -> None:
@@ -157,13 +167,14 @@ def test_a_plan_grows_without_moving_what_is_there() -> None:
     records = [
         {"options": json.dumps({**parse("adamw", "tiny")[1], "lr": lr}), "steps": 6, "validation": lr, "status": "ok"}
         for lr in (0.1, 0.2)
+        for _ in range(BUDGET.select)
     ]
     first, more = select(cell, plan, records), select(cell, make_plan(), records)
     assert more[: len(first)] == first
     assert {run.steps for run in more[len(first) :]} == {12}
     grown = make_plan(budget=dataclasses.replace(BUDGET, final=5))
     assert final(cell, grown, "steps", records)[:3] == final(cell, plan, "steps", records)
-    assert winner(cell, "steps", []) is None
+    assert winner(cell, plan, "steps", []) is None
     assert final(cell, plan, "steps", []) == []
 
 

@@ -49,16 +49,16 @@ def score(record: Mapping[str, Any], task: Task) -> float:
     return validation if task.higher_is_better else -validation
 
 
-def ranked(records: Iterable[Record], task: Task) -> list[tuple[Options, int]]:
+def ranked(records: Iterable[Record], task: Task, runs: int = 1) -> list[tuple[Options, int]]:
     """The settings of records, as options and steps, by their mean validation score, the best first.
 
-    Settings with an equal score keep their order. A setting is only compared with those that have as many records.
+    Settings with an equal score keep their order. One with fewer records than ``runs`` lost some, and is left out; the
+    search may have tried one several times, which counts for nothing.
     """
     scores: dict[str, list[float]] = {}
     for record in records:
         scores.setdefault(json.dumps([record["options"], record["steps"]]), []).append(score(record, task))
-    most = max(map(len, scores.values()), default=0)
-    means = {setting: fmean(found) for setting, found in scores.items() if len(found) == most}
+    means = {setting: fmean(found) for setting, found in scores.items() if len(found) >= runs}
     settings = (json.loads(setting) for setting in sorted(means, key=lambda each: -means[each]))
     return [(json.loads(options), steps) for options, steps in settings]
 
@@ -76,18 +76,18 @@ def select(cell: Cell, plan: Plan, searched: Sequence[Record]) -> list[Run]:
     ]
 
 
-def winner(cell: Cell, comparison: str, selected: Sequence[Record]) -> tuple[Options, int] | None:
+def winner(cell: Cell, plan: Plan, comparison: str, selected: Sequence[Record]) -> tuple[Options, int] | None:
     """The options and the steps with which a cell is judged: the best mean validation score in stage "select".
 
-    At equal steps only the task's number of steps is allowed. None where every run failed.
+    At equal steps only the task's number of steps is allowed. None where every setting lost a run.
     """
     allowed = [each for each in selected if comparison != "steps" or each["steps"] == cell.task.steps]
-    return next(iter(ranked(allowed, cell.task)), None)
+    return next(iter(ranked(allowed, cell.task, plan.budget_of(cell.task.name).select)), None)
 
 
 def final(cell: Cell, plan: Plan, comparison: str, selected: Sequence[Record]) -> list[Run]:
     """The runs of stage "final": the winner on new seeds, with the test data."""
-    best = winner(cell, comparison, selected)
+    best = winner(cell, plan, comparison, selected)
     if best is None:
         return []
     options, steps = best

@@ -100,7 +100,10 @@ class Storage:
                 study_name=f"{self.name}/{key}",
                 direction="maximize",
                 load_if_exists=True,
-                sampler=optuna.samplers.GPSampler(n_startup_trials=6, warn_independent_sampling=False),
+                # The search has one seed, so that a setting tried again would give the same score.
+                sampler=optuna.samplers.GPSampler(
+                    n_startup_trials=6, deterministic_objective=True, warn_independent_sampling=False
+                ),
             )
         return self._studies[key]
 
