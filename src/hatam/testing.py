@@ -6,10 +6,17 @@ Each symbol of the equations has its own buffer, z too. No symbol is recomputed 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+MODULATORS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "uniform": lambda h, mean: torch.ones_like(h),
+    "relative": lambda h, mean: torch.clamp(h / mean, max=3.0),
+}
+"""S by name, from h and its mean one step ago, which is infinite before the first gradient."""
 
 
 @dataclass
@@ -45,14 +52,8 @@ class Reference:
     def __post_init__(self) -> None:
         self.w = self.w.detach().to(torch.float64).clone()
         self.z, self.m, self.v = self.w.clone(), torch.zeros_like(self.w), torch.zeros_like(self.w)
-        self.t, self.peak, self.rms_ratio, self.path_length, self.denom_mean, self.reach_started = (
-            0,
-            0.0,
-            0.0,
-            0.0,
-            math.inf,
-            False,
-        )
+        self.t, self.reach_started, self.denom_mean = 0, False, math.inf
+        self.peak = self.rms_ratio = self.path_length = 0.0
 
     def step(self, g: Tensor, lr: float) -> None:
         """Take one step with the gradient ``g`` at ``self.w``."""
@@ -64,10 +65,8 @@ class Reference:
         m_hat = self.m / (1 - self.beta1**self.t)
         self.z = self.z - lr * (m_hat / h + self.weight_decay * self.z)
 
-        mean = (
-            self.denom_mean if self.denom_mean > (1 + 1e-6) * self.eps else math.inf
-        )  # a mean of ε means v = 0, and S = 0
-        S = torch.ones_like(h) if self.modulator == "uniform" else torch.clamp(h / mean, max=3.0)
+        known = self.denom_mean > (1 + 1e-6) * self.eps  # a mean of ε means v = 0, and S = 0
+        S = MODULATORS[self.modulator](h, self.denom_mean if known else math.inf)
         self.displace(S * self.m / h, lr)
         if self.reach_started:
             self.denom_mean = float(h.mean())
@@ -89,12 +88,10 @@ class Reference:
 
     def reach(self, lr: float) -> float:
         """κ, with ρ and N of the step before."""
+        if not self.hidden:
+            return 0.0
         tau = min(1.0, max(0.0, self.path_length - 1) / self.travel) ** 2 if self.travel > 0 else 1.0
-        return (
-            min(self.gamma * self.rms_ratio * tau * self.lr_factor(lr), self.horizon * self.peak)
-            if self.hidden
-            else 0.0
-        )
+        return min(self.gamma * self.rms_ratio * tau * self.lr_factor(lr), self.horizon * self.peak)
 
     def lr_factor(self, lr: float) -> float:
         """The factor of κ that depends on lr: (1 − lr / peak)² min(1, lr / (fade · peak))."""

@@ -201,7 +201,7 @@ CONTENDERS: dict[str, Contender] = {
 }
 
 SHARED_SPACE: Mapping[str, Space] = {
-    "lr": Factor(16),
+    "lr": Factor(8),
     "weight_decay": Factor(10),
     "beta1": Rate(0.0, 0.98),
     "schedule": DECAYING,
@@ -216,7 +216,7 @@ def space(contender: str, task: str) -> dict[str, Space]:
         >>> sorted(space("sam", "mnist1d-mlp"))
         ['beta1', 'lr', 'rho', 'schedule', 'weight_decay']
         >>> space("sam", "mnist1d-mlp")["lr"]
-        Range(low=0.001875, high=0.48, log=True)
+        Range(low=0.00375, high=0.24, log=True)
     """
     usual = parse(contender, task)[1]
     found = {**SHARED_SPACE, **CONTENDERS[contender].space}

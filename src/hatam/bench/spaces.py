@@ -74,6 +74,18 @@ def choices(*values: Any) -> Choices:
     return Choices(values)
 
 
+def nearest(each: Space, value: Any, otherwise: Any) -> Any:
+    """The value of a range that is nearest to ``value``; of choices ``value`` if it is one of them, or ``otherwise``.
+
+    Example:
+        >>> nearest(Rate(0.5, 0.98), 0.0, 0.9), nearest(choices("cosine", "late"), "constant", "cosine")
+        (0.5, 'cosine')
+    """
+    if isinstance(each, Range | Rate):
+        return min(max(value, each.low), each.high)
+    return value if isinstance(each, Choices) and value in each.values else otherwise
+
+
 def suggest(trial: optuna.Trial, space: Mapping[str, Space]) -> dict[str, Any]:
     """The options that a trial chooses from a space without factors."""
     return {name: each.suggest(trial, name) for name, each in space.items() if not isinstance(each, Factor)}

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from ..contenders import parse, space
+from ..contenders import space
 from ..files import jsonable
 from ..records import Record, Run, Store
 from ..spaces import Choices, Range, Rate, Space, as_params
 from ..tasks import Task
-from .plans import Plan
-from .stages import Cell, final, score, select
+from .plans import BASE, Plan
+from .stages import Cell, final, score, select, starts
 from .storage import Storage, again, is_lost, jobs
 from .worker import packed, unpacked
 
@@ -68,12 +68,18 @@ class Leader:
                     self._judged.add(cell.name)
             if len(waiting) >= OPEN:
                 break
-        self.storage.note(open=waiting, finished=not waiting)
+        self.storage.note(open=list(dict.fromkeys(waiting)), finished=not waiting)
         return not waiting
 
     def _advance(self, cell: Cell) -> list[str]:
         """The stages of a cell that have runs in the storage; empty when it is judged."""
-        searched = self._stage(cell, "search", self._search(cell))
+        base, adamw = cell._replace(contender=BASE), list[Record]()
+        if cell != base and base in self.cells:
+            found = self._stage(base, "search", self._search(base, []))
+            if found is None:
+                return [f"search/{base.name}"]
+            adamw = found
+        searched = self._stage(cell, "search", self._search(cell, adamw))
         if searched is None:
             return [f"search/{cell.name}"]
         selected = self._stage(cell, "select", select(cell, self.plan, searched))
@@ -91,12 +97,12 @@ class Leader:
             self._store({**judged[run.key], "comparison": comparison} for run in runs if run.key in judged)
         return waiting
 
-    def _search(self, cell: Cell) -> list[Run]:
-        """The runs of the search; their options are the sampler's to choose, but for the first, the defaults."""
-        budget = self.plan.budget_of(cell.task.name)
+    def _search(self, cell: Cell, adamw: Sequence[Record]) -> list[Run]:
+        """The runs of the search; their options are the sampler's to choose, but for those that it begins with."""
+        budget, given = self.plan.budget_of(cell.task.name), starts(cell, self.plan, adamw)
+        chosen: list[dict[str, Any]] = [{}] * (budget.trials_of(cell.contender) - len(given))
         seed, steps = budget.seeds("search")[0], cell.task.steps
-        runs = [cell.run("search", "", {}, seed, steps) for _ in range(budget.trials_of(cell.contender))]
-        return [replace(runs[0], options=parse(cell.contender, cell.task.name)[1]), *runs[1:]]
+        return [cell.run("search", "", options, seed, steps) for options in (*given, *chosen)]
 
     def _stage(self, cell: Cell, stage: str, runs: Sequence[Run]) -> list[Record] | None:
         """The records of a stage when it is over; else None, and all of its runs are in the storage."""

@@ -12,6 +12,9 @@ COMPARISONS = ("steps", "gradients")
 """Everyone has the task's number of steps, or everyone has the gradients that SAM takes for them."""
 
 STAGES = ("search", "select", "final")
+BASE = "adamw"
+"""Whose best settings everyone else's search begins with."""
+
 FIRST_SEED = {"search": 1000, "select": 2000, "final": 9000}
 """Where the seeds of a stage begin. No seed is in two stages."""
 
@@ -22,8 +25,10 @@ class Budget:
 
     Attributes:
         trials: settings that the search tries, for a contender with one gradient per step. One with two tries half as
-            many: the search costs everyone the same number of gradients.
-        finalists: the best of these; stage "select" looks at them again.
+            many: the search costs everyone the same number of gradients. AdamW tries twice as many, because the search
+            of everyone else begins with AdamW's best.
+        finalists: the best of these; stage "select" looks at them again. Also how many of AdamW's best everyone else's
+            search begins with.
         select, final: seeds of each of these stages.
     """
 
@@ -36,10 +41,11 @@ class Budget:
         """How many settings of a contender are tried.
 
         Example:
-            >>> Budget(trials=24).trials_of("sam"), Budget(trials=24).trials_of("hatam")
-            (12, 24)
+            >>> [Budget(trials=24).trials_of(name) for name in ("sam", "hatam", "adamw")]
+            [12, 24, 48]
         """
-        return max(self.finalists, int(self.trials / CONTENDERS[contender].gradients))
+        trials = 2 * self.trials if contender == BASE else self.trials
+        return max(self.finalists + 1, int(trials / CONTENDERS[contender].gradients))
 
     def seeds(self, stage: str) -> range:
         """The seeds of a stage; the search has one."""
@@ -51,8 +57,8 @@ class Budget:
         for name, low in {"trials": 1, "finalists": 1, "select": 1, "final": 2}.items():
             if not low <= getattr(self, name) < 1000:
                 raise ValueError(f"{name}={getattr(self, name)!r} of {where} is not in [{low}, 1000)")
-        if self.finalists > self.trials:
-            raise ValueError(f"finalists={self.finalists!r} of {where} is not in [1, trials={self.trials}]")
+        if self.finalists >= self.trials:
+            raise ValueError(f"finalists={self.finalists!r} of {where} is not in [1, trials={self.trials})")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from ..contenders import CONTENDERS
+from ..contenders import CONTENDERS, SHARED_SPACE, parse, space
 from ..records import Record, Run
+from ..spaces import nearest
 from ..tasks import Task
 from .plans import Plan
 
@@ -61,6 +62,17 @@ def ranked(records: Iterable[Record], task: Task, runs: int = 1) -> list[tuple[O
     means = {setting: fmean(found) for setting, found in scores.items() if len(found) >= runs}
     settings = (json.loads(setting) for setting in sorted(means, key=lambda each: -means[each]))
     return [(json.loads(options), steps) for options, steps in settings]
+
+
+def starts(cell: Cell, plan: Plan, adamw: Sequence[Record]) -> list[Options]:
+    """With what the search begins: the defaults, and AdamW's best settings with the contender's own options at theirs.
+
+    So everyone is compared from where AdamW is, and no contender is ahead or behind by the luck of its search alone.
+    """
+    ranges, defaults = space(cell.contender, cell.task.name), parse(cell.contender, cell.task.name)[1]
+    best = ranked(adamw, cell.task)[: plan.budget_of(cell.task.name).finalists]
+    near = [{name: nearest(ranges[name], found[name], defaults[name]) for name in SHARED_SPACE} for found, _ in best]
+    return [defaults, *({**defaults, **shared} for shared in near)]
 
 
 def select(cell: Cell, plan: Plan, searched: Sequence[Record]) -> list[Run]:

@@ -100,10 +100,8 @@ class Storage:
                 study_name=f"{self.name}/{key}",
                 direction="maximize",
                 load_if_exists=True,
-                # The search has one seed, so that a setting tried again would give the same score.
-                sampler=optuna.samplers.GPSampler(
-                    n_startup_trials=6, deterministic_objective=True, warn_independent_sampling=False
-                ),
+                # It ranks the scores, so that diverged runs do not bend its model, and it allows for noise.
+                sampler=optuna.samplers.TPESampler(multivariate=True, constant_liar=True),
             )
         return self._studies[key]
 
