@@ -211,6 +211,13 @@ def test_records_alone_make_a_study_go_on(tmp_path: Path, monkeypatch: pytest.Mo
     )
 
 
+def test_workers_stay_when_a_finished_study_goes_on(tmp_path: Path) -> None:
+    """With another contender: a worker that starts before the leader has put its runs must not
+    find the study finished."""
+    lead(make_study(tmp_path, make_plan(contenders=("adamw",))))
+    assert make_study(tmp_path).storage.noted("finished") is False
+
+
 def test_a_task_that_raises_is_reported_and_holds_up_nobody(tmp_path: Path) -> None:
     study = make_study(tmp_path, make_plan(tasks=("raising", "tiny"), contenders=("adamw",)))
     records = lead(study)

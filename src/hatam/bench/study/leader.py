@@ -40,6 +40,7 @@ class Leader:
 
     def __init__(self, plan: Plan, store: Store, storage: Storage, tasks: Mapping[str, Task]) -> None:
         self.plan, self.store, self.storage = plan, store, storage
+        storage.patiently(lambda: storage.note(open=[], finished=False))  # a part of it may have been finished before
         self.cells = [Cell(tasks[task], name) for name in plan.contenders or () for task in plan.tasks or ()]
         self.failures: dict[str, str] = {}
         self._done: dict[str, list[Record]] = {}  # stages that are over

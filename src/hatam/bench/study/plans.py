@@ -11,7 +11,6 @@ from ..tasks import Task
 COMPARISONS = ("steps", "gradients")
 """Everyone has the task's number of steps, or everyone has the gradients that SAM takes for them."""
 
-STAGES = ("search", "select", "final")
 BASE = "adamw"
 """Whose best settings everyone else's search begins with."""
 
