@@ -21,7 +21,7 @@ settings_of_a_run = st.fixed_dictionaries(
     {
         "betas": st.tuples(st.sampled_from([0.0, 0.5, 0.9, 0.95]), st.sampled_from([0.5, 0.95, 0.999])),
         "eps": st.sampled_from([1e-10, 1e-8, 1e-3]),
-        "weight_decay": st.sampled_from([0.0, 1e-2, 0.3]),
+        "weight_decay": st.sampled_from([0.0, 1e-2, 1.0]),
         "gamma": st.floats(1e-3, 1.0),
         "travel": st.sampled_from([0.0, 0.5, 5.0]),
         "horizon": st.sampled_from([0.5, 4.0, math.inf]),

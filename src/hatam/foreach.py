@@ -34,14 +34,6 @@ def added(xs: Tensors, ys: Any) -> Tensors:
     return xs
 
 
-def divided(xs: Tensors, ys: Any) -> Tensors:
-    """Return x / y. Overwrites x unless autograd may need it."""
-    if torch.is_grad_enabled():
-        return list(torch._foreach_div(xs, ys))
-    torch._foreach_div_(xs, ys)
-    return xs
-
-
 def quotients(xs: Tensors, ys: Tensors) -> Tensors:
     """Return x / y. Overwrites y unless autograd may need it or it is float16, whose range 1 / y may leave."""
     if torch.is_grad_enabled() or any(y.dtype == torch.float16 for y in ys):

@@ -64,8 +64,8 @@ def next_path_lengths(
     return torch.where(ratios > 0, lengths + increments, lengths)
 
 
-def next_rms_ratios(z_rms: Tensor, u_rms: Tensor, last: Tensor) -> Tensor:
-    """Return ρ of several tensors from RMS(z) and RMS(u); the last ρ where RMS(u) is 0 or a value is not finite."""
-    new = z_rms / torch.where(u_rms > 0, u_rms, 1.0)
+def next_rms_ratios(z_norms: Tensor, u_norms: Tensor, last: Tensor) -> Tensor:
+    """Return ρ of several tensors from ‖z‖ and ‖u‖; the last ρ where ‖u‖ is 0 or a value is not finite."""
+    new = z_norms / torch.where(u_norms > 0, u_norms, 1.0)
     limited = torch.where(last > 0, torch.minimum(new, GROWTH * last), new)
-    return torch.where((u_rms > 0) & (u_rms < math.inf) & (new < math.inf), limited, last)
+    return torch.where((u_norms > 0) & (u_norms < math.inf) & (new < math.inf), limited, last)

@@ -255,7 +255,7 @@ def store_sums(one: Pending) -> None:
     """Store ρ, N and mean(h) of whole tensors from their sums."""
     z2, u2, *means = (x / one.numel for x in one.sums.to(torch.float64).unbind(1))
     dtype = local_tensor(one.states[0]["exp_avg_sq"]).dtype
-    update.store_rms_(one.states, z2.sqrt(), u2.sqrt(), means[0] if means else None, dtype, one.o)
+    update.store_norms_(one.states, z2.sqrt(), u2.sqrt(), means[0] if means else None, dtype, one.o)
 
 
 def any_sharded(params: Iterable[Tensor]) -> bool:

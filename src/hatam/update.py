@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from . import reach
-from .foreach import Tensors, add_quotients_, added, clone_for_autograd, copy_, divided, quotients
+from .foreach import Tensors, add_quotients_, added, clone_for_autograd, copy_, quotients
 from .modulators import Modulator
 from .reach import Scalar
 
@@ -185,7 +185,8 @@ def displace_(params: Tensors, hs: Denominators, states: list[State], o: Options
     if "shard_sums" in states[0]:
         store_shard_sums_(states, measured, params)
     else:
-        store_norms_(states, measured, [p.numel() for p in params], params[0].dtype, o)
+        z, u = torch.stack(measured.z_norms), torch.stack(measured.u_norms)
+        store_norms_(states, z, u, None if means is None else torch.stack(means), params[0].dtype, o)
 
 
 class Measured(NamedTuple):
@@ -221,16 +222,13 @@ def store_reach_means_(states: list[State], o: Options) -> None:
     copy_(column(states, "reach_mean"), list(torch.where(means > threshold, means, math.inf).unbind()))
 
 
-def store_norms_(states: list[State], measured: Measured, numels: list[int], dtype: torch.dtype, o: Options) -> None:
-    """Store ρ, N and the mean of h for the next step, from norms of whole tensors."""
-    counts = [max(n, 1) ** 0.5 for n in numels]
-    z, u = (torch.stack(divided(x, counts)) for x in (measured.z_norms, measured.u_norms))
-    means = None if measured.means is None else torch.stack(measured.means)
-    store_rms_(states, z, u, means, dtype, o)
+def store_norms_(
+    states: list[State], z: Tensor, u: Tensor, means: Tensor | None, dtype: torch.dtype, o: Options
+) -> None:
+    """Store ρ, N and mean(h) for the next step, from ‖z‖ and ‖u‖, whose ratio is that of their root mean squares.
 
-
-def store_rms_(states: list[State], z: Tensor, u: Tensor, means: Tensor | None, dtype: torch.dtype, o: Options) -> None:
-    """Store ρ, N and mean(h), from RMS(z) and RMS(u). If ``found_inf`` is not 0, nothing changes."""
+    If ``found_inf`` is not 0, nothing changes.
+    """
     ratios, lengths = (stacked(states, key) for key in ("rms_ratio", "path_length"))
     steps = stacked(states, "step").to(ratios)
     begun = (ratios > 0) | (o.reach_factor > 0)
