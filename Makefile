@@ -9,7 +9,7 @@ PEERS := adamw sam schedule-free hatam
 CONTENDERS := $(addprefix --contender ,$(PEERS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit format study study-quick readme theory compatibility report gpu-check gpu-study step-cost sanitize clean
+.PHONY: help demo test lint types unit format study readme docs gpu-check gpu-study step-cost sanitize clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-16s %s\n", $$1, $$2}'
@@ -43,27 +43,16 @@ format: $(VENV)/dev ## format the code
 	$(BIN)/ruff format .
 
 study: $(VENV)/bench ## the whole study; many hours, resumes
-	$(BIN)/hatam study run --plan study
-	$(BIN)/hatam study table --plan study --update docs/results.md
-
-study-quick: $(VENV)/bench ## a first look at the study, with too few seeds for claims; resumes
-	$(BIN)/hatam study run --plan quick --results runs
-	$(BIN)/hatam study table --plan quick --results runs
+	$(BIN)/hatam study run
+	$(BIN)/hatam study table --update docs/results.md
 
 readme: $(VENV)/dev ## render tables and plots of README and docs from the committed records
 	$(BIN)/hatam study table --plan study --update docs/results.md
-	for script in history step_cost gpu_speed compatibility larger gpu_study; do $(BIN)/python benchmarks/$$script.py --render || exit; done
-	for script in theory landscape; do $(BIN)/python -m research.$$script --render || exit; done
+	for script in history step_cost gpu_speed compatibility around larger gpu_study; do $(BIN)/python benchmarks/$$script.py --render || exit; done
+	for script in theory landscape idea; do $(BIN)/python -m research.$$script --render || exit; done
 
-theory: $(VENV)/dev ## the theory in numbers: records, figures and tables of docs/theory.md; half an hour, resumes
-	$(BIN)/python -m research.theory
-	$(BIN)/python -m research.landscape
-
-compatibility: $(VENV)/dev ## run the tests of what HATAM works with, and write docs/compatibility.md from their outcomes
-	$(BIN)/python benchmarks/compatibility.py
-
-report: $(VENV)/bench ## render the study's records into one page, runs/report/index.html
-	$(BIN)/hatam report results/study.parquet --out runs/report
+docs: $(VENV)/dev ## build the site, build/site/index.html, without a network
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/site
 
 gpu-check: ## on a machine with a GPU and torch, in its own Python: is the GPU kernel right, and how fast
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu_check.py

@@ -1,7 +1,8 @@
-"""Four optimizers, each bare, under an average of its weights alone (EMA), and straightened, on four tasks.
+"""Four optimizers on four tasks: bare, under an average of weights (EMA), under Schedule-Free, and straightened.
 
-Every variant has the same choices, two schedules and five lr, by the mean validation score. What it chose runs once on
-fresh seeds and test data. What results/around.json has is not run again.
+Every variant has the same number of choices, by the mean validation score: five lr, and two schedules, or with
+Schedule-Free, where lr is constant and the optimizer has no momentum of its own, two interpolations. What it chose runs
+once on fresh seeds and test data. What results/around.json has is not run again.
 
     python benchmarks/around.py             measure, and fill in docs/around_your_optimizer.md
     python benchmarks/around.py --render    fill in from the record alone
@@ -32,27 +33,54 @@ from hatam.state import is_hidden
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = {"mnist1d-conv": (0.06, 2, 8), "mnist1d-mlp-noise": (0.06, 2, 8), "fashion-noise": (0.003, 1, 4)}
 TASKS |= {"bytes": (0.054, 1, 4)}  # AdamW's lr, the middle of the grid, and the numbers of seeds for choice and test
-VARIANTS = {"bare": ("cosine", "late"), "EMA": ("cosine", "constant"), "straightened": ("cosine", "late")}
+VARIANTS = {"bare": ("cosine", "late"), "EMA": ("cosine", "constant"), "Schedule-Free": ("0.9", "0.6")}
+VARIANTS |= {"straightened": ("cosine", "late")}
 GRID, MEMORY, FIRST_SEED = (1 / 9, 1 / 3, 1, 3, 9), 0.1, {"validation": 31000, "test": 32000}
 
 
-def adamw(params: Any, lr: float) -> list[Optimizer]:
-    return [AdamW(params, lr, (0.9, 0.95), weight_decay=0.15)]
+def adamw(params: Any, lr: float, momentum: float) -> list[Optimizer]:
+    return [AdamW(params, lr, (momentum, 0.95), weight_decay=0.15)]
 
 
-def muon(params: Any, lr: float) -> list[Optimizer]:
+def muon(params: Any, lr: float, momentum: float) -> list[Optimizer]:
     """Muon, with AdamW's size of a step, for hidden matrices, and AdamW for the rest."""
     matrices = {name: p for name, p in params if p.dim() == 2 and is_hidden(p, name)}
-    own = Muon(list(matrices.items()), lr, weight_decay=0.15, adjust_lr_fn="match_rms_adamw")
-    return [own, *adamw([one for one in params if one[0] not in matrices], lr)]
+    own = Muon(list(matrices.items()), lr, 0.15, momentum, nesterov=momentum > 0, adjust_lr_fn="match_rms_adamw")
+    return [own, *adamw([one for one in params if one[0] not in matrices], lr, momentum)]
 
 
-BASES: dict[str, tuple[float, Callable[[Any, float], list[Optimizer]]]] = {  # the middle of the grid over AdamW's
-    "SGD": (5.0, lambda params, lr: [SGD(params, lr, momentum=0.9, weight_decay=5e-4)]),
-    "Lion": (0.1, lambda params, lr: [Lion(params, lr, (0.9, 0.99), weight_decay=1.5)]),
+BASES: dict[
+    str, tuple[float, Callable[[Any, float, float], list[Optimizer]]]
+] = {  # the middle of the grid over AdamW's
+    "SGD": (5.0, lambda params, lr, momentum: [SGD(params, lr, momentum, weight_decay=5e-4)]),
+    "Lion": (0.1, lambda params, lr, momentum: [Lion(params, lr, (momentum, 0.99), weight_decay=1.5)]),
     "Muon": (1.0, muon),
     "AdamW": (1.0, adamw),
 }
+
+
+class ScheduleFree:
+    """Schedule-Free (arXiv 2405.15682) around any optimizer: gradients at y = β x + (1 − β) z, evaluation at x."""
+
+    def __init__(self, base: Optimizer, beta: float) -> None:
+        self.base, self.beta, self.weight = base, beta, 0.0
+        self.param_groups = base.param_groups
+        self.ps = [p for group in base.param_groups for p in group["params"]]
+        self.xs, self.zs = ([p.detach().clone() for p in self.ps] for _ in range(2))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        torch._foreach_copy_(self.ps, self.zs)
+        self.base.step()
+        torch._foreach_copy_(self.zs, self.ps)
+        square = float(self.param_groups[0]["lr"]) ** 2
+        self.weight += square
+        torch._foreach_lerp_(self.xs, self.zs, square / self.weight if square else 0.0)
+        torch._foreach_lerp_(self.ps, self.xs, self.beta)
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        torch._foreach_copy_(self.ps, self.xs)
 
 
 class Run(NamedTuple):
@@ -75,8 +103,11 @@ def train(run: Run) -> float:
     torch.manual_seed(run.seed)
     task, rng = find(run.task), torch.Generator().manual_seed(run.seed)
     data, model, order = task.data(), task.model(), torch.empty(0, dtype=torch.long)
-    optimizers = BASES[run.base][1](list(model.named_parameters()), run.lr)
-    wrapped = list(map(Straightened, optimizers)) if run.variant == "straightened" else []
+    free = run.variant == "Schedule-Free"
+    optimizers = BASES[run.base][1](list(model.named_parameters()), run.lr, 0.0 if free else 0.9)
+    wrapped = list[Any](map(Straightened, optimizers)) if run.variant == "straightened" else []
+    wrapped += [ScheduleFree(optimizer, float(run.schedule)) for optimizer in optimizers if free]
+    schedule = SCHEDULES["constant" if free else run.schedule]
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(max(0.0, 1 - 1 / (MEMORY * run.steps))))
     for step in range(run.steps):
         if len(order) < task.batch_size:
@@ -89,7 +120,7 @@ def train(run: Run) -> float:
             return math.nan
         for optimizer in wrapped or optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = run.lr * SCHEDULES[run.schedule](step, run.steps, task.warmup)
+                group["lr"] = run.lr * schedule(step, run.steps, task.warmup)
             optimizer.step()
         if run.variant == "EMA":
             average.update_parameters(model)

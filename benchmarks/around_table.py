@@ -6,7 +6,7 @@ import math
 
 from around import BASES, ROOT, TASKS, VARIANTS, runs
 
-from hatam.bench.stats import Difference, estimate, p_text, paired
+from hatam.bench.stats import Difference, estimate, holm, p_text, paired
 from hatam.bench.tasks import find
 
 PAGE = ROOT / "docs/around_your_optimizer.md"
@@ -23,27 +23,20 @@ def table(scores: dict[str, float], steps: int | None = None) -> str:
             found |= {
                 (task, base, variant): {run.seed: scores[str(run)] for run in own} for variant, own in each.items()
             }
+    if not found:
+        return "Not run here."
     against = {key: paired(own, found[key[0], key[1], "bare"]) for key, own in found.items() if key[2] != "bare"}
-    p = holm({key: 1.0 if d is None or math.isnan(d.p) else d.p for key, d in against.items()})
-    titles = ["task, n", "optimizer", "bare", "EMA", "− bare, p", "straightened", "− bare, p"]
-    lines = [f"| {' | '.join(titles)} |", "|---|---" + "|---:" * 5 + "|"]
+    p = dict(zip(against, holm([math.nan if d is None else d.p for d in against.values()]), strict=True))
+    titles = ["task, n", "optimizer", "bare", *(f"{variant} −, p" for variant in VARIANTS if variant != "bare")]
+    lines = [f"| {' | '.join(titles)} |", "|---|---" + "|---:" * len(VARIANTS) + "|"]
     for task, base, _ in (key for key in found if key[2] == "bare"):
         cells = [f"{task} {'↑' if find(task).higher_is_better else '↓'}, {len(found[task, base, 'bare'])}", base]
         for variant in VARIANTS:
             key = (task, base, variant)
             mean = estimate(list(found[key].values()))
-            cells.append(f"{mean.mean:.4g} ± {mean.half_width:.2g}")
-            cells += [shown(against[key], p[key])] if key in against else []
+            cells.append(shown(against[key], p[key]) if key in against else f"{mean.mean:.4g} ± {mean.half_width:.2g}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def holm(p: dict[Key, float]) -> dict[Key, float]:
-    """p-values corrected for their number by Holm's step-down procedure."""
-    found, last = {}, 0.0
-    for i, key in enumerate(sorted(p, key=lambda key: p[key])):
-        last = found[key] = min(1.0, max(last, (len(p) - i) * p[key]))
-    return found
 
 
 def shown(found: Difference | None, p: float) -> str:

@@ -8,10 +8,12 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
+from hatam import modulators, testing
 from hatam.bench import report
 from hatam.bench.tasks import all_tasks
 
@@ -31,9 +33,8 @@ def read(page: str) -> str:
 
 def rendered() -> dict[tuple[str, str], str]:
     """By page and marker, what the commands of ``make readme`` fill in, but for the study's and the theory's."""
-    common, history, step_cost, gpu_speed, compatibility = map(
-        importlib.import_module, ("common", "history", "step_cost", "gpu_speed", "compatibility")
-    )
+    names = ("common", "history", "step_cost", "gpu_speed", "compatibility", "around", "around_table")
+    common, history, step_cost, gpu_speed, compatibility, around, around_table = map(importlib.import_module, names)
     found = {(page, draw.__name__.replace("_", "-")): draw() for page, draws in history.PAGES.items() for draw in draws}
     costs = {part: common.read(f"results/step_cost/{part}.json") for part in step_cost.PARTS}
     for part, (_, draw) in step_cost.PARTS.items():
@@ -41,6 +42,7 @@ def rendered() -> dict[tuple[str, str], str]:
     found["README.md", "step-cost-brief"] = step_cost.brief(costs["step_cost"])
     found["docs/speed.md", "gpu"] = gpu_speed.text()
     found["docs/compatibility.md", "compatibility"] = compatibility.table(common.read(compatibility.RECORD))
+    found["docs/around_your_optimizer.md", "around"] = around_table.table(around.read(ROOT / "results/around.json"))
     found["docs/compatibility.md", "conformance"] = compatibility.conformance()
     return found
 
@@ -102,29 +104,16 @@ def test_larger_networks(marker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.replace_between(page, marker, text) == page
 
 
-def snippets(page: str) -> list[str]:
-    return [part.partition("```")[0] for part in read(page).split("```python\n")[1:]]
+def snippets(page: Path) -> list[str]:
+    return [part.partition("```")[0] for part in page.read_text(encoding="utf-8").split("```python\n")[1:]]
 
 
-def test_the_snippet_of_the_readme_runs() -> None:
-    names: dict[str, Any] = {}
-    exec(snippets("README.md")[0], names)
-    assert 0 <= names["accuracy"] <= 1
-
-
-def test_the_snippet_of_the_telemetry_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    exec(snippets("docs/telemetry.md")[0], {})
-    assert "loss_at_z" in capsys.readouterr().out
-
-
-def test_the_snippets_of_the_migration_page_run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """One after the other, as a reader would; compiling itself is tested elsewhere."""
+@pytest.mark.parametrize("page", [page for page in PAGES if snippets(page)], ids=lambda page: page.name)
+def test_snippets(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run one after the other, as a reader would run them; compiling itself is tested elsewhere."""
     monkeypatch.setattr(torch, "compile", lambda function: function)
-    found = snippets("docs/from_adamw.md")
-    names: dict[str, object] = {}
-    for snippet in found:
-        exec(snippet, names)
-    assert len(found) == 7
-    assert "3.weight (1, 16)" in capsys.readouterr().out
+    monkeypatch.chdir(ROOT)
+    names: dict[str, Any] = {"__name__": "snippet"}
+    with patch.dict(modulators.MODULATORS), patch.dict(testing.MODULATORS):  # to which a snippet may add
+        for snippet in snippets(page):
+            exec(snippet, names)

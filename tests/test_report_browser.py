@@ -3,55 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
+import browsing
 import pandas as pd
 import pytest
 from test_tables import frame
 
 from hatam.bench.report import page
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="no browser: install Debian's chromium and chromium-driver"
-)
-ARGUMENTS = ("--headless=new", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
-ARGUMENTS += ("--disable-sync", "--no-first-run", "--disable-dev-shm-usage")
+pytestmark = browsing.needed
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A browser that shows a page, and logs what it is asked to load."""
+    """A browser that shows a page."""
     folder = tmp_path_factory.mktemp("browser")
     hostile = frame({"adamw": [90.0, 91.0], "<script>alert(1)</script>" + "x" * 60: [91.0, 93.0]}, task="<b>u</b>")
     page.write(pd.concat([frame(), hostile]), "records", folder / "out")
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    root = ["--no-sandbox"] if os.geteuid() == 0 else []
-    for argument in (*ARGUMENTS, *root, f"--user-data-dir={folder / 'profile'}"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    try:
+    with browsing.started(folder) as driver:
         driver.page = (folder / "out" / "index.html").as_uri()
-        show(driver, 1280)
+        browsing.show(driver, driver.page, 1280)
         yield driver
-    finally:
-        driver.quit()
-
-
-def show(driver: Any, width: int, scheme: str = "light") -> None:
-    """Load the page anew at a width in CSS pixels."""
-    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    scheme_wanted = [{"name": "prefers-color-scheme", "value": scheme}]
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme_wanted})
-    driver.get(driver.page)
 
 
 def test_it_loads_its_figures_alone_and_complains_of_nothing(browser: Any) -> None:
@@ -73,7 +47,7 @@ def test_what_it_quotes_does_not_run(browser: Any) -> None:
 
 @pytest.mark.parametrize("width", [360, 1280])
 def test_nothing_is_wider_than_the_window(browser: Any, width: int) -> None:
-    show(browser, width)
+    browsing.show(browser, browser.page, width)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     assert browser.execute_script("return [...document.images].every(i => i.complete && i.naturalWidth > 0)")
 
@@ -86,7 +60,7 @@ def test_every_figure_is_told_in_words_and_every_header_has_a_scope(browser: Any
 
 
 def test_the_keyboard_reaches_the_tables(browser: Any) -> None:
-    show(browser, 1280)
+    browsing.show(browser, browser.page, 1280)
     seen = []
     for _ in range(3):
         browser.switch_to.active_element.send_keys("\ue004")  # Tab
@@ -99,6 +73,6 @@ def test_the_page_follows_the_dark_scheme(browser: Any) -> None:
     colours = "const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]"
     seen = {}
     for scheme in ("light", "dark"):
-        show(browser, 1280, scheme)
+        browsing.show(browser, browser.page, 1280, scheme)
         seen[scheme] = browser.execute_script(colours)
     assert all(light != dark for light, dark in zip(seen["light"], seen["dark"], strict=True))
