@@ -1,4 +1,4 @@
-# One toolchain, the same by hand and in CI. Needs only make and Python >= 3.10.
+# One toolchain, the same by hand and in CI. Needs only make and Python >= 3.11: not all pins have a release for 3.10.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

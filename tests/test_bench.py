@@ -282,13 +282,6 @@ def test_a_task_that_cannot_be_scored_is_refused_before_training() -> None:
             train(dataclasses.replace(task, **changed), dataclasses.replace(run, batch_size=batch_size))
 
 
-def test_the_library_needs_no_extra() -> None:
-    code = "import sys, hatam, hatam.testing; print([m for m in sys.modules if m.startswith(('hatam.bench', 'scipy'))])"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
-    )
-
-
 def test_a_task_is_plain_data() -> None:
     """What a user's own task needs: no registry, no base class."""
     x, y = make_batch()

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import math
-import os
-import shutil
-import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,9 +27,6 @@ from conftest import (
 
 from hatam import fused
 from hatam.fused import cpu
-
-ROOT = Path(__file__).parents[1]
-
 
 # Which path ---------------------------------------------------------------------------------------------------------
 
@@ -265,30 +257,3 @@ def test_a_compiled_step(fused: bool | None, options: dict[str, Any]) -> None:
     feed(other, others, grads)
     tolerance = 1e-3 if "state_dtype" in options else 2e-6
     assert all(relative_error(p, q) <= tolerance for p, q in zip(params, others, strict=True))
-
-
-# The wheel ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("compiler", [None, "false"], ids=["with-a-compiler", "without"])
-def test_wheel(compiler: str | None, tmp_path: Path) -> None:
-    """One for all Pythons of a platform, with the kernel in it; it is built without one where no compiler works."""
-    source = tmp_path / "source"
-    ignored = shutil.ignore_patterns("*.so", "__pycache__", "bench")
-    shutil.copytree(ROOT / "src" / "hatam", source / "src" / "hatam", ignore=ignored)
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    environment = {**os.environ, "CFLAGS": "-DHATAM_ONE_TARGET", **({"CC": compiler} if compiler else {})}
-    command = ["wheel", str(source), "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(tmp_path)]
-    subprocess.run([sys.executable, "-m", "pip", *command], check=True, env=environment, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    assert wheel.name.startswith("hatam-")
-    assert "-py3-none-" in wheel.name
-    assert not wheel.name.endswith("-any.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
-        assert {"hatam/py.typed", "hatam/fused/cpu.h", "hatam/fused/cpu.py"} <= set(names)
-        assert [name for name in names if name.endswith(".so")] == ([] if compiler else ["hatam/fused/_cpu.so"])
-        if not compiler:
-            library = archive.extract("hatam/fused/_cpu.so", tmp_path)
-            assert ctypes.CDLL(library).hatam_layout() == cpu.LAYOUT

@@ -16,6 +16,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from . import reach, sharded, wrapped
@@ -158,7 +159,7 @@ class Straightened(Optimizer):
         group["reach_started"] = bool(group.get("reach_started") or started or factor > 0)
         return factor
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @_disable_dynamo  # torch.compiler.disable would import torch._dynamo at once, which takes seconds
     def _gather(self, i: int, group: dict[str, Any]) -> list[Part]:
         """The parameters of a group that have gradients and may have a reach, from the cache if nothing has changed."""
         params = [p for p in group["params"] if p.grad is not None]
