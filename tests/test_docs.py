@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pandas as pd
 import pytest
 import torch
 
 from hatam import modulators, testing
 from hatam.bench import report
+from hatam.bench.records import Store
+from hatam.bench.report import results, tables
 from hatam.bench.tasks import all_tasks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,6 +105,18 @@ def test_larger_networks(marker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     else:
         text = importlib.import_module("gpu_study").table()
     assert report.replace_between(page, marker, text) == page
+
+
+def test_results(tmp_path: Path) -> None:
+    """Tables, figures and CSV of the study are what ``hatam study table`` makes of its records."""
+    records, times = Store(ROOT / "results/study.parquet").read(), ROOT / "results/study-time.csv"
+    page = read("docs/results.md")
+    text = results.render(records, pd.read_csv(times) if times.exists() else None, tmp_path, "figures")
+    assert report.replace_between(page, "study", text) == page
+    for figure in tmp_path.iterdir():
+        assert figure.read_bytes() == (ROOT / "docs/figures" / figure.name).read_bytes()
+    assert tables.summary(records).to_csv(index=False, float_format="%.5g") == read("results/study.csv")
+    assert len(page.encode()) <= 15_000
 
 
 def snippets(page: Path) -> list[str]:
