@@ -94,10 +94,11 @@ def test_float32_is_near(options: dict[str, Any], foreach: bool) -> None:
     compare(optimizer, params, oracles(params, optimizer), gradients(params, 200), cosine(200, 0.01, 10), 2e-3)
 
 
+@pytest.mark.parametrize("size", [1.0, 0.05])
 @every_variant
-def test_a_restart_and_a_rise_of_lr(options: dict[str, Any]) -> None:
-    """At a new peak there is no reach; what is measured goes on from where it was."""
-    params = parameters(dtype=torch.float64)
-    optimizer = HATAM(params, 0.01, **options)
-    lrs = [*cosine(30, 0.01), *cosine(30, 0.03, 5), *[0.01, 0.04, 0.0, 0.02] * 5]
+def test_a_restart_and_a_rise_of_lr(options: dict[str, Any], size: float) -> None:
+    """At a new peak there is no reach; what is measured goes on from where it was, be ρ above or below 1."""
+    params = [torch.nn.Parameter(size * p.detach()) for p in parameters(dtype=torch.float64)]
+    optimizer = HATAM(params, size * 0.01, **options)
+    lrs = [size * lr for lr in (*cosine(30, 0.01), *cosine(30, 0.03, 5), *[0.01, 0.04, 0.0, 0.02] * 5)]
     compare(optimizer, params, oracles(params, optimizer), gradients(params, len(lrs)), lrs)
