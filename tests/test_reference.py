@@ -95,10 +95,11 @@ def test_float32_is_near(options: dict[str, Any], foreach: bool) -> None:
 
 
 @pytest.mark.parametrize("size", [1.0, 0.05])
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
 @every_variant
-def test_a_restart_and_a_rise_of_lr(options: dict[str, Any], size: float) -> None:
+def test_a_restart_and_a_rise_of_lr(options: dict[str, Any], path: dict[str, Any], size: float) -> None:
     """At a new peak there is no reach; what is measured goes on from where it was, be ρ above or below 1."""
     params = [torch.nn.Parameter(size * p.detach()) for p in parameters(dtype=torch.float64)]
-    optimizer = HATAM(params, size * 0.01, **{**options, "travel": 0.0})
+    optimizer = HATAM(params, **{"lr": size * 0.01, **path, **options, "travel": 0.0})
     lrs = [size * lr for lr in (*cosine(30, 0.01), *cosine(30, 0.03, 5), *[0.01, 0.04, 0.0, 0.02] * 5)]
     compare(optimizer, params, oracles(params, optimizer), gradients(params, len(lrs)), lrs)
