@@ -62,13 +62,6 @@ def scores(result: Result, label: str, metric: str = "score") -> dict[int, float
     return dict(zip(own["seed"], own["test"], strict=True))
 
 
-def test_the_readme_shows_the_example() -> None:
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Compare on your own problem")[2]
-    shown = section.partition("```python\n")[2].partition("```")[0]
-    assert EXAMPLE.read_text(encoding="utf-8").endswith(shown)
-    assert "compare(" in shown
-
-
 def test_the_example_runs(tmp_path: Path) -> None:
     shown = run(EXAMPLE, folder=tmp_path).lstrip()  # after an empty line of the progress bar
     assert shown.startswith("accuracy, %: mean ± 95% interval")

@@ -245,7 +245,7 @@ def test_a_lost_workers_run_is_done_by_another(tmp_path: Path) -> None:
         time.sleep(0.2)
         assert time.monotonic() < deadline
     records = lead(study)
-    assert Counter(records["stage"]) == {"search": 4, "select": 4, "final": 3}
+    assert Counter(records["stage"]) == {"search": 8, "select": 4, "final": 3}
 
 
 def test_an_interrupted_run_waits_again_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +261,7 @@ def test_an_interrupted_run_waits_again_at_once(tmp_path: Path, monkeypatch: pyt
             worker.work(study.storage, TINY, stay=False)
     search = study.storage.stage("search/tiny/adamw")
     assert storage_.counted(search)["failed"] == 0
-    assert len(lead(study)) == 4 + 4 + 3
+    assert len(lead(study)) == 8 + 4 + 3
 
 
 def test_a_storage_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -326,6 +326,6 @@ def test_interrupted_and_given_again_it_repeats_no_run(tmp_path: Path, how: sign
     assert len(before) >= 4
     assert jobs.Started(str(SCRIPT), *arguments, folder=tmp_path).wait() == 0
     after = Store(records).read()
-    assert Counter(after["stage"]) == {"search": 4, "select": 8, "final": 6}
+    assert Counter(after["stage"]) == {"search": 8, "select": 8, "final": 6}
     same = after[after["key"].isin(before["key"])]
     assert set(before["started"]) <= set(same["started"])

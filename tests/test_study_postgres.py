@@ -125,9 +125,9 @@ def test_four_workers_one_killed_and_the_server_restarted(server: Server, tmp_pa
     records = study.store.read()
     counts = Counter(zip(records["contender"], records["stage"], records["comparison"], strict=True))
     assert counts == {
-        ("adamw", "search", ""): 4,
+        ("adamw", "search", ""): 8,
         ("adamw", "select", ""): 8,
-        ("sam", "search", ""): 2,
+        ("sam", "search", ""): 3,
         ("sam", "select", ""): 4,
         **{(name, "final", comparison): 3 for name in ("adamw", "sam") for comparison in ("steps", "gradients")},
     }
