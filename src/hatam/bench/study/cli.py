@@ -132,10 +132,7 @@ def time_(
     import pandas as pd
 
     chosen, _ = PLANS[known(plan, PLANS, "plan")].resolved(all_tasks())
-    measured = [
-        timing.measure(all_tasks()[name], chosen.contenders or (), rounds if name != "minilm" else min(rounds, 8))
-        for name in chosen.tasks or ()
-    ]
+    measured = [timing.measure(all_tasks()[name], chosen.contenders or (), rounds) for name in chosen.tasks or ()]
     path = results / f"{plan}-time.csv"
     pd.concat(measured).to_csv(path, index=False, float_format="%.4g")
     console.print(f"step times: {path}", soft_wrap=True)
