@@ -48,7 +48,7 @@ study: $(VENV)/bench ## the whole study; many hours, resumes
 
 readme: $(VENV)/dev ## render tables and plots of README and docs from the committed records
 	$(BIN)/hatam study table --plan study --update docs/results.md
-	for script in history step_cost gpu_speed compatibility around larger gpu_study; do $(BIN)/python benchmarks/$$script.py --render || exit; done
+	for script in history step_cost gpu_speed compatibility around around_cost larger gpu_study; do $(BIN)/python benchmarks/$$script.py --render || exit; done
 	for script in theory landscape idea; do $(BIN)/python -m research.$$script --render || exit; done
 
 docs: $(VENV)/dev ## build the site, build/site/index.html, without a network

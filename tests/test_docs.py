@@ -36,8 +36,10 @@ def read(page: str) -> str:
 
 def rendered() -> dict[tuple[str, str], str]:
     """By page and marker, what the commands of ``make readme`` fill in, but for the study's and the theory's."""
-    names = ("common", "history", "step_cost", "gpu_speed", "compatibility", "around", "around_table")
-    common, history, step_cost, gpu_speed, compatibility, around, around_table = map(importlib.import_module, names)
+    names = ("common", "history", "step_cost", "gpu_speed", "compatibility", "around", "around_table", "around_cost")
+    common, history, step_cost, gpu_speed, compatibility, around, around_table, around_cost = map(
+        importlib.import_module, names
+    )
     found = {(page, draw.__name__.replace("_", "-")): draw() for page, draws in history.PAGES.items() for draw in draws}
     costs = {part: common.read(f"results/step_cost/{part}.json") for part in step_cost.PARTS}
     for part, (_, draw) in step_cost.PARTS.items():
@@ -46,6 +48,7 @@ def rendered() -> dict[tuple[str, str], str]:
     found["docs/speed.md", "gpu"] = gpu_speed.text()
     found["docs/compatibility.md", "compatibility"] = compatibility.table(common.read(compatibility.RECORD))
     found["docs/around_your_optimizer.md", "around"] = around_table.table(around.read(ROOT / "results/around.json"))
+    found["docs/around_your_optimizer.md", "around-cost"] = around_cost.text(common.read("results/around_cost.json"))
     found["docs/compatibility.md", "conformance"] = compatibility.conformance()
     return found
 
