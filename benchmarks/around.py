@@ -49,9 +49,8 @@ def muon(params: Any, lr: float, momentum: float) -> list[Optimizer]:
     return [own, *adamw([one for one in params if one[0] not in matrices], lr, momentum)]
 
 
-BASES: dict[
-    str, tuple[float, Callable[[Any, float, float], list[Optimizer]]]
-] = {  # the middle of the grid over AdamW's
+Base = Callable[[Any, float, float], list[Optimizer]]
+BASES: dict[str, tuple[float, Base]] = {  # the middle of the grid of lr over AdamW's
     "SGD": (5.0, lambda params, lr, momentum: [SGD(params, lr, momentum, weight_decay=5e-4)]),
     "Lion": (0.1, lambda params, lr, momentum: [Lion(params, lr, (momentum, 0.99), weight_decay=1.5)]),
     "Muon": (1.0, muon),

@@ -13,7 +13,7 @@ from typing import Any
 
 import common
 import torch
-from common import ROOT, Work, in_turns, reaching, shown
+from common import ROOT, Work, halfway, in_turns, reaching, shown
 from step_cost import SHAPES, parameters
 
 from hatam import Straightened
@@ -35,19 +35,12 @@ TORCH: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 }
 
 
-def straightened(base: torch.optim.Optimizer) -> Straightened:
-    """In the second half of a schedule, with a reach in every tensor."""
-    optimizer = Straightened(base, travel=0.0, hidden=True)
-    for group in optimizer.param_groups:
-        group["lr_peak"] = 2 * group["lr"]
-    return optimizer
-
-
 def torch_steps(shape: str) -> dict[str, Work]:
     """The works of PyTorch, all on the same parameters."""
     params = parameters(shape)
     made = {name: make(params) for name, make in TORCH.items()}
-    made |= {f"Straightened({name})": straightened(TORCH[name](params)) for name in ("SGD", "AdamW")}
+    for name in ("SGD", "AdamW"):
+        made[f"Straightened({name})"] = halfway(Straightened(TORCH[name](params), travel=0.0, hidden=True))
     return {name: optimizer.step for name, optimizer in made.items()}
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +26,19 @@ Clock = Callable[[Work], float]
 # Contenders -----------------------------------------------------------------------------------------------------------
 
 
-def reaching(params: Any, lr: Any = 1e-3, **options: Any) -> HATAM:
-    """HATAM in the second half of a schedule, where every step undoes one reach and makes another, in every tensor."""
-    optimizer = HATAM(params, lr, travel=0.0, hidden=True, **options)
+Kind = TypeVar("Kind", bound=torch.optim.Optimizer)
+
+
+def halfway(optimizer: Kind) -> Kind:
+    """The optimizer in the second half of a schedule, where every step undoes one reach and makes another."""
     for group in optimizer.param_groups:
         group["lr_peak"] = 2 * group["lr"]
     return optimizer
+
+
+def reaching(params: Any, lr: Any = 1e-3, **options: Any) -> HATAM:
+    """HATAM :func:`halfway`, with a reach in every tensor."""
+    return halfway(HATAM(params, lr, travel=0.0, hidden=True, **options))
 
 
 REFERENCE = "AdamW fused"

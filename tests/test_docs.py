@@ -122,12 +122,15 @@ def test_results(tmp_path: Path) -> None:
     assert len(page.encode()) <= 15_000
 
 
+PRINTED = {"telemetry.md": "loss_at_z", "from_adamw.md": "3.weight (1, 16)"}
+
+
 def snippets(page: Path) -> list[str]:
     return [part.partition("```")[0] for part in page.read_text(encoding="utf-8").split("```python\n")[1:]]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if snippets(page)], ids=lambda page: page.name)
-def test_snippets(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snippets(page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """They run one after the other, as a reader would run them; compiling itself is tested elsewhere."""
     monkeypatch.setattr(torch, "compile", lambda function: function)
     monkeypatch.chdir(ROOT)
@@ -135,3 +138,5 @@ def test_snippets(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with patch.dict(modulators.MODULATORS), patch.dict(testing.MODULATORS):  # to which a snippet may add
         for snippet in snippets(page):
             exec(snippet, names)
+    assert PRINTED.get(page.name, "") in capsys.readouterr().out
+    assert 0 <= names.get("accuracy", 0) <= 1
