@@ -136,7 +136,7 @@ def test_hatam_is_the_reference(dtype: Any) -> None:
     assert state.reach_state.path_length.dtype == dtype
     assert (
         len(jax.tree.leaves(state))
-        == len(jax.tree.leaves(jax.eval_shape(optax.adamw(schedule()).init, params))) + 2 + 6
+        == len(jax.tree.leaves(jax.eval_shape(optax.adamw(schedule()).init, params))) + 2 + 7
     )
 
 
@@ -331,7 +331,7 @@ def test_bfloat16() -> None:
     state, ws, zs = run(optimizer, params, grads)
     assert {x.dtype for x in jax.tree.leaves((ws, zs))} == {jnp.dtype(jnp.bfloat16)}
     own = [state.inner_states[key].inner_state for key in "hs"]
-    assert {x.dtype for one in own for x in one.reach_state[3:]} == {jnp.dtype(np.float32)}
+    assert {x.dtype for one in own for x in one.reach_state[4:]} == {jnp.dtype(np.float32)}
     assert own[1].offset["block"]["conv"].dtype == jnp.bfloat16
     assert not any(equal(ws[key], zs[key]) for key in ("block", "kernel"))
 

@@ -24,7 +24,7 @@ try:
 except ImportError as error:
     raise ImportError(f"hatam.optax needs JAX and Optax, but {error}: pip install 'hatam[jax]'") from error
 
-from .traced import Array, Options, ReachState, initial_reach, next_reach, norms
+from .traced import Array, Options, ReachState, advanced, initial_reach, measured, norms
 
 Params = Any
 Leaves = dict[int, Array]  # of hidden leaves, by their number among all
@@ -41,7 +41,10 @@ class StraightenState(NamedTuple):
 
 
 class HatamState(NamedTuple):
-    """The state of :func:`hatam`: that of ``optax.adamw``, the b2 and ε of the last step, and what κ depends on."""
+    """The state of :func:`hatam`: that of ``optax.adamw``, the b2 and ε of the last step, and what κ depends on.
+
+    ρ and N of a step are measured at the beginning of the next.
+    """
 
     base_state: Any
     b2: Array
@@ -114,7 +117,7 @@ def straighten(
         steps = treedef.flatten_up_to(updates)
         next_zs = {i: zs[i] + steps[i] for i in last}
         z_norms, step_norms = (norms(x, state.reach_state.reach) for x in (next_zs, {i: steps[i] for i in last}))
-        reach_state = next_reach(state.reach_state, lr, options, z_norms, step_norms * over_lr)
+        reach_state = measured(advanced(state.reach_state, lr, options), z_norms, step_norms * over_lr)
         scales = reach_state.reach * over_lr
         steps = plus(steps, {i: last[i] + scales[i].astype(steps[i].dtype) * steps[i] for i in last})
         for i in last:
@@ -184,15 +187,15 @@ def hatam(
     def update(grads: Params, state: HatamState, params: Params = None, **extra: Any) -> Any:
         ws, treedef = leaves_of(params)
         places = hidden_places(hidden, gamma, params)
-        last = hatam_offsets(state, places)
+        us, last = directions(state, places), hatam_offsets(state, places)
         zs = plus(ws, last)
+        # ρ of the last step is measured here, and not at its end: norms of results would make XLA compute them again
+        z_norms, u_norms = (norms(x, state.reach_state.reach) for x in ({i: zs[i] for i in places}, us))
+        reach_state = measured(state.reach_state, z_norms, u_norms)
         updates, base_state = base.update(grads, state.base_state, treedef.unflatten(zs))
-        state = state_of(base_state, state.reach_state)
+        state = state_of(base_state, reach_state)
+        state = state._replace(reach_state=advanced(reach_state, lr_of(learning_rate, state), options))
         steps = treedef.flatten_up_to(updates)
-        next_zs = {i: zs[i] + steps[i] for i in places}
-        z_norms, u_norms = (norms(x, state.reach_state.reach) for x in (next_zs, directions(state, places)))
-        lr = lr_of(learning_rate, state)
-        state = state._replace(reach_state=next_reach(state.reach_state, lr, options, z_norms, u_norms))
         offsets = hatam_offsets(state, places)
         return treedef.unflatten(plus(steps, {i: last[i] - offsets[i] for i in places})), state
 

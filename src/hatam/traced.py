@@ -18,10 +18,11 @@ class ReachState(NamedTuple):
     """What κ depends on.
 
     ``reach``, ``rms_ratio`` and ``path_length`` are κ, ρ and N of every leaf, in the order of ``jax.tree.leaves``. They
-    are 0 where a leaf is not hidden.
+    are 0 where a leaf is not hidden. ``lr`` is that of the last step.
     """
 
     step_count: Array
+    lr: Array
     lr_peak: Array
     reach_started: Array
     reach: Array
@@ -49,22 +50,29 @@ def initial_reach(leaves: list[Array]) -> ReachState:
     """Return the state before the first step, in float64 if a leaf is, else in float32."""
     dtype = jnp.float64 if any(x.dtype in ("float64", "complex128") for x in leaves) else jnp.float32
     kappas, ratios, lengths = (jnp.zeros(len(leaves), dtype) for _ in range(3))
-    return ReachState(jnp.zeros((), jnp.int32), jnp.zeros((), dtype), jnp.zeros((), bool), kappas, ratios, lengths)
+    lr, peak = jnp.zeros((), dtype), jnp.zeros((), dtype)
+    return ReachState(jnp.zeros((), jnp.int32), lr, peak, jnp.zeros((), bool), kappas, ratios, lengths)
 
 
-def next_reach(state: ReachState, lr: Array, options: Options, z_norms: Array, u_norms: Array) -> ReachState:
-    """Return the state after a step at lr. κ is from ρ and N of the last step.
+def advanced(state: ReachState, lr: Array, options: Options) -> ReachState:
+    """Return the state in a step at lr, with its κ. ρ and N are still those of the step before."""
+    peak, dtype = jnp.maximum(state.lr_peak, lr), state.reach.dtype
+    factor = options.gamma * lr_factor(lr, peak, options.fade)
+    kappas = factor * state.rms_ratio * travel_factor(state.path_length, options.travel)
+    kappas = jnp.minimum(kappas, jnp.where(peak > 0, options.horizon * peak, 0)).astype(dtype)
+    started = state.reach_started | (factor > 0)
+    return ReachState(state.step_count + 1, lr, peak, started, kappas, state.rms_ratio, state.path_length)
+
+
+def measured(state: ReachState, z_norms: Array, u_norms: Array) -> ReachState:
+    """Return the state with ρ and N of the last step, from z and u after it.
 
     Norms are those of whole leaves, whose ratio is that of the RMS, and 0 of leaves that are not hidden.
     """
-    peak, step_count, dtype = jnp.maximum(state.lr_peak, lr), state.step_count + 1, state.reach.dtype
-    factor = options.gamma * lr_factor(lr, peak, options.fade)
-    started = state.reach_started | (factor > 0)
-    kappas = factor * state.rms_ratio * travel_factor(state.path_length, options.travel)
-    kappas = jnp.minimum(kappas, jnp.where(peak > 0, options.horizon * peak, 0))
-    ratios = jnp.where(started, next_rms_ratios(z_norms, u_norms, state.rms_ratio), state.rms_ratio)
-    lengths = next_path_lengths(state.path_length, ratios, state.rms_ratio, lr, peak, step_count.astype(dtype))
-    return ReachState(step_count, peak, started, *(x.astype(dtype) for x in (kappas, ratios, lengths)))
+    last, dtype, steps = state.rms_ratio, state.reach.dtype, state.step_count.astype(state.reach.dtype)
+    ratios = jnp.where(state.reach_started, next_rms_ratios(z_norms, u_norms, last), last).astype(dtype)
+    lengths = next_path_lengths(state.path_length, ratios, last, state.lr, state.lr_peak, steps).astype(dtype)
+    return state._replace(rms_ratio=ratios, path_length=lengths)
 
 
 def lr_factor(lr: Array, lr_peak: Array, fade: Any) -> Array:
