@@ -97,8 +97,13 @@ def test_described_before_and_after() -> None:
     text = hatam.describe(groups)
     assert text.startswith("weight_decay=0.3: 2 tensors, 20 parameters\n    scale (4,)\n    body.weight (4, 4)\n")
     optimizer = HATAM(groups, 0.01)
-    assert hatam.describe(optimizer.param_groups) == text
+    reaching = text.replace("body.weight (4, 4)", "body.weight (4, 4), reach")
+    assert hatam.describe(optimizer.param_groups) == reaching
+    assert hatam.describe(optimizer) == reaching
+    optimizer.param_groups[0]["hidden"] = False
     assert hatam.describe(optimizer) == text
+    bare = HATAM(hatam.param_groups(Net(), weight_decay=0.3), 0.01, gamma=0.0)
+    assert hatam.describe(bare) == text
     assert "weight_decay=0.0" in hatam.describe(torch.optim.LBFGS(Net().parameters()))
     assert "    number 0 (2, 2)" in hatam.describe(HATAM([torch.ones(2, 2, requires_grad=True)]).param_groups)
 

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from .arguments import check_number
+from .state import hidden_flags
 
 NO_DECAY_TYPES: tuple[type[nn.Module], ...] = (
     _NormBase,  # BatchNorm and InstanceNorm
@@ -107,7 +108,19 @@ def _held(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
 
 
 def describe(groups: Sequence[Mapping[str, Any]] | Optimizer) -> str:
-    """A text for logs that lists the parameters of each group, from :func:`param_groups` or an optimizer."""
+    """A text for logs that lists the parameters of each group, from :func:`param_groups` or an optimizer.
+
+    Of a :class:`hatam.HATAM` it says which parameters have a reach.
+
+    Example:
+        >>> import torch, hatam
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2, bias=False))
+        >>> print(hatam.describe(hatam.HATAM(model.named_parameters(), weight_decay=0.1)))
+        weight_decay=0.1: 3 tensors, 21 parameters
+            0.weight (3, 4), reach
+            0.bias (3,)
+            1.weight (2, 3), reach
+    """
     lines = []
     for group in groups.param_groups if isinstance(groups, Optimizer) else groups:
         named = [p if isinstance(p, tuple) else (f"number {i}", p) for i, p in enumerate(group["params"])]
@@ -116,5 +129,8 @@ def describe(groups: Sequence[Mapping[str, Any]] | Optimizer) -> str:
         count = sum(p.numel() for _, p in named if not is_lazy(p))
         tensors = "tensor" if len(named) == 1 else "tensors"
         lines.append(f"weight_decay={group.get('weight_decay', 0.0)}: {len(named)} {tensors}, {count:,} parameters")
-        lines += [f"    {name} {'not initialized yet' if is_lazy(p) else tuple(p.shape)}" for name, p in named]
+        reaching = hidden_flags(group) if group.get("gamma") and "hidden" in group else [False] * len(named)
+        for (name, p), reaches in zip(named, reaching, strict=True):
+            shape = "not initialized yet" if is_lazy(p) else tuple(p.shape)
+            lines.append(f"    {name} {shape}" + ", reach" * reaches)
     return "\n".join(lines)
