@@ -100,12 +100,14 @@ def test_wins_and_ranks_heed_the_direction(higher: bool) -> None:
     rows = tables.summary(frame(scores, higher_is_better=higher))
     assert tables.wins(rows, "steps", "hatam", 0.01) == ((1, 0) if higher else (0, 1))
     assert tables.wins(rows, "steps", "sam", 0.01) == ((0, 1) if higher else (1, 0))
-    assert tables.mean_ranks(rows) == {"adamw": 2, "hatam": 1 if higher else 3, "sam": 3 if higher else 1}
+    assert tables.mean_ranks(rows) == ({"adamw": 2, "hatam": 1 if higher else 3, "sam": 3 if higher else 1}, 1)
 
 
-def test_who_missed_a_task_has_no_rank() -> None:
-    rows = tables.summary(pd.concat([frame(), frame({"adamw": [1.0, 2.0], "hatam": [1.0, 3.0]}, task="u")]))
-    assert set(tables.mean_ranks(rows)) == {"adamw", "hatam"}
+def test_ranks_are_over_the_tasks_of_all() -> None:
+    missed = frame({"adamw": [5.0, 6.0], "hatam": [1.0, 3.0]}, task="u")
+    one = tables.mean_ranks(tables.summary(frame()))
+    assert tables.mean_ranks(tables.summary(pd.concat([frame(), missed]))) == one
+    assert one == ({"adamw": 2, "hatam": 1, "sam": 3}, 1)
 
 
 def test_the_comparison_as_text() -> None:

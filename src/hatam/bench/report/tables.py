@@ -156,16 +156,16 @@ def by_task(rows: pd.DataFrame, labels: Sequence[str], alpha: float = 0.01) -> p
 def overall(records: pd.DataFrame, comparison: str, others: Iterable[str], alpha: float = 0.01) -> pd.DataFrame:
     """Each contender over all tasks of a comparison that it was judged on, as text.
 
-    Columns: the tasks, the mean rank among contenders on all tasks, on how many tasks it is better and worse than each
+    Columns: the tasks, the mean rank on the tasks of all contenders, on how many tasks it is better and worse than each
     of ``others`` at p < ``alpha`` after Holm's correction, and geometric means of what is relative to the first.
     """
     rows = summary(records, next(iter(others := list(others))))
     rows = rows[rows["comparison"] == comparison]
-    ranks = mean_ranks(rows)
+    ranks, shared = mean_ranks(rows)
     lines = []
     for label in sorted(rows["label"].unique(), key=order):
         own = rows[rows["label"] == label]
-        cells = {"contender": label, "tasks": str(len(own)), "mean rank": short(ranks.get(label, math.nan))}
+        cells = {"contender": label, "tasks": str(len(own)), f"mean rank on {shared}": short(ranks[label])}
         for other in others:
             better, worse = wins(summary(records, other), comparison, label, alpha)
             cells[f"better / worse than {other}"] = "" if label == other else f"{better} / {worse}"
@@ -182,12 +182,12 @@ def wins(rows: pd.DataFrame, comparison: str, label: str, alpha: float) -> tuple
     return int((gains > 0).sum()), int((gains < 0).sum())
 
 
-def mean_ranks(rows: pd.DataFrame) -> dict[str, float]:
-    """The mean rank over tasks, 1 best, of the contenders that were judged on every task."""
+def mean_ranks(rows: pd.DataFrame) -> tuple[dict[str, float], int]:
+    """The mean rank of each contender, 1 best, over the tasks on which all were judged, and the number of these."""
     signed = rows.assign(score=np.where(rows["higher_is_better"], rows["mean"], -rows["mean"]))
-    table = signed.pivot_table(index="task", columns="label", values="score", dropna=False).dropna(axis=1)
-    ranks = table.rank(axis=1, ascending=False).mean() if len(table.columns) > 1 else pd.Series(dtype=float)
-    return {str(label): float(rank) for label, rank in ranks.items()}
+    table = signed.pivot_table(index="task", columns="label", values="score", dropna=False).dropna(axis=0)
+    ranks = table.rank(axis=1, ascending=False).mean()
+    return {str(label): float(rank) for label, rank in ranks.items()}, len(table)
 
 
 def relative(rows: pd.DataFrame, label: str, column: str) -> list[float]:
