@@ -253,9 +253,10 @@ def payload(tensors: int, *, mean: bool = False, itemsize: int = 4) -> int:
 
 def store_sums(one: Pending) -> None:
     """Store ρ, N and mean(h) of whole tensors from their sums."""
-    z2, u2, *means = (x / one.numel for x in one.sums.to(torch.float64).unbind(1))
+    z2, u2, *h_sums = one.sums.to(torch.float64).unbind(1)
+    means = h_sums[0] / one.numel if h_sums else None
     dtype = local_tensor(one.states[0]["exp_avg_sq"]).dtype
-    update.store_norms_(one.states, z2.sqrt(), u2.sqrt(), means[0] if means else None, dtype, one.o)
+    update.store_norms_(one.states, z2.sqrt(), u2.sqrt(), means, dtype, one.o)
 
 
 def any_sharded(params: Iterable[Tensor]) -> bool:
