@@ -36,7 +36,7 @@ def render(records: pd.DataFrame, times: pd.DataFrame | None, figures: Path, lin
             whole["time of a step"] = [
                 tables.short(times[times["contender"] == label]["ratio"].median()) for label in whole["contender"]
             ]
-        seeds = f"{rows['n'].min()} to {rows['n'].max()}"
+        seeds = " to ".join(str(n) for n in sorted({rows["n"].min(), rows["n"].max()}))
         parts.append(
             f"## {title}\n\n![Differences to AdamW by task with 95% intervals]({link}/{path.name})\n\n"
             f"{tables.markdown(tables.by_task(rows, labels))}\n\n"
