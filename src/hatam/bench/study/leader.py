@@ -111,10 +111,11 @@ class Leader:
         if key in self._done:
             return self._done[key]
         study = self.storage.stage(key)
-        found = jobs(study)
+        found, changed = jobs(study), False
         for job, run in enumerate(runs):
             if job not in found:
                 self._put(study, cell.task, job, run)
+                changed = True
                 continue
             if found[job].user_attrs["run"] != wanted(run):
                 raise ValueError(
@@ -123,7 +124,8 @@ class Leader:
                 )
             if is_lost(found[job]):
                 again(study, found[job])
-        found = jobs(study)
+                changed = True
+        found = jobs(study) if changed else found
         if any(not found[job].state.is_finished() or is_lost(found[job]) for job in range(len(runs))):
             return None
         trials = [found[job] for job in range(len(runs))]

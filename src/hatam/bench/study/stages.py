@@ -67,12 +67,25 @@ def ranked(records: Iterable[Record], task: Task, runs: int = 1) -> list[tuple[O
 def starts(cell: Cell, plan: Plan, adamw: Sequence[Record]) -> list[Options]:
     """With what the search begins: the defaults, and AdamW's best settings with the contender's own options at theirs.
 
-    So everyone is compared from where AdamW is, and no contender is ahead or behind by the luck of its search alone.
+    So everyone is compared from where AdamW is, and no contender is ahead or behind by the luck of its search alone. A
+    setting is tried once, also where AdamW's defaults are among its best.
     """
     ranges, defaults = space(cell.contender, cell.task.name), parse(cell.contender, cell.task.name)[1]
     best = ranked(adamw, cell.task)[: plan.budget_of(cell.task.name).finalists]
-    near = [{name: nearest(ranges[name], found[name], defaults[name]) for name in SHARED_SPACE} for found, _ in best]
-    return [defaults, *({**defaults, **shared} for shared in near)]
+    given = [defaults]
+    for options, _ in best:
+        near = {name: nearest(ranges[name], options[name], defaults[name]) for name in SHARED_SPACE}
+        if not any(same({**defaults, **near}, other) for other in given):
+            given.append({**defaults, **near})
+    return given
+
+
+def same(one: Options, other: Options) -> bool:
+    """Whether options are equal to rounding: 1 − β1 is what the search chooses."""
+    return all(
+        math.isclose(x, other[name], rel_tol=1e-9) if isinstance(x, float) else x == other[name]
+        for name, x in one.items()
+    )
 
 
 def select(cell: Cell, plan: Plan, searched: Sequence[Record]) -> list[Run]:
