@@ -115,10 +115,9 @@ def test_the_winner_is_the_best_finalist_by_validation(finished: pd.DataFrame) -
     selected = own[own["stage"] == "select"]
     means = selected.groupby(["options", "steps"])["validation"].mean()
     judged = own[own["stage"] == "final"].set_index("comparison")
-    assert set(judged.loc["steps", "options"]) == {means.xs(6, level="steps").idxmax()}
-    assert set(zip(judged.loc["gradients", "options"], judged.loc["gradients", "steps"], strict=True)) == {
-        means.idxmax()
-    }
+    for comparison, allowed in (("steps", means.xs(6, level="steps", drop_level=False)), ("gradients", means)):
+        (setting,) = set(judged.loc[comparison, ["options", "steps"]].itertuples(index=False, name=None))
+        assert allowed[setting] == allowed.max()  # several may have it
 
 
 def test_a_run_of_both_comparisons_is_done_once_and_recorded_in_both(finished: pd.DataFrame) -> None:
