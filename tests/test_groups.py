@@ -41,6 +41,15 @@ def test_norms_biases_and_embeddings_are_spared() -> None:
     assert "head.weight" not in names(spared)  # it is the embedding's
 
 
+def test_what_is_spared_has_no_reach_whatever_its_name() -> None:
+    model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 2), nn.LayerNorm([3, 2]))
+    by_name = hatam.describe(HATAM(model.named_parameters(), 0.01))
+    by_module = hatam.describe(HATAM(hatam.param_groups(model), 0.01))
+    reaching = [re.findall(r"(\S+) \([\d, ]+\), reach", text) for text in (by_name, by_module)]
+    assert reaching == [["0.weight", "1.weight", "2.weight", "2.bias"], ["1.weight"]]
+    torch.optim.AdamW(hatam.param_groups(model))
+
+
 @pytest.mark.parametrize("module", [nn.LSTM(4, 4), nn.MultiheadAttention(4, 2, add_bias_kv=True)])
 @pytest.mark.parametrize("inside", [False, True])
 def test_biases_of_other_names(module: nn.Module, inside: bool) -> None:

@@ -1,4 +1,4 @@
-"""Parameter groups with and without weight decay, by module type and parameter name."""
+"""Parameter groups with weight decay and a reach, and without, by module type and parameter name."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ NO_DECAY_NAMES = ("bias", "*.bias", "*_bias", "bias_*", "*.bias_*")
 recurrent modules, such as ``in_proj_bias``, ``bias_k`` and ``bias_ih_l0``."""
 
 
+NO_DECAY = {"weight_decay": 0.0, "hidden": False}
+"""The options of such parameters. Optimizers without a reach keep ``hidden`` and do not read it."""
+
+
 def param_groups(
     model: nn.Module,
     weight_decay: float = 1e-2,
@@ -38,6 +42,8 @@ def param_groups(
     names: Sequence[str] = NO_DECAY_NAMES,
 ) -> list[dict[str, Any]]:
     """Two parameter groups of a model: with weight decay, and without it for norms, biases and embeddings.
+
+    The second group has no reach either (``hidden=False``), whatever the names and shapes of its parameters.
 
     Args:
         model: a module. Each of its parameters that require gradients is in one group. A parameter shared by several
@@ -94,7 +100,7 @@ def param_groups(
         if p.requires_grad:
             by_decay[p not in excluded].append((name, p))
     return [
-        {"params": params, "weight_decay": weight_decay if decays else 0.0}
+        {"params": params, "weight_decay": weight_decay} if decays else {"params": params, **NO_DECAY}
         for decays, params in by_decay.items()
         if params
     ]
