@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..study.plans import TASKS
 from . import plots, tables
 
 MAIN = ("hatam", "schedule-free", "sam")
@@ -28,7 +29,7 @@ def render(records: pd.DataFrame, times: pd.DataFrame | None, figures: Path, lin
         if not (finals["comparison"] == comparison).any():
             continue
         rows = tables.summary(finals)
-        rows = rows[rows["comparison"] == comparison]
+        rows = rows[rows["comparison"] == comparison].sort_values("task", key=in_order, kind="stable")
         labels = [label for label in MAIN if label in set(rows["label"])]
         path = plots.differences(rows, labels, figures / f"results-{comparison}")
         whole = tables.overall(finals, comparison, [label for label in RIVALS if label in set(rows["label"])])
@@ -49,3 +50,8 @@ def render(records: pd.DataFrame, times: pd.DataFrame | None, figures: Path, lin
         f"{len(records) - len(finals):,}."
     )
     return "\n\n".join(parts)
+
+
+def in_order(tasks: pd.Series[str]) -> pd.Series[int]:
+    """The places of tasks in the plan of the study, others after them."""
+    return tasks.map(lambda task: TASKS.index(task) if task in TASKS else len(TASKS))
