@@ -1,6 +1,7 @@
-"""Fills in what docs and README quote of experiments that are done, from their summary, results/history.json.
+"""Fills in what docs and README quote of experiments that are done, and of the study.
 
-The runs themselves are in this repository's history, in the commit that the summary names.
+The experiments' summary is results/history.json. Their runs are in this repository's history, in the commit
+that it names.
 
     python benchmarks/history.py
 """
@@ -12,6 +13,9 @@ from typing import Any
 
 import pandas as pd
 from common import ROOT, fill_in, read, table
+
+from hatam.bench.records import Store
+from hatam.bench.report import tables
 
 Difference = dict[str, float]  # n, mean, its 95% interval low to high, and p
 
@@ -123,6 +127,19 @@ def task_ranges() -> str:
     return table(head, rows)
 
 
+def tuned_brief() -> str:
+    """The study in words: on how many tasks HATAM is better and worse than each of the others."""
+    records = Store(ROOT / "results/study.parquet").read()
+    finals, said = records[records["stage"] == "final"], []
+    for comparison in ("steps", "gradients"):
+        told = []
+        for other, name in {"adamw": "AdamW", "sam": "SAM", "schedule-free": "Schedule-Free"}.items():
+            rows = tables.summary(finals, other).query("comparison == @comparison and label == 'hatam'")
+            told.append("than {} on {} / {}".format(name, *tables.wins(rows, comparison, "hatam", 0.01)))
+        said.append(f"At equal {comparison}, HATAM is better / worse {', '.join(told)} of {len(rows)} tasks.")
+    return f"{' '.join(said)} These are differences with p < 0.01 after Holm's correction."
+
+
 def small_state() -> str:
     """What storage in few bits costs in validation loss."""
     rows = []
@@ -152,7 +169,7 @@ def telemetry() -> str:
 
 PAGES = {
     "docs/decisions.md": (judged, forms, screened, first_study),
-    "README.md": (judged_brief,),
+    "README.md": (judged_brief, tuned_brief),
     "docs/tasks.md": (task_ranges,),
     "docs/speed.md": (small_state,),
     "docs/from_adamw.md": (batch_norm,),
