@@ -129,7 +129,7 @@ def brief(record: Record) -> str:
     found = [(name, shape) for name, shape in record["shapes"].items() if name in ("MLP, 1 k", "25 M", LARGEST)]
     each = [f"{statistics.median(ratios(x['seconds'], 'HATAM')):.2f} ({name}, n = {x['rounds']})" for name, x in found]
     return (
-        f"A step with a reach takes, where torch's fused AdamW takes 1, {', '.join(each)}: medians on a CPU with "
+        f"Step time with a reach, relative to torch's fused AdamW: {', '.join(each)}. These are medians on a CPU with "
         f"{record['environment']['threads']} threads, in float32."
     )
 

@@ -387,6 +387,16 @@ def test_options_are_a_grid_and_a_contenders_own_count_more() -> None:
     assert (group["lr"], group["eps"], group["weight_decay"]) == (0.2, 1e-6, 0.15)
 
 
+def test_betas_may_be_given_as_torch_takes_them() -> None:
+    (made,) = _contestants("hatam", {"betas": (0.8, 0.999)})
+    assert made.label == "hatam:beta1=0.8,beta2=0.999"
+    assert make_optimizer(made, [torch.nn.Parameter(torch.ones(1))]).param_groups[0]["betas"] == (0.8, 0.999)
+    (own,) = _contestants(("own", torch.optim.AdamW), {"betas": (0.8, 0.999)})
+    assert own.options == {"betas": (0.8, 0.999)}
+    with pytest.raises(ValueError, match=re.escape("betas=[0.8, 0.9] must be a pair such as (0.9, 0.95)")):
+        _contestants("hatam", {"betas": [0.8, 0.9]})
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

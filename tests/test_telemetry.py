@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hatam import HATAM
 from hatam.integrations import unwrapped
 from hatam.telemetry import Telemetry, flat, to_json_lines, to_tensorboard
+from hatam.testing import MODULATORS
 
 PATHS: dict[str, dict[str, Any]] = {
     "single": {"foreach": False, "fused": False},
@@ -49,7 +50,7 @@ def test_what_it_says_is_so(options: dict[str, Any], path: dict[str, Any]) -> No
     said = found["params"]["number 0 of group 0"]
     state = optimizer.state[param]
     h = (state["exp_avg_sq"] / (1 - 0.95**8)).sqrt() + 1e-8
-    s = torch.ones_like(h) if options["modulator"] == "uniform" else (h / state["reach_mean"]).clamp(max=3.0)
+    s = MODULATORS[options["modulator"]](h, state.get("reach_mean"))
     expected = {
         "grad_norm": grads[-1].norm(),
         "bend_norm": c.norm(),

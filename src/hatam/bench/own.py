@@ -54,7 +54,8 @@ class Result(NamedTuple):
     def show(self) -> None:
         """Print one table for each score, and the failures."""
         for metric, rows in self.table.groupby("metric", sort=False):
-            show(as_table(compared(rows)), f"{metric}: mean ± 95% interval; differences to the first, paired by seed")
+            shown = compared(rows).rename(columns={"test": "mean"})  # the function says on which data
+            show(as_table(shown), f"{metric}: mean ± 95% interval; differences to the first, paired by seed")
         for label, seed, text in self.failures:
             plain_console().print(f"failed: {label}, seed {seed}: {text}", soft_wrap=True)
 
@@ -96,9 +97,9 @@ def compare(
             ``(name, factory)`` with a ``factory(params, **options)``. The first is the one to which differences are.
             Those that own the whole step, as K-SAM, or depend on its place in the run, need a :class:`Task`.
         seeds: how many, or which.
-        options: of all contenders, such as ``{"lr": 1e-3}``; their defaults are AdamW's in the study: lr 0.03, weight
-            decay 0.15, betas 0.9 and 0.95. A list or an array is a grid: every contender runs with each of its values.
-            What a contender's own text says counts more.
+        options: of all contenders, such as ``{"lr": 1e-3, "betas": (0.9, 0.999)}``; their defaults are AdamW's in the
+            study: lr 0.03, weight decay 0.15, betas 0.9 and 0.95. A list or an array is a grid: every contender runs
+            with each of its values. What a contender's own text says counts more.
         jobs: processes, of one thread each. With more than one, ``train_fn`` must be a function of a module, and a
             script needs ``if __name__ == "__main__":`` around what it does.
         folder: of the file with the records, ``NAME.parquet``.
@@ -201,6 +202,7 @@ def _contestants(contender: str | tuple[str, OwnFactory], options: Mapping[str, 
         raise ValueError(
             f"contenders: {contender!r} must be a name that 'hatam contenders' lists, or a pair (name, factory)"
         ) from None
+    options = options if factory else one_by_one(options)
     name, _, text = spec.partition(":")
     changes = [change for change in text.split(",") if change]
     given = changed(spec, changes)
@@ -214,6 +216,19 @@ def _contestants(contender: str | tuple[str, OwnFactory], options: Mapping[str, 
         label = f"{name}:{','.join([*changes, *(f'{key}={value}' for key, value in point)])}".rstrip(":")
         made.append(Contestant(label, name, given | dict(point) if factory else parse(label, "")[1], factory))
     return made
+
+
+def one_by_one(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options with β1 and β2, which the contenders take one by one, in place of torch's ``betas``."""
+    if "betas" not in options:
+        return options
+    betas = options["betas"]
+    if not isinstance(betas, tuple) or len(betas) != 2:
+        raise ValueError(
+            f"options: betas={betas!r} must be a pair such as (0.9, 0.95); for a grid give beta1 and beta2"
+        )
+    rest = {key: value for key, value in options.items() if key != "betas"}
+    return {**rest, "beta1": betas[0], "beta2": betas[1]}
 
 
 def plain(value: Any) -> Any:
