@@ -32,7 +32,7 @@ def measure(task: Task, contenders: Sequence[str], rounds: int = 60) -> pd.DataF
         x, y = data.train.x[: task.batch_size], data.train.y[: task.batch_size]
         for turn in range(-WARM_UP, rounds):
             for name, trainer in trainers.items():
-                # The reach of HATAM and the late part of late SAM are what is to be timed.
+                # Half-way HATAM has its reach. Late SAM is still AdamW there: its mean step follows from its share.
                 trainer.arrive(task.steps // 2, task.steps, task.warmup, 1e-4)
                 before = time.perf_counter()
                 trainer.step(x, y)
