@@ -26,6 +26,7 @@ from torch.optim import SGD, AdamW, Muon, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hatam import Straightened
+from hatam.bench.running import end_with_parent
 from hatam.bench.schedules import SCHEDULES
 from hatam.bench.tasks import find
 from hatam.state import is_hidden
@@ -150,7 +151,7 @@ def runs(split: str, scores: dict[str, float], task: str, base: str, variant: st
 
 def measure(tasks: list[str], steps: int | None, jobs: int, scores: dict[str, float], record: Path) -> None:
     """Do what has no score yet, and write the record after every run."""
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), end_with_parent) as pool:
         for split in FIRST_SEED:
             todo = [run for t in tasks for b in BASES for v in VARIANTS for run in runs(split, scores, t, b, v, steps)]
             started = {pool.submit(train, run): run for run in todo if str(run) not in scores}

@@ -129,19 +129,22 @@ def task_ranges() -> str:
 
 def tuned_brief() -> str:
     """The study in words: on how many tasks HATAM is better and worse than each of the others."""
-    records = Store(ROOT / "results/study.parquet").read()
-    finals, said = records[records["stage"] == "final"], []
-    for comparison in ("steps", "gradients"):
-        told = []
-        for other, name in {"adamw": "AdamW", "sam": "SAM", "schedule-free": "Schedule-Free"}.items():
-            rows = tables.summary(finals, other).query("comparison == @comparison and label == 'hatam'")
-            told.append("than {} on {} / {}".format(name, *tables.wins(rows, comparison, "hatam", 0.01)))
-        said.append(f"At equal {comparison}, HATAM is better / worse {', '.join(told)} of {len(rows)} tasks.")
-    ranks, shared = tables.mean_ranks(tables.summary(finals).query("comparison == 'steps'"))
-    first = ", ".join(f"{name} {ranks[name]:.1f}" for name in sorted(ranks, key=lambda name: ranks[name])[:5])
+    names = {"adamw": "AdamW", "sam": "SAM", "schedule-free": "Schedule-Free"}
+    records, said = Store(ROOT / "results/study.parquet").read(), []
+    whole = {
+        comparison: tables.overall(records, comparison, names).set_index("contender")
+        for comparison in ("steps", "gradients")
+    }
+    for comparison, found in whole.items():
+        own = found.loc["hatam"]
+        told = ", ".join(f"than {name} on {own[f'better / worse than {other}']}" for other, name in names.items())
+        said.append(f"At equal {comparison}, HATAM is better / worse {told} of {own['tasks']} tasks.")
+    (column,) = whole["steps"].filter(like="mean rank")
+    ranks = whole["steps"][column].sort_values(key=pd.to_numeric)
+    first = ", ".join(f"{name} {rank}" for name, rank in ranks.head(5).items())
     return (
-        f"{' '.join(said)} These are differences with p < 0.01 after Holm's correction. The best mean ranks of "
-        f"{len(ranks)} contenders at equal steps, on the {shared} tasks of all: {first}."
+        f"{' '.join(said)} These are differences with p < 0.01 after Holm's correction. At equal steps, the best of "
+        f"{len(ranks)} contenders by {column} tasks: {first}."
     )
 
 

@@ -21,6 +21,7 @@ import torch
 from hatam.bench import files, report
 from hatam.bench.contenders import parse
 from hatam.bench.records import Run
+from hatam.bench.running import end_with_parent
 from hatam.bench.stats import paired
 from hatam.bench.tasks import corpus, find, ready
 from hatam.bench.tasks.splits import digest
@@ -77,7 +78,8 @@ def do(job: Job) -> dict[str, Any]:
 
 def do_all(jobs: dict[str, list[Job]], processes: int, record: dict[str, Any]) -> None:
     """Do what has no record; the record is written whole after each run."""
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=end_with_parent) as pool:
         todo = {pool.submit(do, job): job for each in jobs.values() for job in each if str(job) not in record["runs"]}
         for ended in as_completed(todo):
             record["runs"][str(todo[ended])] = ended.result()

@@ -30,10 +30,6 @@ NO_DECAY_NAMES = ("bias", "*.bias", "*_bias", "bias_*", "*.bias_*")
 recurrent modules, such as ``in_proj_bias``, ``bias_k`` and ``bias_ih_l0``."""
 
 
-NO_DECAY = {"weight_decay": 0.0, "hidden": False}
-"""The options of such parameters. Optimizers without a reach keep ``hidden`` and do not read it."""
-
-
 def param_groups(
     model: nn.Module,
     weight_decay: float = 1e-2,
@@ -43,7 +39,8 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Two parameter groups of a model: with weight decay, and without it for norms, biases and embeddings.
 
-    The second group has no reach either (``hidden=False``), whatever the names and shapes of its parameters.
+    The second group has no reach either (``hidden=False``), whatever the names and shapes of its parameters. Optimizers
+    without a reach keep this option and do not read it.
 
     Args:
         model: a module. Each of its parameters that require gradients is in one group. A parameter shared by several
@@ -99,11 +96,11 @@ def param_groups(
     for name, p in model.named_parameters():
         if p.requires_grad:
             by_decay[p not in excluded].append((name, p))
-    return [
-        {"params": params, "weight_decay": weight_decay} if decays else {"params": params, **NO_DECAY}
-        for decays, params in by_decay.items()
-        if params
+    groups: list[dict[str, Any]] = [
+        {"params": by_decay[True], "weight_decay": weight_decay},
+        {"params": by_decay[False], "weight_decay": 0.0, "hidden": False},
     ]
+    return [group for group in groups if group["params"]]
 
 
 def _held(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
@@ -138,5 +135,5 @@ def describe(groups: Sequence[Mapping[str, Any]] | Optimizer) -> str:
         reaching = hidden_flags(group) if group.get("gamma") and "hidden" in group else [False] * len(named)
         for (name, p), reaches in zip(named, reaching, strict=True):
             shape = "not initialized yet" if is_lazy(p) else tuple(p.shape)
-            lines.append(f"    {name} {shape}" + ", reach" * reaches)
+            lines.append(f"    {name} {shape}{', reach' if reaches else ''}")
     return "\n".join(lines)

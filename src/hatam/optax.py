@@ -187,16 +187,17 @@ def hatam(
     def update(grads: Params, state: HatamState, params: Params = None, **extra: Any) -> Any:
         ws, treedef = leaves_of(params)
         places = hidden_places(hidden, gamma, params)
-        us, last = directions(state, places), hatam_offsets(state, places)
+        us, kappas = directions(state, places), state.reach_state.reach
+        last = offsets_of(us, kappas)
         zs = plus(ws, last)
         # ρ of the last step is measured here, and not at its end: norms of results would make XLA compute them again
-        z_norms, u_norms = (norms(x, state.reach_state.reach) for x in ({i: zs[i] for i in places}, us))
+        z_norms, u_norms = (norms(x, kappas) for x in ({i: zs[i] for i in places}, us))
         reach_state = measured(state.reach_state, z_norms, u_norms)
         updates, base_state = base.update(grads, state.base_state, treedef.unflatten(zs))
         state = state_of(base_state, reach_state)
         state = state._replace(reach_state=advanced(reach_state, lr_of(learning_rate, state), options))
         steps = treedef.flatten_up_to(updates)
-        offsets = hatam_offsets(state, places)
+        offsets = offsets_of(directions(state, places), state.reach_state.reach)
         return treedef.unflatten(plus(steps, {i: last[i] - offsets[i] for i in places})), state
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -211,10 +212,9 @@ def directions(state: HatamState, places: list[int]) -> Leaves:
     return {i: ms[i] / hs[i] for i in places}
 
 
-def hatam_offsets(state: HatamState, places: list[int]) -> Leaves:
+def offsets_of(us: Leaves, kappas: Array) -> Leaves:
     """Return κ u."""
-    kappas = state.reach_state.reach
-    return {i: kappas[i].astype(u.dtype) * u for i, u in directions(state, places).items()}
+    return {i: kappas[i].astype(u.dtype) * u for i, u in us.items()}
 
 
 def eval_params(state: Any, params: Params) -> Params:
@@ -247,7 +247,8 @@ def offset_tree(state: StraightenState | HatamState) -> Params:
     if isinstance(state, StraightenState):
         return state.offset
     treedef: Any = jax.tree.structure(state.base_state[0].mu)
-    return treedef.unflatten(hatam_offsets(state, list(range(treedef.num_leaves))).values())
+    us = directions(state, list(range(treedef.num_leaves)))
+    return treedef.unflatten(offsets_of(us, state.reach_state.reach).values())
 
 
 def is_masked(x: Any) -> bool:

@@ -24,12 +24,11 @@ def render(records: pd.DataFrame, times: pd.DataFrame | None, figures: Path, lin
         link: how the page names that folder.
     """
     finals = records[records["stage"] == "final"]
-    parts = []
+    parts, summary = [], tables.summary(finals).sort_values("task", key=in_order, kind="stable")
     for comparison, title in TITLES.items():
-        if not (finals["comparison"] == comparison).any():
+        rows = summary[summary["comparison"] == comparison]
+        if rows.empty:
             continue
-        rows = tables.summary(finals)
-        rows = rows[rows["comparison"] == comparison].sort_values("task", key=in_order, kind="stable")
         labels = [label for label in MAIN if label in set(rows["label"])]
         path = plots.differences(rows, labels, figures / f"results-{comparison}")
         whole = tables.overall(finals, comparison, [label for label in RIVALS if label in set(rows["label"])])

@@ -159,15 +159,16 @@ def overall(records: pd.DataFrame, comparison: str, others: Iterable[str], alpha
     Columns: the tasks, the mean rank on the tasks of all contenders, on how many tasks it is better and worse than each
     of ``others`` at p < ``alpha`` after Holm's correction, and geometric means of what is relative to the first.
     """
-    rows = summary(records, next(iter(others := list(others))))
+    against = {other: summary(records, other) for other in others}
+    rows = next(iter(against.values()))
     rows = rows[rows["comparison"] == comparison]
     ranks, shared = mean_ranks(rows)
     lines = []
     for label in sorted(rows["label"].unique(), key=order):
         own = rows[rows["label"] == label]
         cells = {"contender": label, "tasks": str(len(own)), f"mean rank on {shared}": short(ranks[label])}
-        for other in others:
-            better, worse = wins(summary(records, other), comparison, label, alpha)
+        for other, less in against.items():
+            better, worse = wins(less, comparison, label, alpha)
             cells[f"better / worse than {other}"] = "" if label == other else f"{better} / {worse}"
         for column, name in {"corruption": "corruption error", **MEASURES}.items():
             cells[name] = short(_geometric(relative(rows, label, column)))
