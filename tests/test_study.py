@@ -244,13 +244,15 @@ def test_other_ranges_or_plans_are_refused(tmp_path: Path) -> None:
         make_study(tmp_path, tasks={"tiny": make_task("tiny", steps=7)}).step()
 
 
-def test_a_lost_workers_run_is_done_by_another(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signed", [True, False], ids=["after a sign of life", "before any sign of life"])
+def test_a_lost_workers_run_is_done_by_another(tmp_path: Path, signed: bool) -> None:
     study = make_study(tmp_path, make_plan(contenders=("adamw",), comparisons=("steps",)))
     study.step()
     search = study.storage.stage("search/tiny/adamw")
-    taken = search.trials[0]._trial_id  # by a worker that dies after its first sign of life
+    taken = search.trials[0]._trial_id  # by a worker that dies
     study.storage.optuna.set_trial_state_values(taken, TrialState.RUNNING)
-    study.storage.optuna.record_heartbeat(taken)
+    if signed:
+        study.storage.optuna.record_heartbeat(taken)
     deadline = time.monotonic() + 60
     while jobs_of(search)[0].state.name != "COMPLETE":
         worker.work(study.storage, TINY, stay=False)

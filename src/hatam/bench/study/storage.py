@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -55,6 +55,7 @@ class Storage:
         self.url, self.name, self.waiting = with_driver(url), name, waiting
         self.sqlite = self.url.startswith("sqlite")
         self._studies: dict[str, optuna.Study] = {}
+        self._silent: dict[int, float] = {}  # trials without a sign of life, and when they were first seen so
         self.optuna: RDBStorage = self.patiently(self._connect)
 
     def _connect(self) -> RDBStorage:
@@ -113,6 +114,23 @@ class Storage:
     def noted(self, key: str) -> Any:
         """What :meth:`note` told last, None if nothing."""
         return self.stage("notes").user_attrs.get(key)
+
+    def fail_lost(self, studies: Iterable[optuna.Study]) -> None:
+        """Fail the trials whose workers were lost; Optuna then has their runs wait again.
+
+        Optuna overlooks a worker that is lost between taking a trial and its first sign of life. Such a trial gets a
+        sign here, and then fails as any other.
+        """
+        with self.optuna.engine.connect() as connection:
+            signs = set(connection.execute(sqlalchemy.text("SELECT trial_id FROM trial_heartbeats")).scalars())
+        for study in studies:
+            for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                if trial._trial_id in signs:
+                    continue
+                now = time.monotonic()
+                if now - self._silent.setdefault(trial._trial_id, now) > self.waiting.grace:
+                    self.optuna.record_heartbeat(trial._trial_id)
+            optuna.storages.fail_stale_trials(study)
 
     def close(self) -> None:
         """Close the connections."""

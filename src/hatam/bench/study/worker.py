@@ -51,8 +51,7 @@ def _one(storage: Storage, tasks: Mapping[str, Task]) -> bool:
     stages = [storage.stage(key) for key in storage.noted("open") or []]
     study = _next(stages)
     if study is None:
-        for each in stages:
-            optuna.storages.fail_stale_trials(each)
+        storage.fail_lost(stages)
         return False
     # Without a sign of life for too long, the run was another's meanwhile.
     with suppress(UpdateFinishedTrialError):
