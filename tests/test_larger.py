@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hatam.bench.tasks import all_tasks
+from hatam.bench.tasks import all_tasks, find
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = {"digits": (0.001, 0.01), "digits-noise": (0.001, 0.01)}
@@ -18,10 +19,11 @@ PAGE = "before\n<!-- larger:start -->\n<!-- larger:end -->\nafter\n"
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     """The script with two short tasks, and no record yet."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     module = importlib.import_module("larger")
+    find.cache_clear()  # another test may have asked for these tasks
     for name in TASKS:
         monkeypatch.setitem(all_tasks(), name, dataclasses.replace(all_tasks()[name], steps=40, sharpness=False))
     for name, value in {"LRS": TASKS, "ROOT": tmp_path, "RECORD": tmp_path / "larger.json"}.items():
@@ -31,7 +33,8 @@ def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setattr("sys.argv", ["larger.py", "--jobs", "2"])
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/results.md").write_text(PAGE, encoding="utf-8")
-    return module
+    yield module
+    find.cache_clear()
 
 
 class InThisProcess:
