@@ -15,9 +15,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from hatam.bench import files, report
+from hatam.bench.running import start_quietly
 
 from . import edge, networks, quadratics
 from .check import ROOT, Check, Job, Run, save
@@ -33,7 +32,7 @@ def measure(name: str, seeds: int, path: Path, processes: int) -> None:
     if not missing:
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(missing)), spawn, torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(min(processes, len(missing)), spawn, start_quietly) as pool:
         for future in as_completed([pool.submit(do, name, job) for job in missing]):
             runs.append({**future.result(), "environment": files.environment()})
             first = [run for job in wanted for run in runs if job.items() <= run.items()]
