@@ -26,7 +26,8 @@ def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     find.cache_clear()  # another test may have asked for these tasks
     for name in TASKS:
         monkeypatch.setitem(all_tasks(), name, dataclasses.replace(all_tasks()[name], steps=40, sharpness=False))
-    for name, value in {"LRS": TASKS, "ROOT": tmp_path, "RECORD": tmp_path / "larger.json"}.items():
+    changed = {"LRS": TASKS, "SEARCH_STEPS": dict.fromkeys(TASKS, 10)}
+    for name, value in {**changed, "ROOT": tmp_path, "RECORD": tmp_path / "larger.json"}.items():
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(module, "ProcessPoolExecutor", InThisProcess)
     monkeypatch.setattr(module, "as_completed", list)
