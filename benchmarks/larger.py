@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from statistics import mean
@@ -67,14 +66,12 @@ def final(task: str, runs: dict[str, Any]) -> dict[str, list[Job]]:
 def do(job: Job) -> dict[str, Any]:
     """Train; with the seeds of the end, score on the test data too."""
     torch.set_num_threads(1)
-    task, began, stage = find(job.task), time.perf_counter(), "search" if job.seed == SEARCH else "final"
+    task, stage = find(job.task), "search" if job.seed == SEARCH else "final"
     _, options = parse(f"{job.contender}:{job.options}", job.task)
     made = train(task, Run(*job[:2], job.contender, options, *job[3:], task.batch_size, task.warmup, stage=stage))
     kept = ("status", "validation", "test", "train_loss", "gradients_per_step", "step_s", "seconds", "curve")
     found = {key: made.get(key) for key in kept if stage == "final" or key != "test"}
-    return files.jsonable(
-        {**job._asdict(), "test": None, **found, "wall_s": time.perf_counter() - began, "every_option": options}
-    )
+    return files.jsonable({**job._asdict(), "test": None, **found, "every_option": options})
 
 
 def do_all(jobs: dict[str, list[Job]], processes: int, record: dict[str, Any]) -> None:
@@ -90,16 +87,16 @@ def do_all(jobs: dict[str, list[Job]], processes: int, record: dict[str, Any]) -
 
 def table(runs: dict[str, Any]) -> str:
     """A row for each contender on each task whose runs are all there."""
-    head = f"test, {len(SEEDS)} seeds | − AdamW, 95% interval | training loss | gradients a step | seconds a run"
-    rows = [f"| task | contender | chosen | {head} |", "|---|---|---|" + "---:|" * 5]
+    head = f"test, {len(SEEDS)} seeds | − AdamW, 95% interval | training loss | gradients a step"
+    rows = [f"| task | contender | chosen | {head} |", "|---|---|---|" + "---:|" * 4]
     for task in LRS:
         found = {name: [runs.get(str(job), {}) for job in jobs] for name, jobs in final(task, runs).items()}
-        for name, each in found.items() if all(map(all, found.values())) else ():
+        for name, each in sorted(found.items()) if all(map(all, found.values())) else ():
             score, base = ({run["seed"]: float(run["test"]) for run in found[key]} for key in (name, "adamw"))
             less = paired(score, base) if name != "adamw" else None
             cells = [f"{task}, {find(task).metric_name}", name, each[0]["options"], f"{mean(score.values()):.4g}"]
             cells.append(f"{less.mean:+.3g} [{less.low:+.3g}, {less.high:+.3g}]" if less else "")
-            for key, form in (("train_loss", ".4f"), ("gradients_per_step", ".2f"), ("wall_s", ".0f")):
+            for key, form in (("train_loss", ".4f"), ("gradients_per_step", ".2f")):
                 cells.append(format(mean(float(run[key]) for run in each), form))
             rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) if len(rows) > 2 else "Not run here."
