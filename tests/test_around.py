@@ -1,4 +1,4 @@
-"""The measurement around other optimizers: its Schedule-Free, its runs, and its choice by validation."""
+"""The measurements around other optimizers: Schedule-Free, runs, the choice by validation, and what a step costs."""
 
 from __future__ import annotations
 
@@ -61,3 +61,19 @@ def test_the_choice_is_the_best_by_the_mean_of_validation(script: Any) -> None:
     assert [run.seed for run in judged] == [32000, 32001, 32002, 32003]
     del scores[str(asked[0])]
     assert script.runs("test", scores, "bytes", "AdamW", "bare", 10) == []
+
+
+def test_costs_are_measured_of_every_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("optax")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    cost, threads = importlib.import_module("around_cost"), torch.get_num_threads()
+    for name, value in {"TORCH_SHAPES": ("MLP, 1 k",), "JAX_SHAPES": ("MLP, 1 k",), "ROUNDS": 3}.items():
+        monkeypatch.setattr(cost, name, value)
+    try:
+        record = cost.measure()
+    finally:
+        torch.set_num_threads(threads)
+    assert all(len(seconds) == 3 and min(seconds) > 0 for seconds in record["seconds"]["MLP, 1 k"].values())
+    rows = cost.text(record).splitlines()[2:]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == list(cost.PAIRS)
+    assert all("–" in row for row in rows)
